@@ -1,0 +1,52 @@
+# Every target sets up its own virtual environment in .venv, from nothing, and only once.
+#
+#   make demo     train a plain and a role-aware model, attack both, write the report
+#   make test     the tests
+#   make lint     ruff and mypy
+#   make bench    the benchmarks
+#   make clean    remove what the targets made
+#
+# PYTHON     the interpreter that makes the environment
+# TORCH_CPU  what is installed first where no NVIDIA GPU is found. pip chooses the build from its configured sources;
+#            for the small one of the PyTorch project, configure its CPU index (PIP_EXTRA_INDEX_URL).
+
+PYTHON    ?= python3
+TORCH_CPU ?= torch==2.13.0
+WORKERS   ?= 2
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:
+	@sed -n 's/^#   make/make/p' $(MAKEFILE_LIST)
+
+$(STAMP): setup.py pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	if ! command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m pip install --quiet "$(TORCH_CPU)"; fi
+	$(BIN)/python -m pip install --quiet --editable ".[dev,demo]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/rolesafe demo
+
+# One thread per worker: torch's threads would fight over the cores.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/rolesafe bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find rolesafe kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

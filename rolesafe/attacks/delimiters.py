@@ -1,0 +1,104 @@
+"""The literal text that a chat template puts around messages: what somebody can type to forge a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rolesafe.config import RoleConfig
+
+
+@dataclass(frozen=True)
+class Delimiters:
+    """Headers and footers of one conversation layout, by role name.
+
+    Attributes:
+        headers: Pairs of a role and the text before its content, without the beginning-of-sequence token.
+        footers: Pairs of a role and the text after its content.
+    """
+
+    headers: tuple[tuple[str, str], ...]
+    footers: tuple[tuple[str, str], ...]
+
+    def header(self, role: str) -> str:
+        """The text that opens a turn of `role`.
+
+        Raises:
+            ValueError: The layout has no such role.
+        """
+        return _look_up(self.headers, role)
+
+    def footer(self, role: str) -> str:
+        """The text that closes a turn of `role`.
+
+        Raises:
+            ValueError: The layout has no such role.
+        """
+        return _look_up(self.footers, role)
+
+
+def delimiters(tokenizer: Any, roles: Sequence[str] = ("system", "user"), config: RoleConfig | None = None) -> Delimiters:
+    """The delimiters of `tokenizer`'s chat template for a conversation of these roles.
+
+    The template is rendered with placeholders for the contents; what stands around them is what is wanted.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        roles: Role names of the messages, in order.
+        config: Declares the roles; default: ``RoleConfig()``.
+
+    Raises:
+        ValueError: The template refuses such a conversation.
+    """
+    headers, footers = {}, {}
+    bos = tokenizer.bos_token
+    for role, part, text in _segments(tokenizer, roles, config):
+        if part == "HEADER" and role not in headers:
+            headers[role] = text.removeprefix(bos) if bos else text
+        elif part == "FOOTER" and role not in footers:
+            footers[role] = text
+    return Delimiters(
+        tuple((role, headers.get(role, "")) for role in roles), tuple((role, footers.get(role, "")) for role in roles)
+    )
+
+
+def closing_token(tokenizer: Any, config: RoleConfig | None = None) -> int | None:
+    """Id of the structural token that the template closes an assistant's turn with, or ``None`` if it uses none."""
+    from rolesafe.roles.bare import bare
+
+    name = (config or RoleConfig()).generated
+    try:
+        segments = _segments(tokenizer, ("system", "user", name), config)
+    except ValueError:
+        segments = _segments(tokenizer, ("user", name), config)
+    state = bare(tokenizer)
+    for role, part, text in segments:
+        if role == name and part == "FOOTER":
+            spans = state.markers(text)
+            if spans and not text[: spans[0][0]].strip():
+                return int(state.structural[text[slice(*spans[0])]])
+    return None
+
+
+def _segments(tokenizer: Any, roles: Sequence[str], config: RoleConfig | None) -> list[tuple[str, str, str]]:
+    """Triples of role, part and text, in the order of the rendered conversation."""
+    from rolesafe.roles.bare import bare
+    from rolesafe.roles.templates import lay_out, resolve_template
+
+    segments = lay_out(
+        resolve_template(tokenizer, None),
+        tuple(roles),
+        config=config or RoleConfig(),
+        add_generation_prompt=False,
+        variables=tokenizer.special_tokens_map,
+        markers=bare(tokenizer).markers,
+    )
+    return [(roles[s.message], s.part.name, s.text) for s in segments if s.message < len(roles)]
+
+
+def _look_up(pairs: tuple[tuple[str, str], ...], role: str) -> str:
+    for name, text in pairs:
+        if name == role:
+            return text
+    raise ValueError(f"`role`: expected one of {[name for name, _ in pairs]}, got {role!r}")

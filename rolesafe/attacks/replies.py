@@ -1,0 +1,134 @@
+"""Greedy replies of a model, role-aware or not, to conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rolesafe.tasks import Message
+
+Progress = Callable[[int, int], None]
+"""Called with the number of conversations done and their total."""
+
+
+def role_config(model: Any) -> Any:
+    """The role configuration of `model`, or ``None`` where it is not role-aware."""
+    from rolesafe.patching.patch import is_patched
+
+    return model.rolesafe_config if is_patched(model) else None
+
+
+def prompt_lengths(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[int]:
+    """Number of tokens of each conversation, with the generation prompt."""
+    from rolesafe.roles.encoding import encode_one
+
+    config = role_config(model)
+    return [len(encode_one(tokenizer, c, config=config, add_generation_prompt=True)) for c in conversations]
+
+
+def context_size(model: Any) -> int | None:
+    """Number of positions that the model was built for, or ``None`` where its configuration does not say."""
+    size = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def replies(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The reply of `model` to each conversation, greedy.
+
+    Conversations of similar length share a batch, padded on the left. A role-aware model gets the roles of the
+    messages. A reply ends where the chat template ends an assistant's turn.
+
+    Args:
+        model: A transformers causal language model, patched or not; it is put into evaluation mode for the call.
+        tokenizer: Its tokenizer, with a chat template.
+        conversations: Messages up to the reply.
+        max_new_tokens: Longest reply, in tokens.
+        batch_size: Most conversations in a batch.
+        progress: Called after each batch.
+
+    Returns:
+        The texts of the new tokens only, in the order of `conversations`.
+
+    Raises:
+        ValueError: There is nothing to reply to, a number is not positive, or a conversation and its reply do not fit
+            into the model's context.
+    """
+    if not conversations:
+        raise ValueError("`conversations`: expected at least one conversation, got none")
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}`: expected a number >= 1, got {value!r}")
+    lengths = prompt_lengths(model, tokenizer, conversations)
+    size = context_size(model)
+    longest = max(lengths) + max_new_tokens
+    if size is not None and longest > size:
+        raise ValueError(
+            f"`conversations`: the longest one and its reply have {longest} tokens; expected at most {size}, the "
+            "model's context. Shorten it, or lower `max_new_tokens`."
+        )
+    order = sorted(range(len(conversations)), key=lambda i: (lengths[i], i))
+    texts = [""] * len(order)
+    ends = end_ids(model, tokenizer)
+    training = bool(getattr(model, "training", False))
+    if training:
+        model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            answers = _reply(model, tokenizer, [conversations[i] for i in batch], max_new_tokens, ends)
+            for i, text in zip(batch, answers, strict=True):
+                texts[i] = text
+            if progress is not None:
+                progress(start + len(batch), len(order))
+    finally:
+        if training:
+            model.train()
+    return texts
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids of the tokens that end a reply: the model's, the tokenizer's, and the one the chat template closes with."""
+    from rolesafe.attacks.delimiters import closing_token
+
+    stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [*(stated if isinstance(stated, (list, tuple)) else [stated])]
+    found += [tokenizer.eos_token_id, closing_token(tokenizer, role_config(model))]
+    return sorted({int(i) for i in found if i is not None})
+
+
+def _reply(
+    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], max_new_tokens: int, ends: list[int]
+) -> list[str]:
+    import torch
+
+    from rolesafe.roles.encoding import encode, padding_id
+
+    config = role_config(model)
+    inputs = dict(
+        encode(tokenizer, conversations, config=config, add_generation_prompt=True, padding=True, padding_side="left")
+    )
+    if config is None:
+        inputs.pop("role_ids")
+    device = getattr(model, "device", "cpu")
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    with torch.no_grad():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=ends or None,
+            pad_token_id=padding_id(tokenizer),
+        )
+    new = output[:, inputs["input_ids"].shape[1] :].tolist()
+    stop = set(ends)
+    cut = [ids[: next((k for k, i in enumerate(ids) if i in stop), len(ids))] for ids in new]
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in cut]

@@ -1,0 +1,240 @@
+"""`role_attention`: checks a call, chooses a backend, never falls back in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rolesafe.attention.problem import Problem, RoleIndex
+from rolesafe.attention.reference import reference_attention
+from rolesafe.attention.sdpa import sdpa_attention
+from rolesafe.roles.role import MAX_ROLES
+
+IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
+
+
+def role_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_roles: Tensor,
+    k_roles: Tensor,
+    *,
+    bias: Tensor | None = None,
+    share: Tensor | None = None,
+    privileged: Sequence[int] = (0, 1),
+    causal: bool = True,
+    attention_mask: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    impl: str = "auto",
+    dedicated: int = 0,
+    integrity: bool = False,
+    sinks: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention in which every token has a standing.
+
+    With r_i the role of query i, c_j that of key j, and V_i the keys that order, window and masks leave visible::
+
+        s_ij  = softcap(scale * q_i.k_j) + bias[h, r_i, c_j]
+        o_i   = softmax(s_ij over j in V_i) . v                    the ordinary channel
+        p_i   = softmax(s_ij over privileged j in V_i) . v         the privileged channel
+        out_i = (1 - share[h]) o_i + share[h] p_i                  share = 0 where i sees no privileged key
+
+    so the attention mass on privileged keys is at least ``share[h]``, whatever the other tokens are and however many.
+    A row of a channel that sees no key is 0.
+
+    Args:
+        q: Queries (B, H, T, D), floating.
+        k: Keys (B, G, S, D), dtype and device of `q`; H is a multiple of G.
+        v: Values (B, G, S, Dv).
+        q_roles: Role ids of the queries (B, T), integer.
+        k_roles: Role ids of the keys (B, S), integer.
+        bias: Table (H, R, R) added to the scores, R <= 16; ``-inf`` makes a pair of roles invisible to a head.
+        share: Reserved share (H,) in [0, 1].
+        privileged: Ids of the privileged roles.
+        causal: Query i sees keys up to its own position i + S - T (aligned at the bottom right).
+        attention_mask: (B, S) with 0 or False at padding, or a bool mask (B | 1, H | 1, T, S) that is combined with
+            `causal` and `window`.
+        scale: Factor of the scores; default ``D ** -0.5``.
+        window: Sliding window: a query sees the last `window` keys up to its own. Needs `causal`.
+        softcap: ``softcap * tanh(score / softcap)`` before the bias (Gemma 2). `reference` only.
+        impl: ``"reference"`` (the specification, dense), ``"sdpa"`` (linear memory, any device), ``"triton"``, or
+            ``"auto"``, see :func:`resolve_impl`. An explicit choice never falls back.
+        dedicated: The first `dedicated` heads read the privileged channel alone, everywhere: they never look at an
+            unprivileged key, and give 0 where no privileged key is visible.
+        integrity: Privileged queries read the privileged channel alone, in every head.
+        sinks: Logits (H,) of a key without value that takes mass in the ordinary channel (gpt-oss). `reference` only.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        (B, H, T, Dv), dtype of `q`.
+
+    Raises:
+        ValueError: An argument does not fit; the message names it, what was expected and what came.
+        RuntimeError: The backend asked for does not exist here.
+    """
+    _check_shapes(q, k, v, q_roles, k_roles, bias, share, sinks)
+    privileged = tuple(int(role) for role in privileged)
+    num_roles = MAX_ROLES if bias is None else bias.shape[-1]
+    for role in privileged:
+        if not 0 <= role < num_roles:
+            raise ValueError(f"`privileged`: role {role} does not exist; expected ids in [0, {num_roles})")
+    if not 0 <= dedicated <= q.shape[1]:
+        raise ValueError(f"`dedicated`: expected 0 to {q.shape[1]} (the heads of `q`), got {dedicated}")
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"`window`: expected a positive length and causal=True, got {window} with causal={causal}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"`dropout`: expected a probability in [0, 1), got {dropout}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"`softcap`: expected a positive number, got {softcap}")
+    _check_values(q_roles, k_roles, bias, share, num_roles)
+    key_mask, mask = _split_mask(attention_mask, q, k)
+    problem = Problem(
+        q=q,
+        k=k,
+        v=v,
+        roles=RoleIndex(q_roles, k_roles, privileged, key_mask),
+        bias=bias,
+        share=share,
+        dedicated=dedicated,
+        integrity=integrity,
+        causal=causal,
+        mask=mask,
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        dropout=dropout,
+    )
+    return compute(problem, impl)
+
+
+def resolve_impl(impl: str, *, softcap: bool = False, sinks: bool = False) -> str:
+    """The backend that `impl` stands for.
+
+    ``"auto"`` is ``"sdpa"``, but ``"reference"`` where a cap on the scores or sinks are asked for, which no fused
+    PyTorch kernel computes.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"`impl`: expected one of {IMPLEMENTATIONS}, got {impl!r}")
+    if impl == "auto":
+        return "reference" if softcap or sinks else "sdpa"
+    if impl == "sdpa" and (softcap or sinks):
+        name = "softcap" if softcap else "sinks"
+        raise ValueError(
+            f"`impl`: 'sdpa' cannot compute `{name}`, PyTorch's fused attention has no such term; "
+            "use impl='reference' or 'auto'"
+        )
+    if impl == "triton":
+        raise RuntimeError(
+            "`impl`: the fused Triton kernel is not part of this release of rolesafe; use impl='sdpa' (linear memory, "
+            "runs on CUDA too) or 'auto'"
+        )
+    return impl
+
+
+def compute(problem: Problem, impl: str) -> Tensor:
+    """Run a checked problem on the backend that `impl` stands for."""
+    chosen = resolve_impl(impl, softcap=problem.softcap is not None, sinks=problem.sinks is not None)
+    return reference_attention(problem) if chosen == "reference" else sdpa_attention(problem)
+
+
+def _check_shapes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_roles: Tensor,
+    k_roles: Tensor,
+    bias: Tensor | None,
+    share: Tensor | None,
+    sinks: Tensor | None,
+) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4 or not x.is_floating_point():
+            raise ValueError(f"`{name}`: expected a floating tensor of 4 dimensions, got {_describe(x)}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"`{name}`: expected {q.dtype} on {q.device} like `q`, got {_describe(x)}")
+    batch, heads, length, dim = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    if k.shape[0] != batch or k.shape[3] != dim:
+        raise ValueError(
+            f"`k`: expected shape ({batch}, G, S, {dim}) to match `q` {tuple(q.shape)}, got {_describe(k)}"
+        )
+    if v.shape[:3] != k.shape[:3]:
+        raise ValueError(f"`v`: expected shape {(*k.shape[:3], 'Dv')} to match `k`, got {_describe(v)}")
+    if groups == 0 or heads % groups:
+        raise ValueError(f"`k`: expected a number of key/value heads that divides {heads} query heads, got {groups}")
+    for name, roles, size in (("q_roles", q_roles, length), ("k_roles", k_roles, keys)):
+        if roles.is_floating_point() or roles.dtype == torch.bool or tuple(roles.shape) != (batch, size):
+            raise ValueError(f"`{name}`: expected integer role ids of shape {(batch, size)}, got {_describe(roles)}")
+        if roles.device != q.device:
+            raise ValueError(f"`{name}`: expected device {q.device} like `q`, got {roles.device}")
+    if bias is not None:
+        if bias.ndim != 3 or bias.shape[0] != heads or bias.shape[1] != bias.shape[2] or bias.shape[1] > MAX_ROLES:
+            raise ValueError(f"`bias`: expected shape (H={heads}, R, R) with R <= {MAX_ROLES}, got {_describe(bias)}")
+        if bias.device != q.device:
+            raise ValueError(f"`bias`: expected device {q.device} like `q`, got {bias.device}")
+    for name, x in (("share", share), ("sinks", sinks)):
+        if x is not None and (tuple(x.shape) != (heads,) or x.device != q.device):
+            raise ValueError(f"`{name}`: expected shape (H={heads},) on {q.device}, got {_describe(x)}")
+
+
+def _check_values(q_roles: Tensor, k_roles: Tensor, bias: Tensor | None, share: Tensor | None, num_roles: int) -> None:
+    for name, roles in (("q_roles", q_roles), ("k_roles", k_roles)):
+        _demand(
+            ((roles >= 0) & (roles < num_roles)).all(),
+            lambda name=name, roles=roles: (
+                f"`{name}`: expected role ids in [0, {num_roles}), got {int(roles.min())} to {int(roles.max())}"
+            ),
+        )
+    if bias is not None:
+        _demand(
+            (bias < float("inf")).all(),  # false for NaN too
+            lambda: "`bias`: expected finite entries or -inf, got NaN or +inf",
+        )
+    if share is not None:
+        _demand(
+            ((share >= 0) & (share <= 1)).all(),
+            lambda: f"`share`: expected numbers in [0, 1], got {share.min().item()} to {share.max().item()}",  # type: ignore[union-attr]
+        )
+
+
+def _demand(holds: Tensor, message: object) -> None:
+    """Raise where `holds` is False: at once on a CPU, by a device-side assertion (no wait) elsewhere."""
+    if torch.compiler.is_compiling() or not holds.numel():
+        return
+    if holds.device.type != "cpu":
+        torch._assert_async(holds)
+    elif not bool(holds):
+        raise ValueError(message())  # type: ignore[operator]
+
+
+def _split_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Key padding (B, S) and full mask (B | 1, H | 1, T, S), both bool: at most one of them is set."""
+    if mask is None:
+        return None, None
+    batch, heads, length, _ = q.shape
+    keys = k.shape[2]
+    if mask.ndim == 2 and tuple(mask.shape) == (batch, keys):
+        return mask.to(torch.bool), None
+    if (
+        mask.ndim == 4
+        and mask.dtype == torch.bool
+        and mask.shape[0] in (1, batch)
+        and mask.shape[1] in (1, heads)
+        and tuple(mask.shape[2:]) == (length, keys)
+    ):
+        return None, mask
+    raise ValueError(
+        f"`attention_mask`: expected padding of shape {(batch, keys)} or a bool mask of shape "
+        f"({batch} | 1, {heads} | 1, {length}, {keys}), got {_describe(mask)}"
+    )
+
+
+def _describe(x: Tensor) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"

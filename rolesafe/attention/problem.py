@@ -1,0 +1,210 @@
+"""What every backend is asked to compute: one checked problem, and what can be known of it from the roles alone.
+
+Legend (everywhere in this package)
+    B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles, P privileged keys of a row.
+    Query i stands at position i + S - T: causality is aligned at the bottom right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rolesafe.roles.role import MAX_ROLES
+
+
+def is_privileged(roles: Tensor, privileged: tuple[int, ...]) -> Tensor:
+    """Bool tensor of the shape of `roles`: which of them are privileged."""
+    found = torch.zeros_like(roles, dtype=torch.bool)
+    for role in privileged:
+        found |= roles == role
+    return found
+
+
+@dataclass(frozen=True)
+class PrivilegedKeys:
+    """Where the privileged keys of every batch row stand.
+
+    Attributes:
+        index: Key positions (B, P) int64, ascending; rows with fewer than P are filled up, see `valid`.
+        valid: Which entries of `index` count (B, P) bool.
+        span: ``(start, stop)`` where they are the same unbroken stretch in every row: then a view replaces the copy.
+    """
+
+    index: Tensor
+    valid: Tensor
+    span: tuple[int, int] | None
+
+    def take(self, x: Tensor) -> Tensor:
+        """Rows of `x` (B, N, S, D) at the privileged keys: (B, N, P, D). A view where `span` is set."""
+        if self.span is not None:
+            return x[:, :, self.span[0] : self.span[1]]
+        index = self.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+        return x.gather(2, index)
+
+
+class RoleIndex:
+    """Roles of the queries and keys of one problem, with what follows from them computed once and kept.
+
+    A model builds one per forward pass and key layout and shares it among its layers, so no layer counts roles again.
+
+    Args:
+        q_roles: (B, T) integer.
+        k_roles: (B, S) integer.
+        privileged: Ids of the privileged roles.
+        key_mask: (B, S) bool, False where a key is padding; ``None``: no padding.
+    """
+
+    def __init__(
+        self, q_roles: Tensor, k_roles: Tensor, privileged: tuple[int, ...], key_mask: Tensor | None = None
+    ) -> None:
+        self.q_roles = q_roles
+        self.k_roles = k_roles
+        self.privileged = privileged
+        self.key_mask = key_mask
+        self._kept: dict[Any, Any] = {}
+
+    def keep(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute()`, computed at the first call with this `key`."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def q_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
+        """(B, T, R): 1 at the query's role."""
+        return self.keep(("q", num_roles, dtype), lambda: _onehot(self.q_roles, num_roles, dtype))  # type: ignore[no-any-return]
+
+    def k_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
+        """(B, S, R): 1 at the key's role."""
+        return self.keep(("k", num_roles, dtype), lambda: _onehot(self.k_roles, num_roles, dtype))  # type: ignore[no-any-return]
+
+    @property
+    def privileged_queries(self) -> Tensor:
+        """(B, T) bool."""
+        return self.keep("pq", lambda: is_privileged(self.q_roles, self.privileged))  # type: ignore[no-any-return]
+
+    @property
+    def privileged_keys(self) -> Tensor:
+        """(B, S) bool, padding excluded."""
+
+        def compute() -> Tensor:
+            found = is_privileged(self.k_roles, self.privileged)
+            return found if self.key_mask is None else found & self.key_mask
+
+        return self.keep("pk", compute)  # type: ignore[no-any-return]
+
+    def select(self) -> PrivilegedKeys:
+        """The privileged keys of every row.
+
+        Their number is read from the device, once per index. Under ``torch.compile`` the shape must not depend on the
+        data: there all S keys are taken and `valid` alone decides.
+        """
+        return self.keep("select", self._select)  # type: ignore[no-any-return]
+
+    def _select(self) -> PrivilegedKeys:
+        chosen = self.privileged_keys
+        batch, length = chosen.shape
+        if torch.compiler.is_compiling():
+            index = torch.arange(length, device=chosen.device).expand(batch, length)
+            return PrivilegedKeys(index, chosen, (0, length))
+        count = int(chosen.sum(1).max()) if chosen.numel() else 0
+        # A stable sort puts the chosen keys of a row first, in their order.
+        index = torch.sort((~chosen).to(torch.uint8), dim=1, stable=True).indices[:, :count]
+        valid = chosen.gather(1, index)
+        span = None
+        if count:
+            start = int(index[0, 0])
+            stretch = torch.arange(start, start + count, device=index.device)
+            if bool(valid.all()) and bool((index == stretch).all()):
+                span = (start, start + count)
+        return PrivilegedKeys(index, valid, span)
+
+
+def _onehot(roles: Tensor, num_roles: int, dtype: torch.dtype) -> Tensor:
+    return (roles.unsqueeze(-1) == torch.arange(num_roles, device=roles.device)).to(dtype)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of role-aware attention, checked. See :func:`rolesafe.role_attention` for the meaning of each field."""
+
+    q: Tensor  # (B, H, T, D)
+    k: Tensor  # (B, G, S, D)
+    v: Tensor  # (B, G, S, Dv)
+    roles: RoleIndex
+    bias: Tensor | None = None  # (H, R, R)
+    share: Tensor | None = None  # (H,)
+    dedicated: int = 0
+    integrity: bool = False
+    causal: bool = True
+    mask: Tensor | None = None  # (B | 1, H | 1, T, S) bool; padding alone stands in `roles.key_mask`
+    scale: float = 1.0
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None  # (H,)
+    dropout: float = 0.0
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def num_roles(self) -> int:
+        """R: the size of the bias table, or the most a model may declare."""
+        return MAX_ROLES if self.bias is None else self.bias.shape[-1]
+
+    @property
+    def needs_privileged(self) -> bool:
+        """Whether any part of the output comes from the privileged channel."""
+        return self.dedicated > 0 or self.integrity or self.share is not None
+
+    def q_positions(self) -> Tensor:
+        """(T,) key position at which each query stands."""
+        length, keys = self.q.shape[2], self.k.shape[2]
+        return torch.arange(keys - length, keys, device=self.q.device)
+
+    def positional_mask(self, k_positions: Tensor) -> Tensor | None:
+        """Which of the keys at `k_positions` (..., N) each query may see by order alone: (..., T, N) bool or None."""
+        if not self.causal:
+            return None
+        distance = self.q_positions()[:, None] - k_positions.unsqueeze(-2)
+        seen = distance >= 0
+        return seen if self.window is None else seen & (distance < self.window)
+
+    def hidden_pairs(self) -> Tensor | None:
+        """(H, R, R) bool where the table says -inf; None where the table is known to hold no -inf.
+
+        On a CPU the table is looked at; elsewhere that would wait for the device, so any table may hold one.
+        """
+        if self.bias is None:
+            return None
+        hidden = torch.isneginf(self.bias.detach())
+        look = self.bias.device.type == "cpu" and not torch.compiler.is_compiling()
+        return None if look and not bool(hidden.any()) else hidden
+
+    def roles_in_sight(self) -> Tensor:
+        """(B, 1 | H, T, R) bool: of which roles each query may see a key, by order, padding and mask.
+
+        Linear memory unless the caller brought a (T, S) mask of their own.
+        """
+        if self.mask is not None:
+            seen = self.mask
+            if self.roles.key_mask is not None:
+                seen = seen & self.roles.key_mask[:, None, None, :]
+            position = self.positional_mask(torch.arange(self.k.shape[2], device=self.q.device))
+            if position is not None:
+                seen = seen & position
+            onehot = self.roles.k_onehot(self.num_roles, torch.float32)[:, None]
+            return torch.matmul(seen.to(torch.float32), onehot) > 0
+        onehot = self.roles.k_onehot(self.num_roles, torch.int64)
+        if self.roles.key_mask is not None:
+            onehot = onehot * self.roles.key_mask.unsqueeze(-1)
+        upto = torch.nn.functional.pad(onehot.cumsum(1), (0, 0, 1, 0))  # (B, S + 1, R): keys before position p
+        if not self.causal:
+            return (upto[:, -1:] > 0).expand(-1, self.q.shape[2], -1)[:, None]
+        last = (self.q_positions() + 1).clamp(min=0)
+        count = upto[:, last]
+        if self.window is not None:
+            count = count - upto[:, (last - self.window).clamp(min=0)]
+        return (count > 0)[:, None]

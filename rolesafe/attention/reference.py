@@ -1,0 +1,97 @@
+"""The specification in eager PyTorch: dense, slow, exact in fp64. Every other backend is tested against it.
+
+Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles.
+
+    s_ij  = softcap(scale * q_i.k_j) + bias[h, r_i, c_j]
+    A_i   = softmax over visible j             -> o_i    the ordinary channel
+    P_i   = softmax over visible privileged j  -> p_i    the privileged channel
+    out_i = (1 - w_i) o_i + w_i p_i
+    w_i   = share[h] where i sees a privileged key, else 0; 1 on dedicated heads; 1 for privileged i under integrity
+
+A row of a channel that sees nothing is 0. The order of operations is that of the eager attention in transformers, so
+with no role part the two agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rolesafe.attention.problem import Problem
+
+
+def reference_attention(problem: Problem) -> Tensor:
+    """Role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q. Memory grows with T x S."""
+    return reference_channels(problem)[0]
+
+
+def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output (B, H, T, Dv) and the attention mass (B, H, T, S) it came from: row sums are 1, less what sinks took."""
+    p = problem
+    groups = p.q.shape[1] // p.k.shape[1]
+    k = p.k.repeat_interleave(groups, dim=1)
+    v = p.v.repeat_interleave(groups, dim=1)
+    scores = torch.matmul(p.q, k.transpose(2, 3)) * p.scale  # (B, H, T, S)
+    if p.softcap is not None:
+        scores = torch.tanh(scores / p.softcap) * p.softcap
+    if p.bias is not None:
+        # (H, B, T, S) -> (B, H, T, S); the bias comes after the cap, or a cap would make -inf visible again
+        pairs = p.bias[:, p.roles.q_roles.long().unsqueeze(2), p.roles.k_roles.long().unsqueeze(1)]
+        scores = scores + pairs.transpose(0, 1).to(scores.dtype)
+    visible = visible_keys(p)
+    ordinary = _softmax(scores, visible, p.sinks)
+    mass = ordinary
+    if p.needs_privileged:
+        # No sink here: mass that is reserved for privileged keys must not be left to nobody.
+        privileged_visible = visible & p.roles.privileged_keys[:, None, None, :]
+        privileged = _softmax(scores, privileged_visible, None)
+        weight = _channel_weight(p, _seen(scores, privileged_visible), scores)
+        # `where` at the ends: 0 * NaN is NaN, and what is not looked at must not matter.
+        mass = torch.where(weight == 1, privileged, (1 - weight) * ordinary + weight * privileged)
+    mass = torch.nn.functional.dropout(mass, p.dropout)
+    return torch.matmul(mass.to(v.dtype), v), mass
+
+
+def visible_keys(problem: Problem) -> Tensor:
+    """(B, 1 | H, T, S) bool: what order, window, padding and mask leave visible, before the table's own -inf."""
+    p = problem
+    length, keys = p.q.shape[2], p.k.shape[2]
+    visible = torch.ones(1, 1, length, keys, dtype=torch.bool, device=p.q.device)
+    position = p.positional_mask(torch.arange(keys, device=p.q.device))
+    if position is not None:
+        visible = visible & position
+    if p.roles.key_mask is not None:
+        visible = visible & p.roles.key_mask[:, None, None, :]
+    if p.mask is not None:
+        visible = visible & p.mask
+    return visible
+
+
+def _seen(scores: Tensor, visible: Tensor) -> Tensor:
+    """(B, H, T, 1): whether a row sees any key, the table's -inf included."""
+    return (visible & (scores != float("-inf"))).any(-1, keepdim=True)
+
+
+def _channel_weight(p: Problem, seen: Tensor, like: Tensor) -> Tensor:
+    """(B, H, T, 1): share of the privileged channel in each row's output."""
+    weight = torch.zeros_like(seen, dtype=like.dtype)
+    if p.share is not None:
+        weight = weight + p.share.to(like.dtype)[:, None, None] * seen
+    if p.integrity:
+        weight = torch.where(p.roles.privileged_queries[:, None, :, None], 1.0, weight)
+    if p.dedicated:
+        head = torch.arange(p.q.shape[1], device=like.device)[:, None, None]
+        weight = torch.where(head < p.dedicated, 1.0, weight)
+    return weight
+
+
+def _softmax(scores: Tensor, visible: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax over the visible keys, in fp32 at least; rows that see nothing are 0."""
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if sinks is not None:
+        sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    empty = (scores == float("-inf")).all(-1, keepdim=True)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    mass = torch.softmax(scores.masked_fill(empty, 0.0), dim=-1, dtype=dtype).masked_fill(empty, 0.0)
+    return (mass if sinks is None else mass[..., :-1]).to(scores.dtype)

@@ -1,0 +1,222 @@
+"""Role-aware attention through PyTorch's fused `scaled_dot_product_attention`, in linear memory, on any device.
+
+Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles, P privileged keys of a row.
+
+The bias of a head is a table with R rows, so as a (T, S) matrix it has rank R at most and fits into the head dimension:
+
+    q' = [q, bias[h, r_i, :] / scale]      k' = [k, onehot(c_j)]      scale * q'.k' = scale * q.k + bias[h, r_i, c_j]
+
+The privileged channel is a second, short call over the privileged keys alone. Dedicated heads make only that one.
+Sliding windows need the (T, S) mask that PyTorch's op asks for (one for all heads); nothing here is per head and (T, S).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from rolesafe.attention.problem import Problem
+
+_HIDE = -1e30
+"""Stands for -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0 beside any score."""
+_HIDE_HALF = -6e4
+"""The same in fp16, whose largest number is 65504. Used twice (high and low half), see `_fold`."""
+
+
+class _Folded(NamedTuple):
+    """q' (B, H, T, D'), k' (B, H, S, D'), v' (B, H, S, D') with heads repeated for the queries that read them."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def sdpa_attention(problem: Problem) -> Tensor:
+    """Role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
+    p = problem
+    dim = p.v.shape[-1]
+    hidden = p.hidden_pairs()
+    folded = _fold(p, hidden)
+    heads = p.q.shape[1]
+    # Rows that see nothing because of the table: no finite stand-in for -inf gives 0 there.
+    sight = _sight(p, hidden) if hidden is not None else None  # (B, H, T, R) bool
+    ordinary = None
+    if p.dedicated < heads:
+        ordinary = _ordinary(p, folded)[..., :dim]
+        if sight is not None:
+            ordinary = torch.where(sight[:, p.dedicated :].any(-1, keepdim=True), ordinary, 0.0)
+    if not p.needs_privileged:
+        assert ordinary is not None
+        return ordinary
+    privileged, seen = _privileged(p, folded)
+    if sight is not None:
+        seen = sight[..., list(p.roles.privileged)].any(-1, keepdim=True)
+    privileged = torch.where(seen, privileged[..., :dim], 0.0)
+    if ordinary is None:
+        return privileged
+    rest = privileged[:, p.dedicated :]
+    mixed = ordinary
+    if p.share is not None:
+        weight = p.share[p.dedicated :, None, None].to(p.q.dtype) * seen.expand(-1, heads, -1, -1)[:, p.dedicated :]
+        mixed = (1 - weight) * ordinary + weight * rest
+    if p.integrity:
+        mixed = torch.where(p.roles.privileged_queries[:, None, :, None], rest, mixed)
+    return mixed if not p.dedicated else torch.cat([privileged[:, : p.dedicated], mixed], dim=1)
+
+
+def _repeat(x: Tensor, groups: int) -> Tensor:
+    return x if groups == 1 else repeat(x, "b g s d -> b (g n) s d", n=groups)
+
+
+def _fold(p: Problem, hidden: Tensor | None) -> _Folded:
+    """Put bias and padding into the head dimension; without either, q, k, v as they came."""
+    groups = p.q.shape[1] // p.k.shape[1]
+    use_bias = p.bias is not None and not _is_zero(p.bias)
+    use_padding = p.roles.key_mask is not None and p.mask is None
+    if not use_bias and not use_padding:
+        return _Folded(p.q, _repeat(p.k, groups), _repeat(p.v, groups))
+
+    def build() -> Tensor:  # (B, S, C): the same for every layer
+        columns = []
+        if use_bias:
+            columns.append(p.roles.k_onehot(p.num_roles, p.k.dtype))
+        if use_padding:
+            assert p.roles.key_mask is not None
+            columns.append((~p.roles.key_mask).unsqueeze(-1).to(p.k.dtype))
+        return torch.cat(columns, dim=-1)
+
+    k_columns = p.roles.keep(("columns", use_bias, use_padding, p.num_roles, p.k.dtype), build)
+    q_columns = _q_columns(p, hidden, use_bias, use_padding)  # (B, H, T, C) in fp32 or wider
+    if p.q.dtype in (torch.bfloat16, torch.float16):
+        # 8 or 11 bits would round the table: a high and a low half keep 16 or more of them.
+        high = q_columns.to(p.q.dtype)
+        q_columns = torch.cat([high, (q_columns - high.to(q_columns.dtype)).to(p.q.dtype)], dim=-1)
+        k_columns = torch.cat([k_columns, k_columns], dim=-1)
+    extra = k_columns.shape[-1]
+    pad = -(p.q.shape[-1] + extra) % 8  # the fused kernels want a multiple of 8
+    width = p.q.shape[-1] + extra + pad
+    q = torch.cat([p.q, q_columns.to(p.q.dtype), p.q.new_zeros(()).expand(*p.q.shape[:3], pad)], dim=-1)
+    k_columns = rearrange(F.pad(k_columns, (0, pad)), "b s c -> b 1 s c").expand(-1, p.k.shape[1], -1, -1)
+    k = torch.cat([p.k, k_columns], dim=-1)
+    v = F.pad(p.v, (0, width - p.v.shape[-1]))
+    return _Folded(q, _repeat(k, groups), _repeat(v, groups))
+
+
+def _q_columns(p: Problem, hidden: Tensor | None, use_bias: bool, use_padding: bool) -> Tensor:
+    """(B, H, T, C): what each query adds to the score of a key of each role, and to that of a padded key."""
+    dtype = torch.promote_types(p.q.dtype, torch.float32)
+    hide = 2 * _HIDE_HALF if p.q.dtype == torch.float16 else _HIDE
+    batch, heads, length, _ = p.q.shape
+    columns = []
+    if use_bias:
+        assert p.bias is not None
+        table = p.bias.to(dtype) / p.scale
+        if hidden is not None:
+            table = table.masked_fill(hidden, hide)
+        # A product with one-hot rows rather than indexing: its gradient is a product too, fast and deterministic.
+        columns.append(torch.einsum("btr,hrc->bhtc", p.roles.q_onehot(p.num_roles, dtype), table))
+    if use_padding:
+        columns.append(torch.full((), hide, dtype=dtype, device=p.q.device).expand(batch, heads, length, 1))
+    return torch.cat(columns, dim=-1)
+
+
+def _is_zero(bias: Tensor) -> bool:
+    """Whether the table is known to be all zero and to need no gradient.
+
+    Then the fold is left out and the call is the plain one, bit for bit. On a GPU the question would cost a wait.
+    """
+    if bias.device.type != "cpu" or torch.compiler.is_compiling() or (bias.requires_grad and torch.is_grad_enabled()):
+        return False
+    return not bool(bias.any())
+
+
+def _ordinary(p: Problem, folded: _Folded) -> Tensor:
+    """The ordinary channel of the heads that are not dedicated: (B, H - dedicated, T, D')."""
+    q, k, v = (x[:, p.dedicated :] for x in folded)
+    length, keys = q.shape[2], k.shape[2]
+    mask, causal = p.mask, False
+    if p.causal and p.window is None and (mask is None or length == 1):
+        if length > 1 and length == keys:
+            causal = True
+        elif length > 1:
+            mask = _combine(p, mask)
+    elif p.causal:
+        mask = _combine(p, mask)
+    if mask is not None and p.roles.key_mask is not None and p.mask is not None:
+        mask = mask & p.roles.key_mask[:, None, None, :]
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask[:, p.dedicated :]
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p.dropout, is_causal=causal, scale=p.scale)
+    if p.roles.key_mask is not None and p.mask is None:
+        out = torch.where(_padded_sight(p), out, 0.0)
+    return out
+
+
+def _combine(p: Problem, mask: Tensor | None) -> Tensor:
+    """The caller's mask and the order of tokens in one (1 | B, 1 | H, T, S) bool mask."""
+    position = p.roles.keep(
+        ("order", p.q.shape[2], p.window),
+        lambda: p.positional_mask(torch.arange(p.k.shape[2], device=p.q.device))[None, None],  # type: ignore[index]
+    )
+    return position if mask is None else mask & position
+
+
+def _padded_sight(p: Problem) -> Tensor:
+    """(B, 1, T, 1) bool: which queries see a key that is not padding."""
+    return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), lambda: p.roles_in_sight().any(-1, keepdim=True))  # type: ignore[no-any-return]
+
+
+def _sight(p: Problem, hidden: Tensor) -> Tensor:
+    """(B, H, T, R) bool: of which roles each head of each query sees a key, the table's -inf included."""
+    onehot = p.roles.q_onehot(p.num_roles, torch.float32)
+    allowed = torch.einsum("btr,hrc->bhtc", onehot, (~hidden).to(torch.float32)) > 0
+    return allowed & p.roles_in_sight()
+
+
+def _privileged(p: Problem, folded: _Folded) -> tuple[Tensor, Tensor]:
+    """The privileged channel (B, H, T, D') of the heads that use it, and which rows see anything (B, 1 | H, T, 1)."""
+    keys = p.roles.select()
+    q = folded.q
+    # Where share and integrity are off, only the dedicated heads look at it; the others are never computed.
+    used = p.q.shape[1] if p.share is not None or p.integrity else p.dedicated
+    if keys.index.shape[1] == 0:
+        shape = (q.shape[0], q.shape[1], q.shape[2])
+        return q.new_zeros(*shape, folded.v.shape[-1]), torch.zeros(shape[0], 1, shape[2], 1, dtype=torch.bool).to(
+            q.device
+        )
+    k, v = keys.take(folded.k[:, :used]), keys.take(folded.v[:, :used])
+    key = ("privileged mask", p.causal, p.window, p.q.shape[2], None if p.mask is None else id(p.mask))
+    # The mask is kept beside what was made of it, so that its id cannot come to mean another one.
+    mask, seen, everything, _ = p.roles.keep(key, lambda: (*_privileged_mask(p), p.mask))
+    if everything:
+        mask = None
+    elif mask.shape[1] > 1:
+        mask = mask[:, :used]
+    out = F.scaled_dot_product_attention(q[:, :used], k, v, mask, dropout_p=p.dropout, scale=p.scale)
+    if used < q.shape[1]:
+        out = torch.cat([out, out.new_zeros(()).expand(out.shape[0], q.shape[1] - used, *out.shape[2:])], dim=1)
+    return out, seen
+
+
+def _privileged_mask(p: Problem) -> tuple[Tensor, Tensor, bool]:
+    """Visible privileged keys (B, 1 | H, T, P), rows that see any (B, 1 | H, T, 1), and whether all see all of them."""
+    keys = p.roles.select()
+    mask = keys.valid[:, None, None, :]
+    position = p.positional_mask(keys.index)  # (B, T, P)
+    if position is not None:
+        mask = mask & position[:, None]
+    if p.mask is not None:
+        index = keys.index[:, None, None, :].expand(-1, p.mask.shape[1], p.mask.shape[2], -1)
+        mask = mask & p.mask.expand(index.shape[0], -1, -1, -1).gather(3, index)
+    mask = mask.expand(-1, -1, p.q.shape[2], -1)
+    seen = mask.any(-1, keepdim=True)
+    if not torch.compiler.is_compiling() and mask.device.type == "cpu" and bool(mask.all()):
+        return mask, seen, True
+    # A row that sees nothing is given one key, so that no NaN can arise; the caller writes 0 over it.
+    first = torch.zeros_like(mask)
+    first[..., 0] = True
+    return mask | (first & ~seen), seen, False

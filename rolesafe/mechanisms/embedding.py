@@ -1,0 +1,41 @@
+"""Role embeddings: a vector per role, added to the residual stream.
+
+At the input this is ISE (Instructional Segment Embedding, arXiv 2410.09102, eq. 2), before every layer it is AIR
+(Augmented Intermediate Representations, arXiv 2505.18907, eq. 3). Both give every token its own role's vector, the
+generated ones included; public code of both lets generated tokens inherit the last prompt role.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RoleEmbedding(nn.Module):
+    """``x + weight[role]``.
+
+    Attributes:
+        weight: (R, d), in the model's dtype; drawn with `std` at the start (0: the model is unchanged).
+    """
+
+    def __init__(
+        self,
+        num_roles: int,
+        dim: int,
+        *,
+        std: float = 0.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(num_roles, dim, dtype=dtype, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to the start."""
+        nn.init.normal_(self.weight, std=self.std) if self.std else nn.init.zeros_(self.weight)
+
+    def forward(self, hidden_states: Tensor, roles: Tensor) -> Tensor:
+        """Add to `hidden_states` (B, T, d) the vectors of `roles` (B, T)."""
+        return hidden_states + nn.functional.embedding(roles, self.weight).to(hidden_states.dtype)

@@ -1,0 +1,144 @@
+"""The function that transformers' attention modules call in a patched model.
+
+Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rolesafe.attention import Problem, resolve_impl
+from rolesafe.attention.api import compute
+from rolesafe.mechanisms import RoleHeads
+from rolesafe.patching.inputs import RoleInputs
+
+NAME = "rolesafe"
+"""What ``config._attn_implementation`` of a patched model says."""
+
+UNSUPPORTED = ("position_bias", "head_mask", "cache", "block_table")
+"""Arguments of attention functions that would change the result and that role-aware attention does not compute."""
+
+
+def register() -> None:
+    """Make the function and its masks known to transformers. Nothing changes for models that are not patched."""
+    AttentionInterface.register(NAME, role_attention_forward)
+    # Without a mask function of the same name transformers passes no mask at all: padding would be dropped.
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def role_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    role_inputs: RoleInputs | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Role-aware attention in the signature of transformers' attention interface.
+
+    Args:
+        query: (B, H, T, D). `key`, `value`: (B, G, S, D).
+        attention_mask: None (causal) or bool (B, 1 | H, T, S), as `sdpa_mask` makes it.
+        s_aux: Sink logits (H,), gpt-oss.
+
+    Returns:
+        ((B, T, H, D), None).
+    """
+    name = type(module).__name__
+    heads = getattr(module, "rolesafe_heads", None)
+    if not isinstance(heads, RoleHeads):
+        raise RuntimeError(
+            f"{name} runs with attn_implementation='{NAME}' but carries no role layer: the model was not patched. "
+            "Call rolesafe.patch(model, RoleConfig(...)) instead of setting the attention implementation."
+        )
+    if role_inputs is None:
+        raise ValueError(
+            f"`role_ids` did not reach {name}: expected role ids beside the tokens, got none. Call the patched model "
+            "itself (not its inner `model.model`) with `role_ids`; `rolesafe.encode` returns them."
+        )
+    for argument in UNSUPPORTED:
+        if kwargs.get(argument) is not None:
+            raise ValueError(f"`{argument}`: {name} passes it to its attention, and rolesafe would drop it")
+    if query.shape[1] != heads.heads:
+        raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
+    role_inputs.seen.add(id(module))
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    length = query.shape[2]
+    full_key, full_value = key, value
+    causal = bool(is_causal) and attention_mask is None and length > 1
+    if causal and key.shape[2] > length:  # an empty static cache was filled: what follows the new tokens is not there
+        key, value = key[:, :, :length], value[:, :, :length]
+    layer = getattr(module, "layer_idx", 0)
+    problem = Problem(
+        q=query,
+        k=key,
+        v=value,
+        roles=role_inputs.index(layer, key.shape[2]),
+        bias=heads.bias,
+        share=heads.reserved_share(),
+        dedicated=heads.dedicated,
+        integrity=heads.integrity,
+        causal=causal,
+        mask=_bool_mask(attention_mask, name),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        sinks=s_aux,
+        dropout=dropout if module.training else 0.0,
+    )
+    impl = resolve_impl(role_inputs.impl, softcap=softcap is not None, sinks=s_aux is not None)
+    if impl != "sdpa" or not _at_rest(heads):
+        return compute(problem, impl).transpose(1, 2).contiguous(), None
+    # Nothing is switched on yet: the base model's own call, bit for bit.
+    base, _ = sdpa_attention_forward(
+        module, query, full_key, full_value, attention_mask, problem.dropout, scaling, is_causal
+    )
+    if heads.bias is None or not (heads.bias.requires_grad and torch.is_grad_enabled()) or problem.dropout:
+        if problem.dropout and heads.bias is not None:
+            return compute(problem, impl).transpose(1, 2).contiguous(), None
+        return base, None
+    # The first training step: the value of the plain call with the gradient of the role-aware one.
+    carrier = compute(problem, impl).transpose(1, 2).contiguous()
+    value_of: Tensor = _ValueOf.apply(base.detach(), carrier)
+    return value_of, None
+
+
+def _at_rest(heads: RoleHeads) -> bool:
+    """Whether the layer is known to be plain attention. On a GPU the table is not read: that would wait for it."""
+    if not heads.changes_scores_only:
+        return False
+    if heads.bias is None:
+        return True
+    return heads.bias.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(heads.bias.any())
+
+
+class _ValueOf(torch.autograd.Function):
+    """`value` forward, the gradient to `carrier`: two computations of one number that differ in rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+def _bool_mask(mask: Tensor | None, name: str) -> Tensor | None:
+    if mask is None or (mask.dtype == torch.bool and mask.ndim == 4):
+        return mask
+    raise ValueError(
+        f"`attention_mask`: {name} passes its attention a {mask.dtype} mask of shape {tuple(mask.shape)}; expected a "
+        "bool mask (B, 1, T, S), True where a key is seen. Pass the model a (B, S) mask of zeros and ones, or a bool one."
+    )

@@ -1,0 +1,183 @@
+"""Saving and loading: a checkpoint that only loads together with its role layer, or not at all. safetensors only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file
+
+from rolesafe.config import FORMAT_VERSION, RoleConfig
+from rolesafe.patching.model import RoleAwareMixin, role_aware_class
+from rolesafe.patching.patch import patch, role_parameters
+
+MODEL_TYPE = "rolesafe"
+ROLE_CONFIG_NAME = "role_config.json"
+ROLE_WEIGHTS_NAME = "role_layer.safetensors"
+_SEAL = "This checkpoint has a role layer. Load it with rolesafe.from_pretrained."
+
+
+def seal_config(directory: Any, base_class: str) -> None:
+    """Rewrite the `config.json` that transformers saved, so that no plain loader makes a model without roles of it.
+
+    The `model_type` becomes one that `AutoModel` does not know, the base configuration moves one level down, and in its
+    place stands a text where a loader for a fixed class expects a number: each of them raises.
+    """
+    path = Path(directory) / CONFIG_NAME
+    base = json.loads(path.read_text(encoding="utf-8"))
+    role_config = base.pop("rolesafe")
+    base.pop("rolesafe_base_attention", None)
+    base["architectures"] = [base_class]
+    # Transformers would pick a nested configuration by its `model_type`.
+    base["base_model_type"] = base.pop("model_type")
+    sealed = {
+        "model_type": MODEL_TYPE,
+        "format_version": FORMAT_VERSION,
+        "rolesafe": role_config,
+        "vocab_size": _SEAL,
+        "hidden_size": _SEAL,
+        "transformers_version": base.get("transformers_version"),
+        "base_config": base,
+    }
+    path.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
+
+
+def save_role_layer(model: PreTrainedModel, directory: str | Path, *, base_model: str | None = None) -> None:
+    """Save the role parameters and configuration alone, for use beside an unchanged base model.
+
+    Args:
+        model: A patched model.
+        directory: Gets `role_layer.safetensors` and `role_config.json`, a few hundred KB.
+        base_model: Hub id or path of the base model; default: where `model` was loaded from.
+
+    Raises:
+        ValueError: `model` is not patched, or it is unknown what it was loaded from.
+    """
+    if not isinstance(model, RoleAwareMixin):
+        raise ValueError(f"`model`: expected a model patched by rolesafe, got {type(model).__name__}")
+    base_model = base_model or model.config.name_or_path
+    if not base_model:
+        raise ValueError(
+            "`base_model`: expected the hub id or path of the base model; this one was not loaded from any. "
+            "Pass it, or save everything with model.save_pretrained(directory)."
+        )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in role_parameters(model)}
+    save_file(tensors, directory / ROLE_WEIGHTS_NAME, metadata={"format": "pt"})
+    about = {
+        "format_version": FORMAT_VERSION,
+        "base_model_name_or_path": str(base_model),
+        "base_model_type": model.config.model_type,
+        "rolesafe": model.rolesafe_config.to_dict(),
+    }
+    (directory / ROLE_CONFIG_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) -> PreTrainedModel:
+    """Load a model together with its role layer.
+
+    Args:
+        path: What `model.save_pretrained` or :func:`save_role_layer` wrote: a directory or a hub id.
+        base_model: Only for a role layer saved alone: a model, hub id or path in place of the recorded one.
+        **kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+
+    Returns:
+        The patched model, in eval mode.
+
+    Raises:
+        ValueError: There is no role layer at `path`, it does not fit the base model, or remote code was asked for.
+    """
+    if kwargs.pop("trust_remote_code", False):
+        raise ValueError("`trust_remote_code`: rolesafe never runs code from a checkpoint; expected False, got True")
+    alone = _read_json(path, ROLE_CONFIG_NAME, kwargs)
+    if alone is not None:
+        return _load_role_layer(path, alone, base_model, kwargs)
+    if base_model is not None:
+        raise ValueError(
+            f"`base_model`: is only for a role layer saved alone, but {str(path)!r} has no {ROLE_CONFIG_NAME}"
+        )
+    about = _read_json(path, CONFIG_NAME, kwargs)
+    if about is None or about.get("model_type") != MODEL_TYPE:
+        what = "no config.json" if about is None else f"a plain {about.get('model_type')!r} model"
+        raise ValueError(
+            f"`path`: expected a checkpoint with a role layer at {str(path)!r}, found {what}. "
+            "To add a role layer: rolesafe.patch(AutoModelForCausalLM.from_pretrained(path), RoleConfig(...))."
+        )
+    _check_version(about)
+    base = about["base_config"]
+    base_class = getattr(transformers, base["architectures"][0], None)
+    if base_class is None or not issubclass(base_class, PreTrainedModel):
+        raise ValueError(f"`path`: transformers {transformers.__version__} has no class {base['architectures'][0]!r}")
+    base["model_type"] = base.pop("base_model_type")
+    config = base_class.config_class.from_dict(base)
+    config.rolesafe = RoleConfig.from_dict(about["rolesafe"]).to_dict()
+    model, info = role_aware_class(base_class).from_pretrained(
+        path, config=config, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **kwargs
+    )
+    lost = sorted({name for name, _ in role_parameters(model)} & set(info["missing_keys"]))
+    if lost:
+        raise ValueError(f"`path`: role parameters are missing in {str(path)!r}: {', '.join(lost[:3])}, ...")
+    return model  # type: ignore[no-any-return]
+
+
+def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+    _check_version(about)
+    base = base_model if base_model is not None else about["base_model_name_or_path"]
+    hub = _hub_options(kwargs)
+    model = base
+    if not isinstance(base, PreTrainedModel):
+        if base_model is None:  # revision and the like belong to `path`
+            kwargs = {k: v for k, v in kwargs.items() if k not in ("revision", "subfolder")}
+        model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **kwargs)
+    if model.config.model_type != about["base_model_type"]:
+        raise ValueError(
+            f"`base_model`: expected a {about['base_model_type']!r} model, got {model.config.model_type!r}"
+        )
+    model = patch(model, RoleConfig.from_dict(about["rolesafe"]), allow_untested=True)
+    saved = load_file(cached_file(path, ROLE_WEIGHTS_NAME, **hub))
+    parameters = dict(role_parameters(model))
+    if saved.keys() != parameters.keys():
+        odd = sorted(saved.keys() ^ parameters.keys())
+        raise ValueError(f"`path`: the role layer does not fit the base model; only on one side: {', '.join(odd[:3])}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if saved[name].shape != parameter.shape:
+                raise ValueError(
+                    f"`path`: {name} has shape {tuple(saved[name].shape)}, the base model needs {tuple(parameter.shape)}"
+                )
+            parameter.copy_(saved[name])
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _check_version(about: dict[str, Any]) -> None:
+    if about.get("format_version", 0) > FORMAT_VERSION:
+        raise ValueError(
+            f"`path`: was written by a newer rolesafe (format {about['format_version']}, this one reads "
+            f"{FORMAT_VERSION}); upgrade rolesafe"
+        )
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _read_json(path: Any, name: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The file `name` of a directory or hub repository, or None where there is no such file."""
+    if Path(path).is_dir():
+        file: Any = Path(path) / kwargs.get("subfolder", "") / name
+        if not file.is_file():
+            return None
+    else:
+        options = _hub_options(kwargs)
+        file = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False, **options)
+        if file is None:
+            return None
+    read: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    return read

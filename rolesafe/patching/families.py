@@ -1,0 +1,211 @@
+"""Which model families can be patched, and where in a model its attention is. No family needs code of its own.
+
+A family is known once it has gone through the tests in `tests/patching/test_families.py`: bit-exact at rest, roles
+change the output, cached equals uncached with left padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+FAMILIES = frozenset(
+    [
+        "afmoe",
+        "apertus",
+        "arcee",
+        "aria_text",
+        "axk1",
+        "axk2",
+        "bamba",
+        "beam",
+        "bert",
+        "bert-generation",
+        "biogpt",
+        "bitnet",
+        "camembert",
+        "cohere",
+        "cohere2",
+        "cohere2_moe",
+        "ctrl",
+        "cwm",
+        "data2vec-text",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v32",
+        "deepseek_v4",
+        "diffllama",
+        "electra",
+        "ernie",
+        "ernie4_5",
+        "ernie4_5_moe",
+        "exaone4",
+        "exaone_moe",
+        "falcon_h1",
+        "flex_olmo",
+        "flint",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gemma3n_text",
+        "gemma4_text",
+        "gemma4_unified_text",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "gpt-sw3",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neox",
+        "gpt_oss",
+        "granite",
+        "granite_swa",
+        "granitemoe",
+        "granitemoe_swa",
+        "granitemoehybrid",
+        "granitemoeshared",
+        "helium",
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "hy_v4",
+        "hyperclovax",
+        "internlm3",
+        "iquestcoder",
+        "jais2",
+        "jamba",
+        "jetmoe",
+        "kolibri1",
+        "laguna",
+        "lfm2",
+        "lfm2_moe",
+        "llama",
+        "llama4_text",
+        "mellum",
+        "mimo_v2_flash",
+        "minicpm3",
+        "minimax",
+        "minimax_m2",
+        "minimax_m3_vl_text",
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mixtral",
+        "modernbert-decoder",
+        "nanochat",
+        "nemotron_h",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmo_hybrid",
+        "olmoe",
+        "opt",
+        "persimmon",
+        "phi",
+        "phi3",
+        "phimoe",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_moe",
+        "qwen3_next",
+        "roberta",
+        "roberta-prelayernorm",
+        "roc_bert",
+        "seed_oss",
+        "smollm3",
+        "solar_open",
+        "starcoder2",
+        "vaultgemma",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "youtu",
+    ]
+)
+"""Model types that pass the family tests."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: where it is, and its attention modules (none in a layer of another kind, such as Mamba)."""
+
+    name: str
+    module: nn.Module
+    attention: tuple[nn.Module, ...]
+
+
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by name whose `forward` goes through transformers' attention interface."""
+    return {name: module for name, module in model.named_modules() if _uses_interface(type(module))}
+
+
+def decoder_layers(model: nn.Module) -> list[Layer]:
+    """The layers of the stack that holds the attention modules, in order.
+
+    Raises:
+        ValueError: No attention module was found inside a list of layers.
+    """
+    attention = attention_modules(model)
+    stacks: dict[str, dict[int, list[nn.Module]]] = {}
+    for name, module in attention.items():
+        # "model.layers.3.self_attn" -> stack "model.layers", layer 3
+        match = re.match(r"^(.*?)\.?(\d+)(\.|$)", name)
+        if match:
+            stacks.setdefault(match.group(1), {}).setdefault(int(match.group(2)), []).append(module)
+    if not stacks:
+        raise ValueError(why_not(model))
+    if len(stacks) > 1:
+        raise ValueError(
+            f"`model`: {type(model).__name__} has attention in several stacks of layers ({', '.join(sorted(stacks))}); "
+            "rolesafe patches models with one decoder stack"
+        )
+    stack, found = next(iter(stacks.items()))
+    layers = model.get_submodule(stack)
+    return [Layer(f"{stack}.{i}", layer, tuple(found.get(int(i), ()))) for i, layer in layers.named_children()]
+
+
+def count_heads(module: nn.Module) -> int:
+    """Query heads of an attention module."""
+    for holder in (module, getattr(module, "config", None)):
+        for name in ("num_heads", "num_attention_heads", "n_heads", "num_query_heads"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+    raise ValueError(f"`model`: cannot tell how many heads {type(module).__name__} has")
+
+
+def check_family(model: PreTrainedModel) -> None:
+    """Raise for a family that was never tested, and say what is missing."""
+    kind = model.config.model_type
+    if kind in FAMILIES:
+        return
+    raise ValueError(
+        f"`model`: family {kind!r} ({type(model).__name__}) is not among the {len(FAMILIES)} that rolesafe is tested "
+        f"with. {why_not(model)} To patch it all the same, pass allow_untested=True: a layer that does not take part "
+        "raises at the first forward pass, it is never skipped in silence."
+    )
+
+
+def why_not(model: nn.Module) -> str:
+    """What stands between a model and a patch, as far as its classes tell."""
+    if attention_modules(model):
+        return "Its attention goes through transformers' attention interface, so it may work."
+    own = sorted({type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__})
+    named = f" ({', '.join(own)})" if own else ""
+    return (
+        f"Missing: its attention{named} does not go through transformers' attention interface "
+        "(`ALL_ATTENTION_FUNCTIONS`), so there is no place where roles could enter."
+    )
+
+
+def _uses_interface(kind: type[nn.Module]) -> bool:
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names

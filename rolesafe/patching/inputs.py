@@ -1,0 +1,104 @@
+"""Roles of one forward pass, lined up with whatever keys the cache of each layer returns.
+
+Legend: B batch, T new tokens, S keys that a layer's attention sees, R roles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rolesafe.attention import RoleIndex
+from rolesafe.config import RoleConfig
+
+
+class RoleInputs:
+    """What travels from a patched model's `forward` to its layers beside the hidden states.
+
+    Args:
+        role_ids: (B, N) roles of all tokens from position 0: those in the cache, then the T new ones.
+        length: T.
+        past_key_values: The cache, or None.
+        layers: Layer indices of the attention modules, to ask the cache for what it will return to each.
+        config: The model's role configuration.
+
+    Raises:
+        ValueError: `role_ids` has another length than the tokens, or holds an id that is no role.
+    """
+
+    def __init__(
+        self, role_ids: Tensor, length: int, past_key_values: Any, layers: Iterable[int], config: RoleConfig
+    ) -> None:
+        self.config = config
+        self.length = length
+        self.seen: set[int] = set()
+        self.impl = config.impl
+        self._indices: dict[tuple[int, int], RoleIndex] = {}
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        _check_length(role_ids, past, length, past_key_values)
+        _check_ids(role_ids, len(config.roles))
+        self.role_ids = role_ids.long()
+        if isinstance(past, Tensor):  # a static cache counts on the device: no wait for it
+            self.q_roles = self.role_ids[:, past.to(role_ids.device) + torch.arange(length, device=role_ids.device)]
+        else:
+            self.q_roles = self.role_ids[:, past : past + length]
+        # The cache tells how many keys it will return to each layer and where the first of them stands: the same
+        # numbers that transformers builds its masks from.
+        self._layouts = (
+            {} if past_key_values is None else {i: past_key_values.get_mask_sizes(length, i) for i in layers}
+        )
+
+    def index(self, layer: int, keys: int) -> RoleIndex:
+        """Roles of the queries, and of the `keys` keys that attention layer `layer` sees."""
+        expected, offset = self._layouts.get(layer, (self.length, 0))
+        # A static cache is sliced to the new tokens where it was empty before them.
+        if keys != expected and not (keys == self.length and offset == 0):
+            raise RuntimeError(
+                f"attention layer {layer} sees {keys} keys where its cache announced {expected}: their roles are "
+                "unknown. This cache class does not work with rolesafe; use a DynamicCache or a StaticCache."
+            )
+        where = (int(offset), keys)
+        if where not in self._indices:
+            k_roles = self.role_ids[:, where[0] : where[0] + keys]
+            missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
+            if missing > 0:
+                k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
+            self._indices[where] = RoleIndex(self.q_roles, k_roles, self.config.privileged_ids)
+        return self._indices[where]
+
+    @property
+    def _unprivileged(self) -> int:
+        return self.config.generated_id  # never privileged: `RoleConfig` sees to it
+
+
+def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any) -> None:
+    if isinstance(past, Tensor):
+        if past.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        past = int(past)
+    got = role_ids.shape[1]
+    if got == past + length:
+        return
+    if cache is not None and getattr(cache, "is_compileable", False) and got >= past + length:
+        return  # `generate` pads to the length of a static cache, so that shapes stay the same
+    cached = f" ({past} in the cache and {length} new)" if past else ""
+    raise ValueError(
+        f"`role_ids`: expected one role for each of {past + length} tokens{cached}, got {got}. "
+        "Pass the roles of the whole sequence, as with `attention_mask`; `rolesafe.encode` returns them."
+    )
+
+
+def _check_ids(role_ids: Tensor, num_roles: int) -> None:
+    if torch.compiler.is_compiling():
+        return
+    fits = ((role_ids >= 0) & (role_ids < num_roles)).all()
+    if fits.device.type != "cpu":
+        torch._assert_async(fits)
+    elif not bool(fits):
+        raise ValueError(
+            f"`role_ids`: expected ids in [0, {num_roles}) as declared in RoleConfig.roles, "
+            f"got {int(role_ids.min())} to {int(role_ids.max())}"
+        )

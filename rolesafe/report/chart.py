@@ -1,0 +1,154 @@
+"""The report as a chart: attack success against repetitions of the injection, and utility beside it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rolesafe.report.text import visible
+from rolesafe.report.view import Row, View, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart by the colour-blind too; the shape of the marker says it once more.
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+MARKERS = "osD^vP*"
+
+LONGEST_NAME = 26
+"""Characters of a model's name that fit beside a bar."""
+
+_TITLE: dict[str, Any] = {"loc": "left", "fontweight": "bold"}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a chart."""
+
+    paper: str
+    ink: str
+    soft: str
+    grid: str
+
+
+LIGHT = Theme(paper="#ffffff", ink="#1c2127", soft="#5c6670", grid="#e3e7eb")
+DARK = Theme(paper="#1b2026", ink="#e8ebee", soft="#a4adb6", grid="#343b43")
+
+
+def draw_chart(view: View, *, theme: Theme = LIGHT, dpi: int = 220) -> bytes:
+    """`view` as a PNG image.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise ImportError('the chart needs matplotlib, which is missing: pip install "rolesafe[demo]"') from error
+
+    utility = [row for row in view.rows if row.kind == "utility"]
+    bars = 0.4 + 0.27 * len(utility) * (len(view.models) + 1.15)
+    settings = {
+        "text.parse_math": False,  # a "$" in a model's name is a "$"
+        "font.size": 11,
+        "text.color": theme.ink,
+        "axes.edgecolor": theme.grid,
+        "axes.facecolor": theme.paper,
+        "axes.labelcolor": theme.ink,
+        "axes.titlecolor": theme.ink,
+        "xtick.color": theme.soft,
+        "ytick.color": theme.soft,
+    }
+    with rc_context(settings):
+        layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.12, hspace=0.04)
+        figure = Figure(figsize=(5.8, 4.6 + bars), dpi=dpi, layout=layout, facecolor=theme.paper)
+        FigureCanvasAgg(figure)  # pyplot is left alone: no global state, no window
+        top, bottom = figure.subplots(2, 1, height_ratios=[4.4, bars])
+        top.set_title("Attack success when the injection is repeated", pad=26, fontsize=13, **_TITLE)
+        above = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        top.annotate(_note(view), (0, 1), (0, 9), fontsize=9.5, color=theme.soft, **above)
+        _draw_curves(top, view, theme)
+        _draw_utility(bottom, view, utility, theme)
+        target = io.BytesIO()
+        figure.savefig(target, format="png", metadata={"Software": None})
+    return target.getvalue()
+
+
+def _note(view: View) -> str:
+    trials = sorted({estimate.n for curve in view.curves for _, estimate in curve.points})
+    span = " to ".join(str(n) for n in dict.fromkeys([trials[0], trials[-1]])) if trials else "0"
+    note = f"Mean over {view.seeds}, n = {span} per point; band: 95% interval"
+    return note if view.partial is None else f"PARTIAL. {note}"
+
+
+def _draw_curves(axes: Axes, view: View, theme: Theme) -> None:
+    ticks = sorted({x for curve in view.curves for x, _ in curve.points})
+    for curve in view.curves:
+        style = _style(view, curve.model)
+        points = sorted(curve.points, key=lambda point: point[0])
+        x = [repetitions for repetitions, _ in points]
+        shares = [estimate for _, estimate in points]
+        low, high = [100 * e.low for e in shares], [100 * e.high for e in shares]
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        label = _short(curve.model)
+        axes.plot(x, [100 * e.value for e in shares], label=label, linewidth=2.2, markersize=6, clip_on=False, **style)
+    if ticks:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+    axes.set_xlabel("Repetitions of the injection in the user's text")
+    axes.set_ylabel("Protected answers leaked (lower is better)")
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20))
+    axes.yaxis.set_major_formatter("{x:.0f}%")
+    _clean(axes, theme, "y")
+    if view.curves:
+        axes.legend(frameon=False, loc="best", labelcolor=theme.ink)
+
+
+def _draw_utility(axes: Axes, view: View, rows: list[Row], theme: Theme) -> None:
+    axes.set_title("Utility of the same models", fontsize=12, **_TITLE)
+    y = 0.0
+    for row in rows:
+        box = {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5}
+        axes.text(0, y, _short(row.label), va="center", fontsize=10, color=theme.soft, bbox=box)
+        for model, estimate in zip(view.models, row.estimates, strict=True):
+            y += 1
+            if estimate is None:
+                axes.text(0, y, f"{_short(model.name)}: not measured", va="center", fontsize=10, color=theme.soft)
+                continue
+            low, high = 100 * estimate.low, 100 * estimate.high
+            axes.barh(y, 100 * estimate.value, height=0.72, color=_style(view, model.name)["color"], alpha=0.85)
+            axes.plot([low, high], [y, y], color=theme.ink, linewidth=1.4, solid_capstyle="butt")
+            label = f"{percent(estimate.value)}  {_short(model.name)}"
+            axes.text(max(100 * estimate.value, high) + 1.2, y, label, va="center", fontsize=10)
+        y += 1.15
+    axes.set_ylim(max(y, 1.0) - 0.5, -0.6)
+    axes.set_xlim(0, 142)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_yticks([])
+    axes.xaxis.set_major_formatter("{x:.0f}%")
+    axes.set_xlabel("Right answers (higher is better); line: 95% interval")
+    _clean(axes, theme, "x")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for the chart, and that matplotlib does not take for a hidden one."""
+    text = visible(name).replace("\n", " ").lstrip("_")
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
+
+
+def _style(view: View, model: str) -> dict[str, Any]:
+    index = [line.name for line in view.models].index(model)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def _clean(axes: Axes, theme: Theme, grid: str) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, pad=6)
+    axes.grid(axis=grid, color=theme.grid, linewidth=1)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)

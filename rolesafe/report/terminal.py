@@ -1,0 +1,62 @@
+"""The report as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rolesafe.report.text import visible
+from rolesafe.report.view import Estimate, Kind, View, interval, percent
+
+SECTIONS: dict[Kind, str] = {
+    "utility": "Utility (higher is better)",
+    "attack": "Attack success (lower is better)",
+}
+
+
+def draw_table(view: View, console: Console) -> None:
+    """Print `view` as a table. No markup and no escape sequence in text from elsewhere takes effect."""
+    table = Table(
+        title=Text("Plain and role-aware models under attack"),
+        caption=Text(f"mean over {view.seeds}, 95% interval below it, n = trials over all seeds"),
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("", overflow="fold")
+    for model in view.models:
+        table.add_column(Text(visible(model.name)), justify="right", no_wrap=True)
+    table.add_column("n", justify="right")
+    if view.with_versus:
+        table.add_column(Text(f"{visible(view.models[-1].name)} against {visible(view.models[0].name)}"), max_width=20)
+    for kind, title in SECTIONS.items():
+        rows = [row for row in view.rows if row.kind == kind]
+        if rows:
+            table.add_section()
+            table.add_row(Text(title, style="bold"))
+        for row in rows:
+            cells = [Text(f"  {visible(row.label)}")]
+            cells += [_cell(estimate, kind) for estimate in row.estimates]
+            cells.append(Text(trials(row.estimates), style="dim"))
+            if view.with_versus:
+                cells.append(Text(row.versus))
+            table.add_row(*cells)
+    console.print(table)
+    if view.partial is not None:
+        console.print(Text(f"PARTIAL: {visible(view.partial)}", style="bold yellow"))
+    if view.headline:
+        console.print(Text(visible(view.headline)))
+
+
+def trials(estimates: tuple[Estimate | None, ...]) -> str:
+    """The number of trials of a row: one figure where the models have it in common."""
+    counts = sorted({estimate.n for estimate in estimates if estimate is not None})
+    return " / ".join(map(str, counts))
+
+
+def _cell(estimate: Estimate | None, kind: Kind) -> Text:
+    if estimate is None:
+        return Text("not measured", style="dim")
+    good = estimate.value if kind == "utility" else 1.0 - estimate.value
+    style = "green" if good >= 0.9 else "red" if good < 0.5 else ""
+    return Text.assemble((percent(estimate.value), style), (f"\n{interval(estimate)}", "dim"))

@@ -1,0 +1,58 @@
+"""The functions others call: results in, a table, a chart or a page out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from rolesafe.report.chart import draw_chart
+from rolesafe.report.markdown import render_markdown
+from rolesafe.report.page import render_page
+from rolesafe.report.results import Results, build_view
+from rolesafe.report.terminal import draw_table
+
+CHART = "attack-success.png"
+PAGE = "report.html"
+MARKDOWN = "results.md"
+
+
+def print_table(results: Results, console: Console | None = None) -> None:
+    """Print `results` as a table."""
+    draw_table(build_view(results), console or Console())
+
+
+def markdown_table(results: Results) -> str:
+    """`results` as a Markdown table."""
+    return render_markdown(build_view(results))
+
+
+def write_chart(results: Results, path: str | os.PathLike[str]) -> Path:
+    """Write the chart of `results`, a PNG image, to `path`."""
+    return _write(path, draw_chart(build_view(results)))
+
+
+def write_page(results: Results, path: str | os.PathLike[str]) -> Path:
+    """Write `results` as one self-contained HTML page to `path`; the chart is in it, for light and for dark screens."""
+    return _write(path, render_page(build_view(results)).encode("utf-8"))
+
+
+def write_report(results: Results, directory: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Write chart, page and Markdown table into `directory`, and return their paths."""
+    folder = Path(directory)
+    return (
+        write_page(results, folder / PAGE),
+        write_chart(results, folder / CHART),
+        _write(folder / MARKDOWN, markdown_table(results).encode("utf-8")),
+    )
+
+
+def _write(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write `content` as a whole or not at all: an interrupted run leaves no half of a page."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.write_bytes(content)
+    temporary.replace(target)
+    return target

@@ -1,0 +1,385 @@
+"""From chat messages to tokens with roles.
+
+A token's role is that of the message it was made from. It is never read off the text or off the token ids: the chat
+template is rendered without the contents (:mod:`rolesafe.roles.templates`), every message is turned into tokens on its
+own, and no content can produce a structural token (:mod:`rolesafe.roles.bare`).
+
+Shapes: B conversations, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rolesafe.config import RoleConfig
+from rolesafe.roles.bare import Bare, Piece, bare
+from rolesafe.roles.messages import Message, read_batch, read_conversation
+from rolesafe.roles.templates import Part, Segment, lay_out, resolve_template
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
+
+_PADDING = (True, False, "longest", "max_length", "do_not_pad")
+_SIDES = (None, "left", "right")
+_RESERVED = {
+    "messages", "conversations", "chat_template", "add_generation_prompt", "continue_final_message",
+    "return_assistant_tokens_mask",
+}  # fmt: skip
+_CACHE_SIZE = 1024  # layouts kept for each tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """One conversation in tokens, before padding. The four lists are aligned, token by token.
+
+    Attributes:
+        input_ids: Token ids.
+        role_ids: Role of each token's message; of the generation prompt: ``config.generated``.
+        message_ids: Index of each token's message; the number of messages for the generation prompt. Not ascending
+            where the template prints messages in another order than they were sent.
+        parts: What each token is to its message: header, content or footer. A model that answers learns the content
+            and the footer (its end-of-turn token) of its own messages.
+        truncated: Indices of the messages that lost content to `max_length`: their footer follows a cut text.
+    """
+
+    input_ids: list[int]
+    role_ids: list[int]
+    message_ids: list[int]
+    parts: list[Part]
+    truncated: tuple[int, ...] = ()
+
+    @property
+    def content_mask(self) -> list[bool]:
+        """True where a token is text of a message, not of the template."""
+        return [part is Part.CONTENT for part in self.parts]
+
+    @property
+    def footer_mask(self) -> list[bool]:
+        """True where a token is template text that closes a message."""
+        return [part is Part.FOOTER for part in self.parts]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    config: RoleConfig | None = None,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    padding: bool | str = True,
+    padding_side: str | None = None,
+    truncation: bool = False,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    return_tensors: str | None = "pt",
+) -> BatchEncoding:
+    """Encode one conversation, or a batch of them, into aligned token ids, attention mask and role ids.
+
+    For text without structural strings the ids are those of ``tokenizer.apply_chat_template``. A structural string
+    that somebody typed into a message is ordinary text of that message's role.
+
+    Args:
+        tokenizer: A transformers tokenizer. It is not changed.
+        messages: Mappings with exactly ``"role"`` and ``"content"``: one conversation (a list of them) or a batch (a
+            list of lists). A content is a string, or a list of ``{"type": "text", "text": ...}``, which are joined.
+        config: Declares the roles; default: ``RoleConfig()``.
+        add_generation_prompt: End with what opens the model's next message. Its role is ``config.generated``.
+        continue_final_message: Leave out what closes the last message, so that the model goes on with it.
+        padding: True or ``"longest"``: to the longest conversation; ``"max_length"``: to `max_length`; False: none.
+            Padding has attention mask 0, the id of the padding token (of the end-of-sequence token where there is
+            none) and the least privileged role.
+        padding_side: ``"left"`` or ``"right"``; default: the tokenizer's.
+        truncation: Shorten conversations to `max_length` tokens. Only contents of unprivileged messages are cut, from
+            their end, oldest message first; never template text, never the privileged part.
+        max_length: Number of tokens, for `truncation` or ``padding="max_length"``.
+        chat_template: A Jinja template, a name the tokenizer knows, or ``"default"`` for
+            :data:`rolesafe.roles.templates.DEFAULT_TEMPLATE`; default: the tokenizer's own.
+        template_kwargs: Further variables for the template (``enable_thinking``, ``tools`` ...). What it prints of them
+            is template text, structural tokens included: never put an untrusted text here.
+        return_tensors: ``"pt"`` or None (lists).
+
+    Returns:
+        A ``BatchEncoding`` of ``input_ids``, ``attention_mask`` and ``role_ids``, each (B, T), int64; B = 1 for one
+        conversation. ``model.generate(**encoding)`` takes it.
+
+    Raises:
+        ValueError: An argument is not as described; the message names it, what was expected, and the way out.
+    """
+    config = _config(config)
+    _check(padding in _PADDING, "padding", f"one of {_PADDING}", padding)
+    _check(padding_side in _SIDES, "padding_side", '"left", "right" or None (the tokenizer\'s)', padding_side)
+    _check(return_tensors in (None, "pt"), "return_tensors", '"pt" or None', return_tensors)
+    if max_length is None and padding == "max_length":
+        raise ValueError('`max_length`: padding="max_length" needs it; expected a number of tokens, got None')
+    if max_length is not None and not truncation and padding != "max_length":
+        raise ValueError(
+            f'`max_length`: {max_length} has no effect without truncation=True or padding="max_length"; pass one'
+        )
+    encoder = _Encoder(tokenizer, config, chat_template, template_kwargs, add_generation_prompt, continue_final_message)
+    limit = _limit(truncation, max_length)
+    conversations, names = read_batch(messages)
+    encoded = [encoder.encode(c, name, limit) for c, name in zip(conversations, names, strict=True)]
+    side = padding_side or tokenizer.padding_side
+    return _collate(tokenizer, encoded, config, padding, side, max_length, return_tensors)
+
+
+def encode_one(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    config: RoleConfig | None = None,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+    truncation: bool = False,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    argument: str = "messages",
+) -> EncodedConversation:
+    """Encode one conversation, and say of each token which message and which part of it it comes from.
+
+    The arguments are those of :func:`encode`; `argument` is what error messages call `messages`.
+
+    Raises:
+        ValueError: As :func:`encode`.
+    """
+    encoder = _Encoder(
+        tokenizer, _config(config), chat_template, template_kwargs, add_generation_prompt, continue_final_message
+    )
+    return encoder.encode(messages, argument, _limit(truncation, max_length))
+
+
+def _limit(truncation: bool, max_length: int | None) -> int | None:
+    """The number of tokens to truncate to, if any."""
+    if truncation and max_length is None:
+        raise ValueError("`max_length`: truncation=True needs it; expected a number of tokens, got None")
+    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
+        raise ValueError(f"`max_length`: expected a number of tokens >= 1, got {max_length!r}")
+    return max_length if truncation else None
+
+
+class _Encoder:
+    """What the conversations of one call have in common."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: RoleConfig,
+        chat_template: str | None,
+        template_kwargs: Mapping[str, Any] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> None:
+        _check_tokenizer(tokenizer)
+        if add_generation_prompt and continue_final_message:
+            raise ValueError(
+                "`continue_final_message`: True together with add_generation_prompt=True; expected at most one of "
+                "them, as the model either goes on with the last message or starts a new one"
+            )
+        variables = {} if template_kwargs is None else template_kwargs
+        _check(isinstance(variables, Mapping), "template_kwargs", "a mapping of names to values, or None", variables)
+        for name in _RESERVED & set(variables):
+            raise ValueError(f"`template_kwargs`: {name!r} is not the caller's to set; leave it out")
+        self.config = config
+        self.state: Bare = bare(tokenizer)
+        self.template = resolve_template(tokenizer, chat_template)
+        self.variables = {**tokenizer.special_tokens_map, **variables}
+        self.add_generation_prompt = bool(add_generation_prompt)
+        self.continue_final_message = continue_final_message
+        self.layouts = self.state.layouts
+        self.key: tuple[Any, ...] = ()
+        try:
+            printed = json.dumps(self.variables, sort_keys=True)
+            self.key = (self.template, config.privileged, config.generated, self.add_generation_prompt, printed)
+        except TypeError:  # a function among the tools, say
+            self.layouts = {}
+        if "strftime_now" in self.template:  # prints the date: good for this call only
+            self.layouts = {}
+
+    def encode(self, messages: Any, argument: str, limit: int | None) -> EncodedConversation:
+        conversation = read_conversation(messages, self.config.roles, argument)
+        segments = self._lay_out(tuple(message.role for message in conversation))
+        if self.continue_final_message:
+            last = max(k for k, segment in enumerate(segments) if segment.part is Part.CONTENT)
+            segments = segments[: last + 1]
+        encoded = _tokenise(self.state, segments, conversation, self.config)
+        if limit is not None and len(encoded) > limit:
+            return _truncate(encoded, conversation, self.config, limit)
+        return encoded
+
+    def _lay_out(self, roles: tuple[str, ...]) -> tuple[Segment, ...]:
+        """The segments, kept for the next conversation of the same roles: they do not depend on any content."""
+        key = (roles, *self.key)
+        if key not in self.layouts:
+            if len(self.layouts) >= _CACHE_SIZE:
+                self.layouts.clear()
+            self.layouts[key] = lay_out(
+                self.template,
+                roles,
+                config=self.config,
+                add_generation_prompt=self.add_generation_prompt,
+                variables=self.variables,
+                markers=self.state.markers,
+            )
+        return self.layouts[key]
+
+
+def _tokenise(
+    state: Bare, segments: Sequence[Segment], conversation: Sequence[Message], config: RoleConfig
+) -> EncodedConversation:
+    input_ids: list[int] = []
+    role_ids: list[int] = []
+    message_ids: list[int] = []
+    parts: list[Part] = []
+    run: list[Piece] = []
+    before = "start"
+    for k, segment in enumerate(segments):
+        text = segment.text
+        if segment.part is Part.CONTENT:
+            text = _fill(segment, conversation[segment.message].content)
+        if text:
+            run.append((segment.part, text))
+        following = segments[k + 1].message if k + 1 < len(segments) else None
+        if following == segment.message or not run:
+            continue
+        ids, new_parts, before = state.encode(run, before)
+        message = segment.message
+        role = conversation[message].role_id if message < len(conversation) else config.generated_id
+        input_ids += ids
+        parts += new_parts
+        role_ids += [role] * len(ids)
+        message_ids += [message] * len(ids)
+        run = []
+    return EncodedConversation(input_ids, role_ids, message_ids, parts)
+
+
+def _fill(segment: Segment, content: str) -> str:
+    """The content as the template would print it."""
+    content = content.lstrip(segment.left) if segment.left != "" else content
+    content = content.rstrip(segment.right) if segment.right != "" else content
+    return json.dumps(content, ensure_ascii=False)[1:-1] if segment.json else content
+
+
+def _truncate(
+    encoded: EncodedConversation, conversation: Sequence[Message], config: RoleConfig, max_length: int
+) -> EncodedConversation:
+    """Cut contents of unprivileged messages, oldest first, each from its end."""
+    excess = len(encoded) - max_length
+    privileged = set(config.privileged_ids)
+    content: dict[int, list[int]] = {}
+    for k, (message, part) in enumerate(zip(encoded.message_ids, encoded.parts, strict=True)):
+        if part is Part.CONTENT and conversation[message].role_id not in privileged:
+            content.setdefault(message, []).append(k)
+    room = sum(map(len, content.values()))
+    if room < excess:
+        held = sum(role in privileged for role in encoded.role_ids)
+        raise ValueError(
+            f"`max_length`: {max_length} is too small for this conversation of {len(encoded)} tokens; expected at "
+            f"least {len(encoded) - room}, because the privileged part ({held} tokens) and the template text around "
+            f"the other messages ({len(encoded) - room - held} tokens) are never cut. Raise `max_length`, or shorten "
+            "the privileged messages yourself."
+        )
+    cut: set[int] = set()
+    truncated = []
+    for message in sorted(content):
+        if excess <= 0:
+            break
+        taken = content[message][-excess:]
+        cut.update(taken)
+        truncated.append(message)
+        excess -= len(taken)
+    keep = [k for k in range(len(encoded)) if k not in cut]
+    return EncodedConversation(
+        [encoded.input_ids[k] for k in keep],
+        [encoded.role_ids[k] for k in keep],
+        [encoded.message_ids[k] for k in keep],
+        [encoded.parts[k] for k in keep],
+        tuple(truncated),
+    )
+
+
+def _collate(
+    tokenizer: Any,
+    encoded: Sequence[EncodedConversation],
+    config: RoleConfig,
+    padding: bool | str,
+    side: str,
+    max_length: int | None,
+    return_tensors: str | None,
+) -> BatchEncoding:
+    from transformers import BatchEncoding
+
+    lengths = [len(conversation) for conversation in encoded]
+    target = max(lengths)
+    if padding == "max_length" and max_length is not None:
+        if target > max_length:
+            raise ValueError(
+                f"`max_length`: {max_length} is less than the longest conversation ({target} tokens); raise it, or "
+                "pass truncation=True"
+            )
+        target = max_length
+    pads = padding not in (False, "do_not_pad")
+    if not pads and return_tensors == "pt" and len(set(lengths)) > 1:
+        raise ValueError(
+            f"`padding`: conversations of {min(lengths)} to {target} tokens do not make a tensor without it; pass "
+            "padding=True, or return_tensors=None for lists"
+        )
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "role_ids": []}
+    for conversation in encoded:
+        short = target - len(conversation) if pads else 0
+        for name, values, filler in (
+            ("input_ids", conversation.input_ids, padding_id(tokenizer) if short else 0),
+            ("attention_mask", [1] * len(conversation), 0),
+            ("role_ids", conversation.role_ids, padding_role_id(config)),
+        ):
+            fill = [filler] * short
+            columns[name].append(fill + values if side == "left" else values + fill)
+    return BatchEncoding(columns, tensor_type=return_tensors)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Id of padding: the padding token's, or the end-of-sequence token's (the attention mask covers it).
+
+    Raises:
+        ValueError: The tokenizer has neither.
+    """
+    for found in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if found is not None:
+            return int(found)
+    raise ValueError(
+        "`tokenizer`: has neither a padding nor an end-of-sequence token, and padding needs one; expected "
+        "tokenizer.pad_token to be set. Set it to any token (the attention mask covers it), or encode one conversation "
+        "at a time."
+    )
+
+
+def padding_role_id(config: RoleConfig) -> int:
+    """Role id of padding: the least privileged one."""
+    return max(set(range(len(config.roles))) - set(config.privileged_ids))
+
+
+def _config(config: RoleConfig | None) -> RoleConfig:
+    if config is None:
+        return RoleConfig()
+    _check(isinstance(config, RoleConfig), "config", "a RoleConfig or None", config)
+    return config
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not all(
+        hasattr(tokenizer, name) for name in ("get_chat_template", "added_tokens_decoder", "special_tokens_map")
+    ):
+        way_out = " Pass its `.tokenizer`." if hasattr(tokenizer, "tokenizer") else ""
+        raise ValueError(f"`tokenizer`: expected a transformers tokenizer, got {type(tokenizer).__name__}.{way_out}")
+
+
+def _check(good: bool, argument: str, expected: str, got: Any) -> None:
+    if not good:
+        raise ValueError(f"`{argument}`: expected {expected}, got {got!r}")

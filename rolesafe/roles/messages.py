@@ -1,0 +1,94 @@
+"""Reading what a caller passes as messages, and refusing what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rolesafe.roles.role import role_id
+
+_KEYS = ("role", "content")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that is known to be in order."""
+
+    role: str
+    role_id: int
+    content: str
+
+
+def read_batch(messages: Any) -> tuple[list[Any], list[str]]:
+    """The conversations in `messages`, and what to call each in an error message.
+
+    Raises:
+        ValueError: `messages` is neither a list of messages nor a list of lists.
+    """
+    if not _is_list(messages):
+        raise ValueError(
+            "`messages`: expected a list of {'role': ..., 'content': ...} (one conversation) or a list of such lists "
+            f"(a batch), got {type(messages).__name__}"
+        )
+    if not messages:
+        raise ValueError("`messages`: is empty; expected at least one message")
+    if all(_is_list(conversation) for conversation in messages):
+        return list(messages), [f"messages[{i}]" for i in range(len(messages))]
+    return [messages], ["messages"]
+
+
+def read_conversation(messages: Any, roles: Sequence[str], argument: str) -> list[Message]:
+    """Messages with their role ids and their contents as strings.
+
+    Raises:
+        ValueError: There is none, or one is not a mapping of exactly a known role and a text.
+    """
+    if not _is_list(messages):
+        raise ValueError(f"`{argument}`: expected a list of messages, got {type(messages).__name__}")
+    if not messages:
+        raise ValueError(f"`{argument}`: a conversation without messages; expected at least one. Leave it out.")
+    return [_read(message, roles, f"{argument}[{i}]") for i, message in enumerate(messages)]
+
+
+def _read(message: Any, roles: Sequence[str], argument: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise ValueError(
+            f"`{argument}`: expected a mapping with 'role' and 'content', got {type(message).__name__}: {message!r:.80}"
+        )
+    for key in _KEYS:
+        if key not in message:
+            raise ValueError(f"`{argument}`: has no {key!r}; expected 'role' and 'content', got {sorted(message)}")
+    for key, value in message.items():
+        if key not in _KEYS and value is not None:
+            # Dropping it silently could lose a tool call; handing it to the template would let its text be structure.
+            raise ValueError(
+                f"`{argument}`: key {key!r} is not encoded; expected only 'role' and 'content'. Write what the model "
+                "should read into the content, and leave the key out."
+            )
+    number = role_id(message["role"], roles, argument=f"{argument}['role']")
+    return Message(roles[number], number, _read_content(message["content"], f"{argument}['content']"))
+
+
+def _read_content(content: Any, argument: str) -> str:
+    if _is_list(content):
+        for i, part in enumerate(content):
+            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise ValueError(
+                    f"`{argument}[{i}]`: expected a part {{'type': 'text', 'text': a string}}, got {part!r:.80}; only "
+                    "text has a role here"
+                )
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ValueError(
+            f"`{argument}`: expected a string or a list of text parts, got {type(content).__name__}. Pass '' for an "
+            "empty message."
+        )
+    if content.isascii():
+        return content
+    # Half a surrogate pair is no text to a tokenizer: it becomes U+FFFD, because nothing a user types may raise.
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))

@@ -1,0 +1,92 @@
+"""Metadata of rolesafe. Settings of the tools (ruff, mypy, pytest) are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """`__version__` of rolesafe/__init__.py, the one place it is written, without importing the package."""
+    path = HERE / "rolesafe" / "__init__.py"
+    match = re.search(r'^__version__ = "([^"]+)"$', path.read_text(encoding="utf-8"), re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f'{path}: expected a line `__version__ = "..."`, found none')
+    return match.group(1)
+
+
+def read_description() -> str:
+    """The README, where there is one."""
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+INSTALL_REQUIRES = [
+    "torch>=2.11",
+    "transformers>=5.17",
+    "accelerate>=1.1",  # what transformers' Trainer asks for
+    "einops>=0.8",
+    "jinja2>=3.1",
+    "numpy>=1.26",
+    "rich>=13.7",
+    "safetensors>=0.4.3",
+    "tokenizers>=0.21",
+    # 280 MB. CUDA builds of torch bring the release that fits them; beside a CPU build it lies idle.
+    'triton>=3.6; platform_system == "Linux"',
+    "typer>=0.12",
+]
+
+EXTRAS: dict[str, list[str]] = {
+    "demo": ["matplotlib>=3.8"],
+    "peft": ["peft>=0.18"],
+    "trl": ["trl>=0.26"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["demo"],
+    "hypothesis>=6.100",
+    "mypy>=1.15",
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "ruff>=0.12",
+    "sentencepiece>=0.2",  # tokenizers under test
+]
+EXTRAS["all"] = sorted({requirement for extra in ("demo", "peft", "trl") for requirement in EXTRAS[extra]})
+
+setup(
+    name="rolesafe",
+    version=read_version(),
+    description="Tokens with standing: role-aware attention for transformers",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["transformers", "attention", "prompt injection", "instruction hierarchy", "safety", "roles"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS,
+    # `kernels/` has no __init__.py on purpose: a regular package of that name would shadow Hugging Face's `kernels`.
+    packages=[
+        *find_packages(include=["rolesafe", "rolesafe.*"]),
+        *find_packages("kernels", include=["rolesafe_kernels", "rolesafe_kernels.*"]),
+    ],
+    package_dir={"rolesafe": "rolesafe", "rolesafe_kernels": "kernels/rolesafe_kernels"},
+    package_data={"rolesafe": ["py.typed", "report/*.html"], "rolesafe_kernels": ["py.typed"]},
+    entry_points={"console_scripts": ["rolesafe = rolesafe.cli:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,43 @@
+"""What the comparison column claims, and when it claims nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rolesafe.report.view import Estimate, Row, View
+
+
+def share(value: float, half: float) -> Estimate:
+    return Estimate(value=value, low=max(0.0, value - half), high=value + half, k=0, n=100, per_seed=(value,))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (share(0.5, 0.05), share(0.1, 0.02), "5.0x lower"),
+        (share(0.5, 0.05), share(0.0, 0.04), "≥ 12.5x lower"),
+        (share(0.1, 0.02), share(0.5, 0.05), "5.0x higher"),
+        (share(0.0, 0.01), share(0.5, 0.05), "higher"),
+        (share(0.3, 0.1), share(0.2, 0.1), "intervals overlap"),
+        (share(0.0, 0.0), share(0.0, 0.0), "intervals overlap"),
+    ],
+)
+def test_attacks_are_compared_by_ratio(first: Estimate, last: Estimate, expected: str) -> None:
+    assert Row(label="x", kind="attack", estimates=(first, share(0.9, 0.1), last)).versus == expected
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.985, "+1.5 points"), (0.95, "-2.0 points"), (0.97, "±0.0 points")])
+def test_utility_is_compared_in_points(last: float, expected: str) -> None:
+    assert Row(label="x", kind="utility", estimates=(share(0.97, 0.01), share(last, 0.01))).versus == expected
+
+
+def test_nothing_is_compared_where_a_model_is_missing() -> None:
+    assert Row(label="x", kind="attack", estimates=(share(0.5, 0.1), None)).versus == ""
+    assert Row(label="x", kind="attack", estimates=(share(0.5, 0.1),)).versus == ""
+
+
+def test_seeds_in_words(make_view: Callable[..., View]) -> None:
+    assert make_view(n_seeds=1).seeds == "1 seed"
+    assert make_view().seeds == "3 seeds"

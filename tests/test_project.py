@@ -1,0 +1,238 @@
+"""The shape of the project: which way imports go, what is public, how long files are, what never appears."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rolesafe
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "rolesafe"
+KERNELS = ROOT / "kernels" / "rolesafe_kernels"
+
+LAYERS = (
+    {"config", "roles"},
+    {"attention"},
+    {"mechanisms"},
+    {"patching"},
+    {"training", "tasks", "attacks"},
+    {"evaluation"},
+    {"report"},
+    {"cli", "__main__"},
+)
+"""A part may import its own layer and those before it."""
+
+PUBLIC = [
+    "Role",
+    "RoleConfig",
+    "__version__",
+    "encode",
+    "from_pretrained",
+    "patch",
+    "role_attention",
+    "role_parameters",
+    "save_role_layer",
+    "unpatch",
+]
+
+FORBIDDEN = (
+    r"^\s*(import|from)\s+(pickle|cPickle|dill|cloudpickle|joblib|shelve|marshal)\b",
+    r"\bpickle\.loads?\(",
+    r"\btorch\.load\(",
+    r"trust_remote_code\s*=\s*True",
+    r"(?<![\w.])(eval|exec)\(",
+)
+"""What would run code out of a file or a repository."""
+
+
+def module_name(path: Path, base: Path) -> str:
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """Dotted names of all that `tree` imports, wherever the import stands; lazy names of rolesafe are resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield rolesafe._HOME.get(alias.name, base) if base == "rolesafe" else f"{base}.{alias.name}"
+
+
+def imports_of(path: Path, base: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return set(imported_modules(tree, module_name(path, base), path.name == "__init__.py"))
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(module: str) -> str | None:
+    """The part of rolesafe that a dotted name lies in, such as "attention"; None outside and for rolesafe itself."""
+    pieces = module.split(".")
+    return pieces[1] if pieces[0] == "rolesafe" and len(pieces) > 1 else None
+
+
+def rank(part: str) -> int:
+    for index, layer in enumerate(LAYERS):
+        if part in layer:
+            return index
+    raise AssertionError(f"`rolesafe.{part}` has no place in LAYERS of {Path(__file__).name}: give it one")
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+def test_walk_sees_every_form_of_import() -> None:
+    code = (
+        "import a.b\ndef f():\n  from .x import y\n  from ..z import w\nfrom . import v\nfrom rolesafe import patch\n"
+    )
+    found = set(imported_modules(ast.parse(code), "rolesafe.p.q", is_package=False))
+    assert found == {"a.b", "rolesafe.p.x.y", "rolesafe.z.w", "rolesafe.p.v", "rolesafe.patching"}
+    assert set(imported_modules(ast.parse("from .x import y"), "rolesafe.p", is_package=True)) == {"rolesafe.p.x.y"}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = part_of(module_name(path, ROOT))
+    if own is None or own == "__init__":
+        return  # rolesafe/__init__.py names everything, lazily
+    wrong = {name for name in imports_of(path, ROOT) if (part := part_of(name)) and rank(part) > rank(own)}
+    assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}, which come after {own!r}: {LAYERS}"
+
+
+def test_parts_do_not_import_each_other_in_a_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for path in sources():
+        own = part_of(module_name(path, ROOT))
+        if own is not None:
+            parts = {part_of(name) for name in imports_of(path, ROOT)}
+            edges.setdefault(own, set()).update(part for part in parts if part not in (None, own, "__version__"))
+    edges.pop("config", None)  # `config` and `roles` are one layer: the names of the default roles are in `roles`
+    done: set[str] = set()
+    while ready := [part for part, needs in edges.items() if part not in done and needs & set(edges) <= done]:
+        done.update(ready)
+    assert not set(edges) - done, f"these parts import each other in a circle: {sorted(set(edges) - done)}"
+
+
+def test_kernels_never_import_rolesafe() -> None:
+    for path in sorted(KERNELS.rglob("*.py")):
+        wrong = {name for name in imports_of(path, ROOT / "kernels") if name.split(".")[0] == "rolesafe"}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_attention_never_imports_transformers() -> None:
+    for path in sorted((PACKAGE / "attention").rglob("*.py")):
+        wrong = {name for name in imports_of(path, ROOT) if name.split(".")[0] == "transformers"}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+
+
+def test_backends_never_import_each_other() -> None:
+    backends = {"reference", "sdpa", "triton"}
+    for path in sorted((PACKAGE / "attention").rglob("*.py")):
+        own = set(module_name(path, ROOT).split(".")) & backends
+        if own:
+            used = {piece for name in imports_of(path, ROOT) if part_of(name) for piece in name.split(".")} & backends
+            assert used <= own, f"{path.relative_to(ROOT)} imports the backends {sorted(used - own)}"
+
+
+def test_kernels_folder_is_no_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package `kernels`"
+
+
+def run_fresh(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_transformers_model_imports_from_the_repository_root() -> None:
+    assert "ok" in run_fresh("import rolesafe\nfrom transformers import LlamaForCausalLM\nprint('ok')")
+
+
+# --------------------------------------------------------------------------------------------------------- public names
+
+
+def test_exported_names_are_these() -> None:
+    assert rolesafe.__all__ == PUBLIC
+    assert dir(rolesafe) == PUBLIC
+
+
+def test_exported_names_exist() -> None:
+    for name in PUBLIC:
+        assert getattr(rolesafe, name) is not None
+
+
+def test_unknown_name_says_so() -> None:
+    with pytest.raises(AttributeError, match="module 'rolesafe' has no attribute 'pacth'"):
+        rolesafe.pacth  # noqa: B018
+
+
+@pytest.mark.parametrize("names", ["RoleConfig, Role, __version__", "patch, encode, RoleConfig"])
+def test_import_is_fast_and_light(names: str) -> None:
+    """In a fresh process: under a second, and nothing heavy comes with it. The second case is what users write."""
+    code = (
+        f"import json, sys, time\nstart = time.perf_counter()\nfrom rolesafe import {names}\n"
+        "took = time.perf_counter() - start\nRoleConfig()\n"
+        "heavy = [n for n in ('torch', 'transformers', 'numpy', 'matplotlib', 'jinja2') if n in sys.modules]\n"
+        "print(json.dumps([took, heavy]))"
+    )
+    took, heavy = json.loads(run_fresh(code))
+    assert heavy == [], f"`from rolesafe import {names}` imports {heavy}: import them where they are first used"
+    assert took < 1.0, f"`from rolesafe import {names}` took {took:.2f} s"
+
+
+def test_version_is_written_once() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", rolesafe.__version__)
+    assert rolesafe.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert rolesafe.__version__ not in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert not re.search(r"^version\s*=", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("folder", ["rolesafe", "kernels", "tests", "benchmarks"])
+def test_files_are_short(folder: str) -> None:
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    long = {str(path): lines for path, lines in lengths.items() if lines >= 500}
+    assert not long, f"files of 500 lines and more: {long}; split them by what they do"
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN)
+def test_nothing_runs_code_from_a_file_or_a_repository(pattern: str) -> None:
+    hits = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in [*sources(), *KERNELS.rglob("*.py")]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert not hits, "\n".join(hits)
+
+
+def test_packages_of_setup_are_all_packages() -> None:
+    """Every folder with Python files is a package, so none is left out of an installation."""
+    for folder in {path.parent for path in sources()}:
+        assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has no __init__.py"
+    for marker in (PACKAGE / "py.typed", KERNELS / "py.typed"):
+        assert marker.exists(), f"{marker.relative_to(ROOT)} is missing: type checkers would ignore the annotations"
