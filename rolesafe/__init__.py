@@ -22,7 +22,18 @@ _HOME = {
     "role_attention": "rolesafe.attention",
 }
 
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [  # noqa: RUF022  (grouped: what to call first comes first)
+    "Role",
+    "RoleConfig",
+    "encode",
+    "patch",
+    "unpatch",
+    "role_parameters",
+    "from_pretrained",
+    "save_role_layer",
+    "role_attention",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from rolesafe.attention import role_attention

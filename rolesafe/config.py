@@ -67,10 +67,11 @@ class RoleConfig:
     def __post_init__(self) -> None:
         for name in ("roles", "privileged", "layers"):  # lists come out of JSON
             value = getattr(self, name)
-            if isinstance(value, str) or not (value is None or isinstance(value, Sequence)):
+            if value is None and name == "layers":
+                continue
+            if isinstance(value, str) or not isinstance(value, Sequence):
                 raise ValueError(f"`{name}`: expected a sequence, got {value!r}")
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, tuple(value))
         self._check_roles()
         self._check_parts()
 
@@ -88,6 +89,8 @@ class RoleConfig:
                     f"`privileged`: role {name!r} does not exist; expected some of {self.roles}. "
                     "Declare it in `roles` or leave it out."
                 )
+        if len(set(self.privileged)) != len(self.privileged):
+            raise ValueError(f"`privileged`: expected distinct names, got {self.privileged}")
         if self.generated not in self.roles:
             raise ValueError(f"`generated`: role {self.generated!r} does not exist; expected one of {self.roles}")
         if self.generated in self.privileged:
@@ -187,8 +190,8 @@ class RoleConfig:
         version = values.pop("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
-                f"`format_version`: {version!r} was written by a newer rolesafe; this one reads up to {FORMAT_VERSION}. "
-                "Upgrade rolesafe."
+                f"`format_version`: {version!r} was written by a newer rolesafe; this one reads up to "
+                f"{FORMAT_VERSION}. Upgrade rolesafe."
             )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)

@@ -171,8 +171,8 @@ def test_transformers_model_imports_from_the_repository_root() -> None:
 
 
 def test_exported_names_are_these() -> None:
-    assert rolesafe.__all__ == PUBLIC
-    assert dir(rolesafe) == PUBLIC
+    assert sorted(rolesafe.__all__) == PUBLIC
+    assert sorted(dir(rolesafe)) == PUBLIC
 
 
 def test_exported_names_exist() -> None:

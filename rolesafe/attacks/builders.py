@@ -18,7 +18,7 @@ Messages = tuple[Message, ...]
 
 def none(example: Example, rng: Random, marks: Delimiters | None) -> Messages:
     """No attack: the rate of violations without one."""
-    return example.messages
+    return example.with_target(example.request)
 
 
 def ignore_previous(example: Example, rng: Random, marks: Delimiters | None, *, repeats: int) -> Messages:
@@ -38,12 +38,10 @@ def mimicry(example: Example, rng: Random, marks: Delimiters | None, *, place: s
     return example.with_target(_join(*(parts if place == "after" else parts[::-1])))
 
 
-def fake_system(
-    example: Example, rng: Random, marks: Delimiters | None, *, turns: int, delimiters: bool
-) -> Messages:
+def fake_system(example: Example, rng: Random, marks: Delimiters | None, *, turns: int, delimiters: bool) -> Messages:
     """Close the turn, forge whole system turns, open the turn again; with the literal delimiters or without."""
     if not delimiters:
-        return example.with_target(_join(*[example.request, example.forged] * turns, example.request))
+        return example.with_target(_join(example.request, *[example.forged, example.request] * turns))
     if marks is None:
         raise ValueError("`marks`: expected the delimiters of a chat template, got None; see `delimiters`")
     again = marks.header(example.target) + example.request

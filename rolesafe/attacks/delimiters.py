@@ -38,7 +38,9 @@ class Delimiters:
         return _look_up(self.footers, role)
 
 
-def delimiters(tokenizer: Any, roles: Sequence[str] = ("system", "user"), config: RoleConfig | None = None) -> Delimiters:
+def delimiters(
+    tokenizer: Any, roles: Sequence[str] = ("system", "user"), config: RoleConfig | None = None
+) -> Delimiters:
     """The delimiters of `tokenizer`'s chat template for a conversation of these roles.
 
     The template is rendered with placeholders for the contents; what stands around them is what is wanted.

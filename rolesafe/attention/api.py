@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def role_attention(
         dropout: Probability of dropping an attention weight.
 
     Returns:
-        (B, H, T, Dv), dtype of `q`.
+        (B, H, T, Dv), dtype of `q`; under autocast its dtype, like PyTorch's attention.
 
     Raises:
         ValueError: An argument does not fit; the message names it, what was expected and what came.
@@ -141,7 +142,16 @@ def resolve_impl(impl: str, *, softcap: bool = False, sinks: bool = False) -> st
 def compute(problem: Problem, impl: str) -> Tensor:
     """Run a checked problem on the backend that `impl` stands for."""
     chosen = resolve_impl(impl, softcap=problem.softcap is not None, sinks=problem.sinks is not None)
-    return reference_attention(problem) if chosen == "reference" else sdpa_attention(problem)
+    run = reference_attention if chosen == "reference" else sdpa_attention
+    device = problem.q.device.type
+    if not torch.is_autocast_enabled(device):
+        return run(problem)
+    # Tokens in autocast's dtype, as PyTorch's attention takes them; but the tables must not be rounded on the way.
+    if problem.q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+        problem = replace(problem, q=problem.q.to(dtype), k=problem.k.to(dtype), v=problem.v.to(dtype))
+    with torch.autocast(device, enabled=False):
+        return run(problem)
 
 
 def _check_shapes(
@@ -179,9 +189,9 @@ def _check_shapes(
             raise ValueError(f"`bias`: expected shape (H={heads}, R, R) with R <= {MAX_ROLES}, got {_describe(bias)}")
         if bias.device != q.device:
             raise ValueError(f"`bias`: expected device {q.device} like `q`, got {bias.device}")
-    for name, x in (("share", share), ("sinks", sinks)):
-        if x is not None and (tuple(x.shape) != (heads,) or x.device != q.device):
-            raise ValueError(f"`{name}`: expected shape (H={heads},) on {q.device}, got {_describe(x)}")
+    for name, vector in (("share", share), ("sinks", sinks)):
+        if vector is not None and (tuple(vector.shape) != (heads,) or vector.device != q.device):
+            raise ValueError(f"`{name}`: expected shape (H={heads},) on {q.device}, got {_describe(vector)}")
 
 
 def _check_values(q_roles: Tensor, k_roles: Tensor, bias: Tensor | None, share: Tensor | None, num_roles: int) -> None:
@@ -200,7 +210,7 @@ def _check_values(q_roles: Tensor, k_roles: Tensor, bias: Tensor | None, share: 
     if share is not None:
         _demand(
             ((share >= 0) & (share <= 1)).all(),
-            lambda: f"`share`: expected numbers in [0, 1], got {share.min().item()} to {share.max().item()}",  # type: ignore[union-attr]
+            lambda: f"`share`: expected numbers in [0, 1], got {share.min().item()} to {share.max().item()}",
         )
 
 

@@ -8,7 +8,7 @@ Legend (everywhere in this package)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,11 +33,13 @@ class PrivilegedKeys:
         index: Key positions (B, P) int64, ascending; rows with fewer than P are filled up, see `valid`.
         valid: Which entries of `index` count (B, P) bool.
         span: ``(start, stop)`` where they are the same unbroken stretch in every row: then a view replaces the copy.
+        full: Whether all of `index` is known to count.
     """
 
     index: Tensor
     valid: Tensor
     span: tuple[int, int] | None
+    full: bool
 
     def take(self, x: Tensor) -> Tensor:
         """Rows of `x` (B, N, S, D) at the privileged keys: (B, N, P, D). A view where `span` is set."""
@@ -76,16 +78,16 @@ class RoleIndex:
 
     def q_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
         """(B, T, R): 1 at the query's role."""
-        return self.keep(("q", num_roles, dtype), lambda: _onehot(self.q_roles, num_roles, dtype))  # type: ignore[no-any-return]
+        return self.keep(("q", num_roles, dtype), lambda: _onehot(self.q_roles, num_roles, dtype))
 
     def k_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
         """(B, S, R): 1 at the key's role."""
-        return self.keep(("k", num_roles, dtype), lambda: _onehot(self.k_roles, num_roles, dtype))  # type: ignore[no-any-return]
+        return self.keep(("k", num_roles, dtype), lambda: _onehot(self.k_roles, num_roles, dtype))
 
     @property
     def privileged_queries(self) -> Tensor:
         """(B, T) bool."""
-        return self.keep("pq", lambda: is_privileged(self.q_roles, self.privileged))  # type: ignore[no-any-return]
+        return self.keep("pq", lambda: is_privileged(self.q_roles, self.privileged))
 
     @property
     def privileged_keys(self) -> Tensor:
@@ -95,7 +97,7 @@ class RoleIndex:
             found = is_privileged(self.k_roles, self.privileged)
             return found if self.key_mask is None else found & self.key_mask
 
-        return self.keep("pk", compute)  # type: ignore[no-any-return]
+        return self.keep("pk", compute)
 
     def select(self) -> PrivilegedKeys:
         """The privileged keys of every row.
@@ -103,25 +105,25 @@ class RoleIndex:
         Their number is read from the device, once per index. Under ``torch.compile`` the shape must not depend on the
         data: there all S keys are taken and `valid` alone decides.
         """
-        return self.keep("select", self._select)  # type: ignore[no-any-return]
+        return self.keep("select", self._select)
 
     def _select(self) -> PrivilegedKeys:
         chosen = self.privileged_keys
         batch, length = chosen.shape
         if torch.compiler.is_compiling():
             index = torch.arange(length, device=chosen.device).expand(batch, length)
-            return PrivilegedKeys(index, chosen, (0, length))
+            return PrivilegedKeys(index, chosen, (0, length), False)
         count = int(chosen.sum(1).max()) if chosen.numel() else 0
         # A stable sort puts the chosen keys of a row first, in their order.
         index = torch.sort((~chosen).to(torch.uint8), dim=1, stable=True).indices[:, :count]
         valid = chosen.gather(1, index)
-        span = None
-        if count:
+        span, full = None, bool(valid.all())
+        if count and full:
             start = int(index[0, 0])
             stretch = torch.arange(start, start + count, device=index.device)
-            if bool(valid.all()) and bool((index == stretch).all()):
+            if bool((index == stretch).all()):
                 span = (start, start + count)
-        return PrivilegedKeys(index, valid, span)
+        return PrivilegedKeys(index, valid, span, full)
 
 
 def _onehot(roles: Tensor, num_roles: int, dtype: torch.dtype) -> Tensor:
@@ -147,7 +149,6 @@ class Problem:
     softcap: float | None = None
     sinks: Tensor | None = None  # (H,)
     dropout: float = 0.0
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_roles(self) -> int:
@@ -158,6 +159,11 @@ class Problem:
     def needs_privileged(self) -> bool:
         """Whether any part of the output comes from the privileged channel."""
         return self.dedicated > 0 or self.integrity or self.share is not None
+
+    @property
+    def share_is_fixed(self) -> bool:
+        """Whether the share takes no gradient. A learned one needs that of both channels, at 0 and at 1 too."""
+        return self.share is None or not (self.share.requires_grad and torch.is_grad_enabled())
 
     def q_positions(self) -> Tensor:
         """(T,) key position at which each query stands."""

@@ -45,9 +45,9 @@ def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
         # No sink here: mass that is reserved for privileged keys must not be left to nobody.
         privileged_visible = visible & p.roles.privileged_keys[:, None, None, :]
         privileged = _softmax(scores, privileged_visible, None)
-        weight = _channel_weight(p, _seen(scores, privileged_visible), scores)
-        # `where` at the ends: 0 * NaN is NaN, and what is not looked at must not matter.
-        mass = torch.where(weight == 1, privileged, (1 - weight) * ordinary + weight * privileged)
+        weight, alone = _channel_weight(p, _seen(scores, privileged_visible), scores)
+        # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
+        mass = torch.where(alone, privileged, torch.lerp(ordinary, privileged, weight))
     mass = torch.nn.functional.dropout(mass, p.dropout)
     return torch.matmul(mass.to(v.dtype), v), mass
 
@@ -72,17 +72,19 @@ def _seen(scores: Tensor, visible: Tensor) -> Tensor:
     return (visible & (scores != float("-inf"))).any(-1, keepdim=True)
 
 
-def _channel_weight(p: Problem, seen: Tensor, like: Tensor) -> Tensor:
-    """(B, H, T, 1): share of the privileged channel in each row's output."""
+def _channel_weight(p: Problem, seen: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, H, T, 1): share of the privileged channel in each row's output; which rows read that channel alone."""
     weight = torch.zeros_like(seen, dtype=like.dtype)
+    alone = torch.zeros_like(seen)
     if p.share is not None:
         weight = weight + p.share.to(like.dtype)[:, None, None] * seen
+        if p.share_is_fixed:
+            alone = weight == 1
     if p.integrity:
-        weight = torch.where(p.roles.privileged_queries[:, None, :, None], 1.0, weight)
+        alone = alone | p.roles.privileged_queries[:, None, :, None]
     if p.dedicated:
-        head = torch.arange(p.q.shape[1], device=like.device)[:, None, None]
-        weight = torch.where(head < p.dedicated, 1.0, weight)
-    return weight
+        alone = alone | (torch.arange(p.q.shape[1], device=like.device)[:, None, None] < p.dedicated)
+    return weight, alone
 
 
 def _softmax(scores: Tensor, visible: Tensor, sinks: Tensor | None) -> Tensor:

@@ -7,7 +7,8 @@ The bias of a head is a table with R rows, so as a (T, S) matrix it has rank R a
     q' = [q, bias[h, r_i, :] / scale]      k' = [k, onehot(c_j)]      scale * q'.k' = scale * q.k + bias[h, r_i, c_j]
 
 The privileged channel is a second, short call over the privileged keys alone. Dedicated heads make only that one.
-Sliding windows need the (T, S) mask that PyTorch's op asks for (one for all heads); nothing here is per head and (T, S).
+Sliding windows, and several queries that continue a cache (1 < T < S), need the (T, S) mask that PyTorch's op asks for,
+one for all heads. Nothing here is per head and (T, S).
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
-from rolesafe.attention.problem import Problem
+from rolesafe.attention.problem import PrivilegedKeys, Problem
 
 _HIDE = -1e30
 """Stands for -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0 beside any score."""
-_HIDE_HALF = -6e4
-"""The same in fp16, whose largest number is 65504. Used twice (high and low half), see `_fold`."""
+_HALF_UNIT = 256.0
+"""What k' holds in place of 1 in fp16, whose largest number is 65504: the reach of a column of q' is 256 times that."""
 
 
 class _Folded(NamedTuple):
-    """q' (B, H, T, D'), k' (B, H, S, D'), v' (B, H, S, D') with heads repeated for the queries that read them."""
+    """q' (B, H, T, D'), k' (B, G, S, D'), v' (B, G, S, D')."""
 
     q: Tensor
     k: Tensor
@@ -38,47 +39,72 @@ class _Folded(NamedTuple):
 def sdpa_attention(problem: Problem) -> Tensor:
     """Role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
     p = problem
-    dim = p.v.shape[-1]
+    dim, heads, first = p.v.shape[-1], p.q.shape[1], p.dedicated
     hidden = p.hidden_pairs()
     folded = _fold(p, hidden)
-    heads = p.q.shape[1]
     # Rows that see nothing because of the table: no finite stand-in for -inf gives 0 there.
     sight = _sight(p, hidden) if hidden is not None else None  # (B, H, T, R) bool
     ordinary = None
-    if p.dedicated < heads:
+    if first < heads:
         ordinary = _ordinary(p, folded)[..., :dim]
         if sight is not None:
-            ordinary = torch.where(sight[:, p.dedicated :].any(-1, keepdim=True), ordinary, 0.0)
+            ordinary = torch.where(sight[:, first:].any(-1, keepdim=True), ordinary, 0.0)
     if not p.needs_privileged:
         assert ordinary is not None
         return ordinary
-    privileged, seen = _privileged(p, folded)
+    # Where share and integrity are off, only the dedicated heads look at the privileged channel.
+    used = heads if p.share is not None or p.integrity else first
+    privileged, seen = _privileged(p, folded, used)
     if sight is not None:
-        seen = sight[..., list(p.roles.privileged)].any(-1, keepdim=True)
+        seen = sight[:, :used, :, list(p.roles.privileged)].any(-1, keepdim=True)
     privileged = torch.where(seen, privileged[..., :dim], 0.0)
     if ordinary is None:
         return privileged
-    rest = privileged[:, p.dedicated :]
-    mixed = ordinary
-    if p.share is not None:
-        weight = p.share[p.dedicated :, None, None].to(p.q.dtype) * seen.expand(-1, heads, -1, -1)[:, p.dedicated :]
-        mixed = (1 - weight) * ordinary + weight * rest
-    if p.integrity:
-        mixed = torch.where(p.roles.privileged_queries[:, None, :, None], rest, mixed)
-    return mixed if not p.dedicated else torch.cat([privileged[:, : p.dedicated], mixed], dim=1)
+    if used > first:
+        ordinary = _mix(p, ordinary, privileged[:, first:], seen.expand(-1, used, -1, -1)[:, first:])
+    return ordinary if not first else torch.cat([privileged[:, :first], ordinary], dim=1)
 
 
-def _repeat(x: Tensor, groups: int) -> Tensor:
-    return x if groups == 1 else repeat(x, "b g s d -> b (g n) s d", n=groups)
+def _mix(p: Problem, ordinary: Tensor, privileged: Tensor, seen: Tensor) -> Tensor:
+    """Both channels of the heads that are not dedicated, (B, N, T, Dv), weighed; `seen` (B, N, T, 1) bool."""
+    own = p.roles.privileged_queries[:, None, :, None]
+    if p.share is None:
+        return torch.where(own, privileged, ordinary)
+    weight = p.share[p.dedicated :, None, None].to(ordinary.dtype) * seen
+    mixed = torch.lerp(ordinary, privileged, weight)
+    # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
+    if p.share_is_fixed:
+        mixed = torch.where(weight == 1, privileged, mixed)
+    return torch.where(own, privileged, mixed) if p.integrity else mixed
+
+
+def _attend(
+    p: Problem, folded: _Folded, first: int, last: int, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """PyTorch's attention of the query heads from `first` to `last` (B, last - first, T, D')."""
+    q, k, v = folded
+    group = q.shape[1] // k.shape[1]
+    # On CUDA, shared key heads are for the flash kernel alone, which takes half precision and no mask.
+    direct = q.device.type == "cpu" or (mask is None and q.dtype in (torch.float16, torch.bfloat16))
+    if group > 1 and direct and first % group == 0 and last % group == 0:
+        k, v = (x[:, first // group : last // group] for x in (k, v))
+    else:
+        k, v = (x.repeat_interleave(group, dim=1)[:, first:last] if group > 1 else x[:, first:last] for x in (k, v))
+        group = 1
+    if mask is not None and mask.shape[1] > 1:
+        mask = mask[:, first:last]
+    return F.scaled_dot_product_attention(
+        q[:, first:last], k, v, mask, dropout_p=p.dropout, is_causal=causal, scale=p.scale, enable_gqa=group > 1
+    )
 
 
 def _fold(p: Problem, hidden: Tensor | None) -> _Folded:
     """Put bias and padding into the head dimension; without either, q, k, v as they came."""
-    groups = p.q.shape[1] // p.k.shape[1]
     use_bias = p.bias is not None and not _is_zero(p.bias)
     use_padding = p.roles.key_mask is not None and p.mask is None
     if not use_bias and not use_padding:
-        return _Folded(p.q, _repeat(p.k, groups), _repeat(p.v, groups))
+        return _Folded(p.q, p.k, p.v)
+    unit = _HALF_UNIT if p.q.dtype == torch.float16 else 1.0
 
     def build() -> Tensor:  # (B, S, C): the same for every layer
         columns = []
@@ -87,29 +113,31 @@ def _fold(p: Problem, hidden: Tensor | None) -> _Folded:
         if use_padding:
             assert p.roles.key_mask is not None
             columns.append((~p.roles.key_mask).unsqueeze(-1).to(p.k.dtype))
-        return torch.cat(columns, dim=-1)
+        return torch.cat(columns, dim=-1) * unit
 
     k_columns = p.roles.keep(("columns", use_bias, use_padding, p.num_roles, p.k.dtype), build)
-    q_columns = _q_columns(p, hidden, use_bias, use_padding)  # (B, H, T, C) in fp32 or wider
+    q_columns = _q_columns(p, hidden, use_bias, use_padding) / unit  # (B, H, T, C) in fp32 or wider
     if p.q.dtype in (torch.bfloat16, torch.float16):
         # 8 or 11 bits would round the table: a high and a low half keep 16 or more of them.
-        high = q_columns.to(p.q.dtype)
-        q_columns = torch.cat([high, (q_columns - high.to(q_columns.dtype)).to(p.q.dtype)], dim=-1)
+        largest = torch.finfo(p.q.dtype).max
+        high = q_columns.clamp(-largest, largest).to(p.q.dtype)
+        low = (q_columns.detach() - high.detach()).clamp(-largest, largest).to(p.q.dtype)
+        q_columns = torch.cat([high, low], dim=-1)
         k_columns = torch.cat([k_columns, k_columns], dim=-1)
-    extra = k_columns.shape[-1]
-    pad = -(p.q.shape[-1] + extra) % 8  # the fused kernels want a multiple of 8
-    width = p.q.shape[-1] + extra + pad
+    width = max(p.q.shape[-1] + k_columns.shape[-1], p.v.shape[-1])
+    width += -width % 8  # the fused kernels want a multiple of 8, and one width for all three
+    pad = width - p.q.shape[-1] - k_columns.shape[-1]
     q = torch.cat([p.q, q_columns.to(p.q.dtype), p.q.new_zeros(()).expand(*p.q.shape[:3], pad)], dim=-1)
     k_columns = rearrange(F.pad(k_columns, (0, pad)), "b s c -> b 1 s c").expand(-1, p.k.shape[1], -1, -1)
     k = torch.cat([p.k, k_columns], dim=-1)
-    v = F.pad(p.v, (0, width - p.v.shape[-1]))
-    return _Folded(q, _repeat(k, groups), _repeat(v, groups))
+    return _Folded(q, k, F.pad(p.v, (0, width - p.v.shape[-1])))
 
 
 def _q_columns(p: Problem, hidden: Tensor | None, use_bias: bool, use_padding: bool) -> Tensor:
     """(B, H, T, C): what each query adds to the score of a key of each role, and to that of a padded key."""
     dtype = torch.promote_types(p.q.dtype, torch.float32)
-    hide = 2 * _HIDE_HALF if p.q.dtype == torch.float16 else _HIDE
+    # in fp16 as far as the two halves of a column reach
+    hide = -2 * _HALF_UNIT * torch.finfo(torch.float16).max if p.q.dtype == torch.float16 else _HIDE
     batch, heads, length, _ = p.q.shape
     columns = []
     if use_bias:
@@ -136,8 +164,7 @@ def _is_zero(bias: Tensor) -> bool:
 
 def _ordinary(p: Problem, folded: _Folded) -> Tensor:
     """The ordinary channel of the heads that are not dedicated: (B, H - dedicated, T, D')."""
-    q, k, v = (x[:, p.dedicated :] for x in folded)
-    length, keys = q.shape[2], k.shape[2]
+    length, keys = p.q.shape[2], p.k.shape[2]
     mask, causal = p.mask, False
     if p.causal and p.window is None and (mask is None or length == 1):
         if length > 1 and length == keys:
@@ -148,9 +175,7 @@ def _ordinary(p: Problem, folded: _Folded) -> Tensor:
         mask = _combine(p, mask)
     if mask is not None and p.roles.key_mask is not None and p.mask is not None:
         mask = mask & p.roles.key_mask[:, None, None, :]
-    if mask is not None and mask.shape[1] > 1:
-        mask = mask[:, p.dedicated :]
-    out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p.dropout, is_causal=causal, scale=p.scale)
+    out = _attend(p, folded, p.dedicated, p.q.shape[1], mask, causal)
     if p.roles.key_mask is not None and p.mask is None:
         out = torch.where(_padded_sight(p), out, 0.0)
     return out
@@ -167,7 +192,7 @@ def _combine(p: Problem, mask: Tensor | None) -> Tensor:
 
 def _padded_sight(p: Problem) -> Tensor:
     """(B, 1, T, 1) bool: which queries see a key that is not padding."""
-    return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), lambda: p.roles_in_sight().any(-1, keepdim=True))  # type: ignore[no-any-return]
+    return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), lambda: p.roles_in_sight().any(-1, keepdim=True))
 
 
 def _sight(p: Problem, hidden: Tensor) -> Tensor:
@@ -177,29 +202,24 @@ def _sight(p: Problem, hidden: Tensor) -> Tensor:
     return allowed & p.roles_in_sight()
 
 
-def _privileged(p: Problem, folded: _Folded) -> tuple[Tensor, Tensor]:
-    """The privileged channel (B, H, T, D') of the heads that use it, and which rows see anything (B, 1 | H, T, 1)."""
+def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor]:
+    """The privileged channel (B, used, T, D') of the first `used` heads; which rows see anything (B, 1 | H, T, 1)."""
     keys = p.roles.select()
-    q = folded.q
-    # Where share and integrity are off, only the dedicated heads look at it; the others are never computed.
-    used = p.q.shape[1] if p.share is not None or p.integrity else p.dedicated
+    batch, _, length, _ = folded.q.shape
     if keys.index.shape[1] == 0:
-        shape = (q.shape[0], q.shape[1], q.shape[2])
-        return q.new_zeros(*shape, folded.v.shape[-1]), torch.zeros(shape[0], 1, shape[2], 1, dtype=torch.bool).to(
-            q.device
-        )
-    k, v = keys.take(folded.k[:, :used]), keys.take(folded.v[:, :used])
-    key = ("privileged mask", p.causal, p.window, p.q.shape[2], None if p.mask is None else id(p.mask))
+        empty = folded.v.new_zeros(batch, used, length, folded.v.shape[-1])
+        return empty, torch.zeros(batch, 1, length, 1, dtype=torch.bool, device=empty.device)
+    key = ("privileged mask", p.causal, p.window, length, None if p.mask is None else id(p.mask))
     # The mask is kept beside what was made of it, so that its id cannot come to mean another one.
     mask, seen, everything, _ = p.roles.keep(key, lambda: (*_privileged_mask(p), p.mask))
-    if everything:
-        mask = None
-    elif mask.shape[1] > 1:
-        mask = mask[:, :used]
-    out = F.scaled_dot_product_attention(q[:, :used], k, v, mask, dropout_p=p.dropout, scale=p.scale)
-    if used < q.shape[1]:
-        out = torch.cat([out, out.new_zeros(()).expand(out.shape[0], q.shape[1] - used, *out.shape[2:])], dim=1)
-    return out, seen
+    chosen = _Folded(folded.q, _only(keys, folded.k), _only(keys, folded.v))
+    return _attend(p, chosen, 0, used, None if everything else mask), seen
+
+
+def _only(keys: PrivilegedKeys, x: Tensor) -> Tensor:
+    """Rows of `x` (B, G, S, D) at the privileged keys. What fills a short row up is 0: a NaN passes any mask."""
+    taken = keys.take(x)
+    return taken if keys.full else torch.where(keys.valid[:, None, :, None], taken, 0.0)
 
 
 def _privileged_mask(p: Problem) -> tuple[Tensor, Tensor, bool]:

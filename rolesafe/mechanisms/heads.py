@@ -80,8 +80,12 @@ class RoleHeads(nn.Module):
         """
         if self.share is None:
             return None
-        clamped: Tensor = _Clamp.apply(self.share)
+        clamped: Tensor = _Clamp.apply(self.share)  # type: ignore[no-untyped-call]
         return clamped
+
+    def forward(self) -> tuple[Tensor | None, Tensor | None]:
+        """Table and share in force. A call, so that hooks which bring parameters from elsewhere (offloading) run."""
+        return self.bias, self.reserved_share()
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, dedicated={self.dedicated}, integrity={self.integrity}"

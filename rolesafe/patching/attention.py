@@ -74,6 +74,7 @@ def role_attention_forward(
     if query.shape[1] != heads.heads:
         raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
     role_inputs.seen.add(id(module))
+    bias, share = heads()
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
     full_key, full_value = key, value
@@ -85,9 +86,9 @@ def role_attention_forward(
         q=query,
         k=key,
         v=value,
-        roles=role_inputs.index(layer, key.shape[2]),
-        bias=heads.bias,
-        share=heads.reserved_share(),
+        roles=role_inputs.index(layer, key.shape[2], key.device),
+        bias=bias,
+        share=share,
         dedicated=heads.dedicated,
         integrity=heads.integrity,
         causal=causal,
@@ -98,29 +99,29 @@ def role_attention_forward(
         dropout=dropout if module.training else 0.0,
     )
     impl = resolve_impl(role_inputs.impl, softcap=softcap is not None, sinks=s_aux is not None)
-    if impl != "sdpa" or not _at_rest(heads):
+    if impl != "sdpa" or not _at_rest(heads, bias):
         return compute(problem, impl).transpose(1, 2).contiguous(), None
     # Nothing is switched on yet: the base model's own call, bit for bit.
     base, _ = sdpa_attention_forward(
         module, query, full_key, full_value, attention_mask, problem.dropout, scaling, is_causal
     )
-    if heads.bias is None or not (heads.bias.requires_grad and torch.is_grad_enabled()) or problem.dropout:
-        if problem.dropout and heads.bias is not None:
+    if bias is None or not (bias.requires_grad and torch.is_grad_enabled()) or problem.dropout:
+        if problem.dropout and bias is not None:
             return compute(problem, impl).transpose(1, 2).contiguous(), None
         return base, None
     # The first training step: the value of the plain call with the gradient of the role-aware one.
     carrier = compute(problem, impl).transpose(1, 2).contiguous()
-    value_of: Tensor = _ValueOf.apply(base.detach(), carrier)
+    value_of: Tensor = _ValueOf.apply(base.detach(), carrier)  # type: ignore[no-untyped-call]
     return value_of, None
 
 
-def _at_rest(heads: RoleHeads) -> bool:
+def _at_rest(heads: RoleHeads, bias: Tensor | None) -> bool:
     """Whether the layer is known to be plain attention. On a GPU the table is not read: that would wait for it."""
     if not heads.changes_scores_only:
         return False
-    if heads.bias is None:
+    if bias is None:
         return True
-    return heads.bias.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(heads.bias.any())
+    return bias.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(bias.any())
 
 
 class _ValueOf(torch.autograd.Function):
@@ -140,5 +141,5 @@ def _bool_mask(mask: Tensor | None, name: str) -> Tensor | None:
         return mask
     raise ValueError(
         f"`attention_mask`: {name} passes its attention a {mask.dtype} mask of shape {tuple(mask.shape)}; expected a "
-        "bool mask (B, 1, T, S), True where a key is seen. Pass the model a (B, S) mask of zeros and ones, or a bool one."
+        "bool mask (B, 1, T, S), True where a key is seen. Pass the model a (B, S) mask of zeros and ones."
     )

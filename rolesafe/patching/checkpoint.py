@@ -47,7 +47,7 @@ def seal_config(directory: Any, base_class: str) -> None:
     path.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
 
 
-def save_role_layer(model: PreTrainedModel, directory: str | Path, *, base_model: str | None = None) -> None:
+def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None = None) -> None:
     """Save the role parameters and configuration alone, for use beside an unchanged base model.
 
     Args:
@@ -123,7 +123,7 @@ def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) 
     lost = sorted({name for name, _ in role_parameters(model)} & set(info["missing_keys"]))
     if lost:
         raise ValueError(f"`path`: role parameters are missing in {str(path)!r}: {', '.join(lost[:3])}, ...")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -149,10 +149,10 @@ def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: 
         for name, parameter in parameters.items():
             if saved[name].shape != parameter.shape:
                 raise ValueError(
-                    f"`path`: {name} has shape {tuple(saved[name].shape)}, the base model needs {tuple(parameter.shape)}"
+                    f"`path`: {name} has shape {tuple(saved[name].shape)}, expected {tuple(parameter.shape)}"
                 )
             parameter.copy_(saved[name])
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
 def _check_version(about: dict[str, Any]) -> None:
@@ -161,6 +161,11 @@ def _check_version(about: dict[str, Any]) -> None:
             f"`path`: was written by a newer rolesafe (format {about['format_version']}, this one reads "
             f"{FORMAT_VERSION}); upgrade rolesafe"
         )
+
+
+def read_config(path: Any) -> dict[str, Any] | None:
+    """The `config.json` at `path`, as it is; None where there is none."""
+    return _read_json(path, CONFIG_NAME, {})
 
 
 def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class RoleInputs:
         self.length = length
         self.seen: set[int] = set()
         self.impl = config.impl
-        self._indices: dict[tuple[int, int], RoleIndex] = {}
+        self._indices: dict[tuple[int, int, torch.device], RoleIndex] = {}
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         _check_length(role_ids, past, length, past_key_values)
         _check_ids(role_ids, len(config.roles))
@@ -51,8 +51,8 @@ class RoleInputs:
             {} if past_key_values is None else {i: past_key_values.get_mask_sizes(length, i) for i in layers}
         )
 
-    def index(self, layer: int, keys: int) -> RoleIndex:
-        """Roles of the queries, and of the `keys` keys that attention layer `layer` sees."""
+    def index(self, layer: int, keys: int, device: torch.device) -> RoleIndex:
+        """Roles of the queries, and of the `keys` keys that attention layer `layer` sees, on its `device`."""
         expected, offset = self._layouts.get(layer, (self.length, 0))
         # A static cache is sliced to the new tokens where it was empty before them.
         if keys != expected and not (keys == self.length and offset == 0):
@@ -60,13 +60,15 @@ class RoleInputs:
                 f"attention layer {layer} sees {keys} keys where its cache announced {expected}: their roles are "
                 "unknown. This cache class does not work with rolesafe; use a DynamicCache or a StaticCache."
             )
-        where = (int(offset), keys)
+        where = (int(offset), keys, device)
         if where not in self._indices:
             k_roles = self.role_ids[:, where[0] : where[0] + keys]
             missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
             if missing > 0:
                 k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
-            self._indices[where] = RoleIndex(self.q_roles, k_roles, self.config.privileged_ids)
+            self._indices[where] = RoleIndex(
+                self.q_roles.to(device), k_roles.to(device), self.config.privileged_ids
+            )
         return self._indices[where]
 
     @property
@@ -92,11 +94,9 @@ def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any)
 
 
 def _check_ids(role_ids: Tensor, num_roles: int) -> None:
-    if torch.compiler.is_compiling():
-        return
     fits = ((role_ids >= 0) & (role_ids < num_roles)).all()
-    if fits.device.type != "cpu":
-        torch._assert_async(fits)
+    if fits.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(fits, f"`role_ids`: expected ids in [0, {num_roles})")
     elif not bool(fits):
         raise ValueError(
             f"`role_ids`: expected ids in [0, {num_roles}) as declared in RoleConfig.roles, "

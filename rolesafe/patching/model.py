@@ -45,24 +45,27 @@ class RoleAwareMixin:
         """
         tokens = next((x for x in (kw.get("inputs_embeds"), inputs, kw.get("input_ids")) if x is not None), None)
         mask = kw.get("attention_mask")
-        if role_ids is None:
-            raise ValueError(MISSING)
+        _check_tensor(role_ids)
         if tokens is not None:
             expected = mask.shape[1] if mask is not None and mask.ndim == 2 else tokens.shape[1]
             if getattr(generation_config, "is_assistant", False):
                 # An assistant is asked again with what the main model accepted in the meantime.
                 role_ids = self._fit_roles(role_ids, tokens.shape[1])
-            elif role_ids.ndim != 2 or role_ids.shape[1] != expected or role_ids.shape[0] != tokens.shape[0]:
+            elif tuple(role_ids.shape) != (tokens.shape[0], expected):
                 raise ValueError(
                     f"`role_ids`: expected shape {(tokens.shape[0], expected)}, one role per token, got "
                     f"{tuple(role_ids.shape)}; `rolesafe.encode` returns them"
                 )
         return super().generate(inputs, generation_config, *args, role_ids=role_ids, **kw)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, role_ids: Any = None, **kwargs: Any) -> Any:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, role_ids: Any = None, inputs_embeds: Any = None, **kwargs: Any
+    ) -> Any:
         """As the base model's, with the roles of all tokens up to and including the ones of this step."""
         if role_ids is None:
             raise ValueError(MISSING)
+        if inputs_embeds is not None:  # named above because `generate` looks for it in the signature
+            kwargs["inputs_embeds"] = inputs_embeds
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 2:
@@ -127,6 +130,8 @@ class RoleAwareMixin:
             seal_config(save_directory, self.rolesafe_base.__name__)
 
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 MISSING = (
     "`role_ids`: expected the role of every token, got none. This model is role-aware and does not run without roles: "
     "pass what `rolesafe.encode(tokenizer, messages)` returns, or take the role layer off with rolesafe.unpatch(model)."
@@ -144,6 +149,11 @@ def role_aware_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
+        if given.get("output_attentions"):
+            raise ValueError(
+                "`output_attentions`: expected False, got True; role-aware attention does not keep its weights. "
+                "rolesafe.attention.reference computes them for one layer"
+            )
         inputs = _role_inputs(self, role_ids, tokens, given.get("past_key_values"))
         outputs = base.forward(self, *args, role_inputs=inputs, **kwargs)
         _check_all_took_part(self, inputs)
@@ -165,11 +175,8 @@ def role_aware_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _role_inputs(model: Any, role_ids: Tensor | None, tokens: Tensor | None, cache: Any) -> RoleInputs:
-    if role_ids is None:
-        raise ValueError(MISSING)
-    if not isinstance(role_ids, Tensor) or role_ids.ndim != 2 or role_ids.is_floating_point():
-        got = f"{role_ids.dtype} of shape {tuple(role_ids.shape)}" if isinstance(role_ids, Tensor) else repr(role_ids)
-        raise ValueError(f"`role_ids`: expected an integer tensor of shape (B, T), got {got}")
+    _check_tensor(role_ids)
+    assert role_ids is not None
     if tokens is None:
         raise ValueError("`input_ids`: expected input_ids or inputs_embeds beside `role_ids`, got neither")
     if role_ids.shape[0] != tokens.shape[0]:
@@ -181,14 +188,24 @@ def _role_inputs(model: Any, role_ids: Tensor | None, tokens: Tensor | None, cac
     return inputs
 
 
+def _check_tensor(role_ids: Any) -> None:
+    if role_ids is None:
+        raise ValueError(MISSING)
+    if isinstance(role_ids, Tensor):
+        if role_ids.ndim == 2 and role_ids.dtype in INTEGERS:
+            return
+        got = f"{role_ids.dtype} of shape {tuple(role_ids.shape)}"
+    else:
+        got = repr(role_ids)
+    raise ValueError(f"`role_ids`: expected an integer tensor of shape (B, T), got {got}")
+
+
 def _check_all_took_part(model: Any, inputs: RoleInputs) -> None:
-    """Every patched attention module must have used the roles: nothing may switch the role layer off in silence."""
-    if torch.compiler.is_compiling():
-        return
-    missing = [name for name, module in model.rolesafe_layers.attention.items() if id(module) not in inputs.seen]
+    """Every patched module must have used the roles: nothing may switch the role layer off in silence."""
+    missing = [name for name, module in model.rolesafe_layers.modules.items() if id(module) not in inputs.seen]
     if missing:
         raise RuntimeError(
-            f"{len(missing)} attention layers ran without roles ({', '.join(missing[:3])}, ...): the model's attention "
+            f"{len(missing)} layers ran without roles ({', '.join(missing[:3])}, ...): the model's attention "
             "implementation was changed after the patch, or this family does not pass `role_inputs` on to its "
             "attention. Patch the model again after changing it, or use a family that rolesafe is tested with."
         )
@@ -199,10 +216,11 @@ def add_role_embedding(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     inputs = kwargs.get("role_inputs")
     if inputs is None:
         raise ValueError(f"`role_ids` did not reach {type(layer).__name__}. {MISSING}")
+    inputs.seen.add(id(layer))
     embedding: RoleEmbedding = layer.rolesafe_embedding  # type: ignore[assignment]
-    if args:
-        return (embedding(args[0], inputs.q_roles), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": embedding(kwargs["hidden_states"], inputs.q_roles)}
+    hidden = args[0] if args else kwargs["hidden_states"]
+    hidden = embedding(hidden, inputs.q_roles.to(hidden.device))
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 
 ROLE_MODULES = (RoleHeads, RoleEmbedding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -23,10 +23,10 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 @dataclass(frozen=True)
 class RoleLayers:
-    """Where a patched model carries its role layer."""
+    """Where a patched model carries its role layer: `modules` by name, each must take part in every forward pass."""
 
     config: RoleConfig
-    attention: dict[str, nn.Module]
+    modules: dict[str, nn.Module]
     cache_layers: tuple[int, ...]
     impl: str
 
@@ -71,7 +71,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     base = type(model)
     _own_config(model)
     model.config.rolesafe = config.to_dict()
-    model.__class__ = role_aware_class(base)
+    model.__class__ = cast(Any, role_aware_class)(base)
     try:
         install(model, config)
     except BaseException:
@@ -88,7 +88,7 @@ def unpatch(model: Model) -> Model:
     """
     if not isinstance(model, RoleAwareMixin):
         raise ValueError(f"`model`: expected a model patched by rolesafe, got {type(model).__name__}")
-    for module in model.modules():
+    for module in cast(nn.Module, model).modules():
         for name in ("rolesafe_heads", "rolesafe_embedding"):
             if name in module._modules:
                 del module._modules[name]
@@ -123,7 +123,8 @@ def install(model: Any, config: RoleConfig) -> None:
     """Hang the role modules into `model`, whose class is role-aware already, and switch its attention over."""
     register()
     layers = families.decoder_layers(model)
-    attention: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
+    cache_layers: set[int] = set()
     for i, layer in enumerate(layers):
         if config.embedding == "layers" or (config.embedding == "input" and i == 0):
             dtype, device = _place(layer.module)
@@ -132,13 +133,16 @@ def install(model: Any, config: RoleConfig) -> None:
                 dtype=dtype, device=device,
             )  # fmt: skip
             layer.module.register_forward_pre_hook(add_role_embedding, with_kwargs=True)
-        for module in layer.attention:
+            modules[layer.name] = layer.module
+        for nth, module in enumerate(layer.attention):
             dtype, device = _place(module)
             active = config.layers is None or i in config.layers
             module.rolesafe_heads = RoleHeads(
                 config, families.count_heads(module), active=active, dtype=dtype, device=device
             )
-            attention[f"{layer.name}.{type(module).__name__}.{len(attention)}"] = module
+            modules[f"{layer.name}.{type(module).__name__}.{nth}"] = module
+            if hasattr(module, "layer_idx"):
+                cache_layers.add(int(cast(Any, module).layer_idx))
     base_attention = getattr(model.config, "rolesafe_base_attention", None) or model.config._attn_implementation
     if base_attention == NAME:
         base_attention = "sdpa"
@@ -146,8 +150,8 @@ def install(model: Any, config: RoleConfig) -> None:
     _set_attention(model, NAME)
     # What the user chose for the base model: eager attention is the reference, anything else the fused one.
     impl = "reference" if config.impl == "auto" and base_attention == "eager" else config.impl
-    cache_layers = tuple(sorted({m.layer_idx for m in attention.values() if hasattr(m, "layer_idx")}))
-    model.__dict__["rolesafe_layers"] = RoleLayers(config, attention, cache_layers, impl)  # beside the modules, not one
+    # Beside the modules, not one of them.
+    model.__dict__["rolesafe_layers"] = RoleLayers(config, modules, tuple(sorted(cache_layers)), impl)
 
 
 def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:

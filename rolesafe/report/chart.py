@@ -19,6 +19,9 @@ MARKERS = "osD^vP*"
 LONGEST_NAME = 26
 """Characters of a model's name that fit beside a bar."""
 
+LONGEST_LABEL = 60
+"""Characters of a row's label that fit above its bars."""
+
 _TITLE: dict[str, Any] = {"loc": "left", "fontweight": "bold"}
 
 
@@ -79,9 +82,10 @@ def draw_chart(view: View, *, theme: Theme = LIGHT, dpi: int = 220) -> bytes:
 
 
 def _note(view: View) -> str:
-    trials = sorted({estimate.n for curve in view.curves for _, estimate in curve.points})
+    trials = sorted({mean.n for curve in view.curves for _, mean in curve.points})
     span = " to ".join(str(n) for n in dict.fromkeys([trials[0], trials[-1]])) if trials else "0"
-    note = f"Mean over {view.seeds}, n = {span} per point; band: 95% interval"
+    thin = " (thin lines)" if view.n_seeds > 1 else ""
+    note = f"Mean over {view.seeds}{thin}; n = {span} a point; band: 95% interval"
     return note if view.partial is None else f"PARTIAL. {note}"
 
 
@@ -91,17 +95,20 @@ def _draw_curves(axes: Axes, view: View, theme: Theme) -> None:
         style = _style(view, curve.model)
         points = sorted(curve.points, key=lambda point: point[0])
         x = [repetitions for repetitions, _ in points]
-        shares = [estimate for _, estimate in points]
+        shares = [mean for _, mean in points]
         low, high = [100 * e.low for e in shares], [100 * e.high for e in shares]
         axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         label = _short(curve.model)
+        if len({len(e.per_seed) for e in shares}) == 1 and view.n_seeds > 1:  # each seed has every point
+            for seed in zip(*(e.per_seed for e in shares), strict=True):
+                axes.plot(x, [100 * value for value in seed], color=style["color"], alpha=0.4, linewidth=0.8)
         axes.plot(x, [100 * e.value for e in shares], label=label, linewidth=2.2, markersize=6, clip_on=False, **style)
     if ticks:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
-    axes.set_xlabel("Repetitions of the injection in the user's text")
-    axes.set_ylabel("Protected answers leaked (lower is better)")
+    axes.set_xlabel("Repetitions of the injection")
+    axes.set_ylabel("Attack success (lower is better)")
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20))
     axes.yaxis.set_major_formatter("{x:.0f}%")
@@ -115,31 +122,31 @@ def _draw_utility(axes: Axes, view: View, rows: list[Row], theme: Theme) -> None
     y = 0.0
     for row in rows:
         box = {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5}
-        axes.text(0, y, _short(row.label), va="center", fontsize=10, color=theme.soft, bbox=box)
-        for model, estimate in zip(view.models, row.estimates, strict=True):
+        axes.text(0, y, _short(row.label, LONGEST_LABEL), va="center", fontsize=10, color=theme.soft, bbox=box)
+        for model, mean in zip(view.models, row.means, strict=True):
             y += 1
-            if estimate is None:
+            if mean is None:
                 axes.text(0, y, f"{_short(model.name)}: not measured", va="center", fontsize=10, color=theme.soft)
                 continue
-            low, high = 100 * estimate.low, 100 * estimate.high
-            axes.barh(y, 100 * estimate.value, height=0.72, color=_style(view, model.name)["color"], alpha=0.85)
+            low, high = 100 * mean.low, 100 * mean.high
+            axes.barh(y, 100 * mean.value, height=0.72, color=_style(view, model.name)["color"], alpha=0.85)
             axes.plot([low, high], [y, y], color=theme.ink, linewidth=1.4, solid_capstyle="butt")
-            label = f"{percent(estimate.value)}  {_short(model.name)}"
-            axes.text(max(100 * estimate.value, high) + 1.2, y, label, va="center", fontsize=10)
+            label = f"{percent(mean.value)}  {_short(model.name)}"
+            axes.text(max(100 * mean.value, high) + 1.2, y, label, va="center", fontsize=10)
         y += 1.15
     axes.set_ylim(max(y, 1.0) - 0.5, -0.6)
     axes.set_xlim(0, 142)
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks([])
     axes.xaxis.set_major_formatter("{x:.0f}%")
-    axes.set_xlabel("Right answers (higher is better); line: 95% interval")
+    axes.set_xlabel("Share of the questions (higher is better); line: 95% interval")
     _clean(axes, theme, "x")
 
 
-def _short(name: str) -> str:
+def _short(name: str, limit: int = LONGEST_NAME) -> str:
     """A name that leaves room for the chart, and that matplotlib does not take for a hidden one."""
     text = visible(name).replace("\n", " ").lstrip("_")
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _style(view: View, model: str) -> dict[str, Any]:
@@ -151,4 +158,5 @@ def _clean(axes: Axes, theme: Theme, grid: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, pad=6)
     axes.grid(axis=grid, color=theme.grid, linewidth=1)  # type: ignore[arg-type]
+    axes.spines["bottom"].set_zorder(0)  # under a line that runs along 0%
     axes.set_axisbelow(True)

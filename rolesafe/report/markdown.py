@@ -6,7 +6,7 @@ import re
 
 from rolesafe.report.terminal import SECTIONS, trials
 from rolesafe.report.text import visible
-from rolesafe.report.view import Estimate, View, interval, percent
+from rolesafe.report.view import SeedMean, View, interval, percent
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&$])")
 
@@ -22,16 +22,17 @@ def render_markdown(view: View) -> str:
         if rows:
             lines.append(_line([f"**{title}**", *("" for _ in header[1:])]))
         for row in rows:
-            cells = [_escape(row.label), *map(_cell, row.estimates), trials(row.estimates)]
+            cells = [_escape(row.label), *map(_cell, row.means), trials(row.means)]
             lines.append(_line([*cells, *([_escape(row.versus)] * view.with_versus)]))
-    notes = [f"Mean over {view.seeds}; 95% interval in parentheses; n = trials over all seeds."]
+    notes = [f"Mean over {view.seeds}; in parentheses the 95% interval; n = trials over all seeds."]
     if view.partial is not None:
         notes.insert(0, f"**Partial:** {_escape(view.partial)}")
+    notes += [_escape(note) for note in view.notes]
     return "\n".join([*lines, "", *notes, ""])
 
 
-def _cell(estimate: Estimate | None) -> str:
-    return "not measured" if estimate is None else f"{percent(estimate.value)} ({interval(estimate)})"
+def _cell(mean: SeedMean | None) -> str:
+    return "not measured" if mean is None else f"{percent(mean.value)} ({interval(mean)})"
 
 
 def _line(cells: list[str]) -> str:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rolesafe.report.text import visible
-from rolesafe.report.view import Estimate, Kind, View, interval, percent
+from rolesafe.report.view import Kind, SeedMean, View, interval, percent
 
 SECTIONS: dict[Kind, str] = {
     "utility": "Utility (higher is better)",
@@ -36,27 +36,29 @@ def draw_table(view: View, console: Console) -> None:
             table.add_row(Text(title, style="bold"))
         for row in rows:
             cells = [Text(f"  {visible(row.label)}")]
-            cells += [_cell(estimate, kind) for estimate in row.estimates]
-            cells.append(Text(trials(row.estimates), style="dim"))
+            cells += [_cell(mean, kind) for mean in row.means]
+            cells.append(Text(trials(row.means), style="dim"))
             if view.with_versus:
                 cells.append(Text(row.versus))
             table.add_row(*cells)
     console.print(table)
     if view.partial is not None:
         console.print(Text(f"PARTIAL: {visible(view.partial)}", style="bold yellow"))
+    for note in view.notes:
+        console.print(Text(visible(note), style="dim"))
     if view.headline:
         console.print(Text(visible(view.headline)))
 
 
-def trials(estimates: tuple[Estimate | None, ...]) -> str:
+def trials(means: tuple[SeedMean | None, ...]) -> str:
     """The number of trials of a row: one figure where the models have it in common."""
-    counts = sorted({estimate.n for estimate in estimates if estimate is not None})
+    counts = sorted({mean.n for mean in means if mean is not None})
     return " / ".join(map(str, counts))
 
 
-def _cell(estimate: Estimate | None, kind: Kind) -> Text:
-    if estimate is None:
+def _cell(mean: SeedMean | None, kind: Kind) -> Text:
+    if mean is None:
         return Text("not measured", style="dim")
-    good = estimate.value if kind == "utility" else 1.0 - estimate.value
+    good = mean.value if kind == "utility" else 1.0 - mean.value
     style = "green" if good >= 0.9 else "red" if good < 0.5 else ""
-    return Text.assemble((percent(estimate.value), style), (f"\n{interval(estimate)}", "dim"))
+    return Text.assemble((percent(mean.value), style), (f"\n{interval(mean)}", "dim"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["utility", "attack"]
@@ -10,14 +10,13 @@ Kind = Literal["utility", "attack"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A share in [0, 1] with its 95% interval.
+class SeedMean:
+    """A share in [0, 1], averaged over seeds, with its 95% interval.
 
     Args:
-        value: Mean over the seeds.
+        value: The mean.
         low: Lower end of the interval.
         high: Upper end of the interval.
-        k: Successes over all seeds.
         n: Trials over all seeds.
         per_seed: The share of every seed.
     """
@@ -25,18 +24,17 @@ class Estimate:
     value: float
     low: float
     high: float
-    k: int
     n: int
     per_seed: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: `estimates` and `n` stand in the order of :attr:`View.models`; None: not measured."""
+    """One line of the table: `means` and `n` stand in the order of :attr:`View.models`; None: not measured."""
 
     label: str
     kind: Kind
-    estimates: tuple[Estimate | None, ...]
+    means: tuple[SeedMean | None, ...]
 
     @property
     def versus(self) -> str:
@@ -45,9 +43,9 @@ class Row:
         Where the last model's share is 0 there is no ratio: the one to the upper end of its interval is given as "at
         least". Where the first model's interval reaches into the last one's, nothing is claimed.
         """
-        if len(self.estimates) < 2 or self.estimates[0] is None or self.estimates[-1] is None:
+        if len(self.means) < 2 or self.means[0] is None or self.means[-1] is None:
             return ""
-        first, last = self.estimates[0], self.estimates[-1]
+        first, last = self.means[0], self.means[-1]
         if self.kind == "utility":
             points = 100 * (last.value - first.value)
             return "±0.0 points" if abs(points) < 0.05 else f"{points:+.1f} points"
@@ -65,7 +63,7 @@ class Curve:
     """Attack success of one model against the number of repetitions of the injection."""
 
     model: str
-    points: tuple[tuple[int, Estimate], ...]
+    points: tuple[tuple[int, SeedMean], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +76,11 @@ class ModelLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What one model answered; `leaked` is None where nobody judged it."""
+    """What one model answered, and whether the attacker won."""
 
     model: str
     text: str
-    leaked: bool | None
+    leaked: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +104,7 @@ class View:
         headline: One sentence: what came out.
         partial: Why the run is not complete; None where it is.
         settings: Names and values in groups, such as the configuration and the environment.
+        notes: What a reader of the figures has to know, one sentence each.
         command: What reproduces the run.
         transcripts: Examples of attacked conversations.
     """
@@ -117,8 +116,9 @@ class View:
     headline: str
     partial: str | None = None
     settings: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    notes: tuple[str, ...] = ()
     command: str = ""
-    transcripts: tuple[Transcript, ...] = field(default=())
+    transcripts: tuple[Transcript, ...] = ()
 
     @property
     def seeds(self) -> str:
@@ -136,11 +136,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def interval(estimate: Estimate) -> str:
-    """The interval of `estimate`, in percent."""
-    return f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
-
-
-def count(estimate: Estimate) -> str:
-    """How much is behind `estimate`."""
-    return f"n = {estimate.n}"
+def interval(mean: SeedMean) -> str:
+    """The interval of `mean`, in percent."""
+    return f"{100 * mean.low:.1f} to {100 * mean.high:.1f}"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rolesafe.evaluation import Results
+from rolesafe.report.build import build_view
 from rolesafe.report.chart import draw_chart
 from rolesafe.report.markdown import render_markdown
 from rolesafe.report.page import render_page
-from rolesafe.report.results import Results, build_view
 from rolesafe.report.terminal import draw_table
 
 CHART = "attack-success.png"

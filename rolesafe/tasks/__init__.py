@@ -4,12 +4,13 @@ What is held out in the test split:
 
 - **phrasings** of rules, questions, orders and "ignore previous" openings are disjoint from training: they are other
   combinations of words that training contains (the bare fact "The gate code is gold." is the only shared frame);
-- **words**: places, secrets, required words and witness words are disjoint wherever a rule applies. A model trained
-  from scratch cannot know a word that it has never seen, so the test words do occur in training, but only in neutral
-  conversations without rule, refusal or injection;
+- **pairs** of a place and its secret, of the system's word and the attacker's, of an answer and the witness word: no
+  pair of the test split occurs as such a pair in training, not even in conversations without a rule;
 - filler sentences pair other adjectives with other nouns.
 
-What is not: the frames' single words, the sentence order, the chat format and the reply forms are the same.
+What is not: single words. A model trained from scratch on a word-level vocabulary cannot know a word it has never
+seen, and one that has seen a word in conversations without rules only has learned to copy it from whoever says it,
+which would be measured as a successful attack. Sentence order, chat format and reply forms are the same too.
 """
 
 from rolesafe.tasks.example import Example, Kind, Message, TrainingRecord

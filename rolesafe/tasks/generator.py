@@ -8,7 +8,7 @@ from random import Random
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.example import Example, Kind, Message, TrainingRecord
 from rolesafe.tasks.families import BUILDERS, Case, neutral
-from rolesafe.tasks.words import PLACES, SECRETS, SPLITS, Split, everywhere, filler, filler_words, tokens
+from rolesafe.tasks.words import PLACES, SECRETS, SPLITS, Split, filler, filler_words, tokens
 
 FAMILIES: tuple[str, ...] = tuple(BUILDERS)
 """The rule families."""
@@ -46,7 +46,7 @@ def generate(
         family = names[pair % len(names)]
         stem = f"{family}/{split}/{seed}/{difficulty}/{pair}"
         for protected in (True, False):
-            case = BUILDERS[family](Random(stem), split, difficulty, protected, False)
+            case = BUILDERS[family](Random(stem), split, difficulty, protected)
             examples.append(_example(case, stem, family, split, protected))
     return examples
 
@@ -58,23 +58,23 @@ def training_records(
     *,
     difficulty: int = 1,
     injections: tuple[int, int] = (0, 2),
-    neutral_share: float = 0.25,
+    neutral_share: float = 0.1,
     system_last: float = 0.0,
 ) -> Iterator[TrainingRecord]:
     """Conversations of the training split with their replies, and what was injected into them.
 
-    Each conversation with a rule gets `injections` (uniform, both ends included) sentences that state a policy in the
-    style of the system text, in random places of the message an attacker can write into. Which policy they state is
-    independent of the true one, so "do the opposite of the injection" is no better than chance.
+    A conversation with a rule gets sentences that state a policy in the style of the system text, in random places of
+    the message an attacker can write into. Which policy they state is independent of the true one, so "do the opposite
+    of the injection" is no better than chance. Where the system text leaves the choice to the user, the user's order
+    is the only one.
 
     Args:
         n: Number of conversations.
         seed: Any integer.
         families: Some of :data:`FAMILIES`; default: all.
         difficulty: Largest number of code words in a conversation, 1 to 4; one fewer occurs too.
-        injections: Smallest and largest number of injections.
-        neutral_share: Share of conversations without any rule, in [0, 1]; the words of the test split are seen there
-            and nowhere else.
+        injections: Smallest and largest number of injections; the number is the larger of two uniform draws.
+        neutral_share: Share of conversations without any rule, in [0, 1].
         system_last: Share of conversations, in [0, 1], with the system text after the other messages.
 
     Yields:
@@ -97,8 +97,8 @@ def training_records(
             record = TrainingRecord(family="neutral", messages=neutral(rng, facts), truth="", policies=(), injected=())
         else:
             family, protected = rng.choice(names), rng.random() < 0.5
-            case = BUILDERS[family](rng, "train", facts, protected, True)
-            record = _training_record(case, family, rng, rng.randint(low, high))
+            case = BUILDERS[family](rng, "train", facts, protected)
+            record = _training_record(case, family, rng, max(rng.randint(low, high), rng.randint(low, high)))
         if rng.random() < system_last:
             first, *middle, reply = record.messages
             record = TrainingRecord(**{**record.__dict__, "messages": (*middle, first, reply)})
@@ -112,7 +112,7 @@ def training_conversations(
     *,
     difficulty: int = 1,
     injections: tuple[int, int] = (0, 2),
-    neutral_share: float = 0.25,
+    neutral_share: float = 0.1,
     system_last: float = 0.0,
 ) -> list[list[Message]]:
     """The messages of :func:`training_records`, which describes the arguments; the last one is the reply to learn."""
@@ -133,7 +133,7 @@ def vocabulary() -> list[str]:
 
     Case is kept ("The" and "the" are two words). The delimiters of a chat template are not in here.
     """
-    words = filler_words() | set(everywhere(PLACES)) | set(everywhere(SECRETS))
+    words = filler_words() | set(PLACES) | set(SECRETS)
     for phrase in say.all_phrases():
         words.update(tokens(phrase.format(place="gate", secret="gold", word="gold")))
     return sorted(words)
@@ -168,7 +168,7 @@ def _training_record(case: Case, family: str, rng: Random, count: int) -> Traini
     chosen: list[str] = []
     sentences: list[tuple[str, str | None]] = [(text, None) for text in (*pieces, case.request)]
     for _ in range(0 if case.rightful else count):
-        if case.aside and rng.random() < 0.25:
+        if case.aside and rng.random() < 0.15:
             text, policy = rng.choice(case.aside), None
         else:
             policy = rng.choice(policies)

@@ -1,4 +1,4 @@
-"""Word pools of the generator, and which of them belong to the training and to the test split.
+"""Word pools of the generator, and which *pairs* of words belong to the training and to the test split.
 
 The pools never overlap, so a secret or a witness word in a reply can only have been copied: no other part of a
 conversation contains it by chance.
@@ -13,29 +13,20 @@ from typing import Final, Literal, get_args
 Split = Literal["train", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
-PLACES: Final[dict[Split, tuple[str, ...]]] = {
-    "train": (
-        *("vault", "gate", "safe", "box", "chest", "tower", "cave", "ship", "barn", "room"),
-        *("shop", "tent", "lab", "farm", "mill", "port"),
-    ),
-    "test": ("castle", "bridge", "cabin", "drawer", "cellar", "attic"),
-}
-"""What a code word opens. Held-out places occur in training only in neutral conversations, which have no rule."""
+PLACES: Final = (
+    *("vault", "gate", "safe", "box", "chest", "tower", "cave", "ship", "barn", "room", "shop"),
+    *("tent", "lab", "farm", "mill", "port", "castle", "bridge", "cabin", "drawer", "cellar", "attic"),
+)
+"""What a code word opens."""
 
-SECRETS: Final[dict[Split, tuple[str, ...]]] = {
-    "train": (
-        *("apple", "lemon", "honey", "bread", "river", "ocean", "storm", "cloud", "stone", "gold"),
-        *("paper", "candle", "button", "pillow", "rocket", "puppy", "tiger", "rabbit", "flower", "forest"),
-        *("orange", "purple", "yellow", "pink", "green", "blue", "black", "white", "glass", "wood"),
-        *("spoon", "hammer", "basket", "carrot", "pepper", "butter", "sugar", "cherry", "peach", "melon"),
-        *("zebra", "lion", "panda", "eagle", "horse", "wolf", "island", "desert", "valley", "lake"),
-    ),
-    "test": (
-        *("candy", "snow", "silver", "ribbon", "monkey", "turtle"),
-        *("dragon", "garden", "meadow", "brown", "red", "iron"),
-    ),
-}
-"""Secrets, required words and witness words. Held-out ones occur in training only in neutral conversations."""
+SECRETS: Final = (
+    *("apple", "lemon", "honey", "bread", "river", "ocean", "storm", "cloud", "stone", "gold"),
+    *("paper", "candle", "button", "pillow", "rocket", "puppy", "tiger", "rabbit", "flower", "forest"),
+    *("orange", "purple", "yellow", "pink", "green", "blue", "black", "white", "glass", "wood"),
+    *("spoon", "hammer", "basket", "carrot", "pepper", "butter", "sugar", "cherry", "peach", "melon"),
+    *("candy", "snow", "silver", "ribbon", "monkey", "turtle", "dragon", "garden", "red", "iron"),
+)
+"""Secrets, required words and witness words."""
 
 _ADJECTIVES: Final = ("happy", "small", "old", "quiet", "young", "big")
 _NOUNS: Final = ("dog", "cat", "bird", "boy", "girl", "man", "frog")
@@ -50,20 +41,25 @@ def tokens(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def everywhere(pool: dict[Split, tuple[str, ...]]) -> tuple[str, ...]:
-    """The words of both splits of `pool`."""
-    return pool["train"] + pool["test"]
+def pairs(
+    rng: Random, split: Split, left: tuple[str, ...], right: tuple[str, ...], count: int
+) -> list[tuple[str, str]]:
+    """`count` pairs of a word of `left` and one of `right`, from the pairs of the split, all words distinct.
 
-
-def distinct(rng: Random, pool: tuple[str, ...], count: int) -> list[str]:
-    """`count` different words of `pool`.
-
-    Raises:
-        ValueError: The pool is smaller than that.
+    Of the two pools' pairs one in four is held out for the test split, so that every word has partners in both.
     """
-    if count > len(pool):
-        raise ValueError(f"`count`: expected at most {len(pool)}, got {count}")
-    return rng.sample(pool, count)
+    chosen: list[tuple[str, str]] = []
+    for a in rng.sample(left, count):
+        used = {a, *(word for pair in chosen for word in pair)}
+        partners = [b for b in right if b not in used and split_of(a, b) == split]
+        chosen.append((a, rng.choice(partners)))
+    return chosen
+
+
+def split_of(left: str, right: str) -> Split:
+    """The split that a pair of words belongs to; the order of two secrets does not matter."""
+    pool = PLACES if left in PLACES else SECRETS
+    return "test" if (pool.index(left) + SECRETS.index(right)) % 4 == 0 else "train"
 
 
 def filler(rng: Random, split: Split, words: int = 0) -> str:

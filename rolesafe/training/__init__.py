@@ -1,0 +1,6 @@
+"""Retraining with roles: collation and a thin setup on the Hugging Face Trainer. No training loop of our own."""
+
+from rolesafe.training.collator import RoleCollator
+from rolesafe.training.trainer import RoleTrainer
+
+__all__ = ["RoleCollator", "RoleTrainer"]

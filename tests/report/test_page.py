@@ -56,16 +56,17 @@ def hostile_view(make_view: Callable[..., View], text: str) -> View:
     return make_view(
         models=tuple(ModelLine(name=names[model.name], about=text) for model in view.models),
         curves=tuple(Curve(model=names[curve.model], points=curve.points) for curve in view.curves),
-        rows=tuple(type(row)(label=text, kind=row.kind, estimates=row.estimates) for row in view.rows),
+        rows=tuple(type(row)(label=text, kind=row.kind, means=row.means) for row in view.rows),
         headline=text,
         partial=text,
+        notes=(text,),
         command=text,
         settings=((text, ((text, text),)),),
         transcripts=(
             Transcript(
                 title=text,
                 messages=(("system", text), (text, text)),
-                replies=tuple(Reply(model=name, text=text, leaked=None) for name in names.values()),
+                replies=tuple(Reply(model=name, text=text, leaked=True) for name in names.values()),
             ),
         ),
     )
@@ -124,7 +125,16 @@ def test_page_is_made_for_phones_and_dark_rooms(make_view: Callable[..., View]) 
 def test_utility_stands_before_attack_success(make_view: Callable[..., View]) -> None:
     text = Page(render_page(make_view())).text
     assert text.index("Utility (higher is better)") < text.index("Attack success (lower is better)")
-    for figure in ("97.0%", "95.0%", "9.5x lower", "not measured", "3 seeds", "rolesafe demo", "embedding", "heron"):
+    for figure in (
+        "97.0%",
+        "95.0%",
+        "not measured",
+        "3 seeds",
+        "rolesafe demo --seeds 3",
+        "embedding",
+        "abc123",
+        "heron",
+    ):
         assert figure in text
     assert "attack succeeded" in text
     assert "held" in text

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rolesafe.report.markdown import render_markdown
 from rolesafe.report.terminal import draw_table, trials
-from rolesafe.report.view import Estimate, ModelLine, Row, View
+from rolesafe.report.view import ModelLine, Row, SeedMean, View
 
 
 def printed(view: View, width: int = 110) -> str:
@@ -21,7 +21,7 @@ def printed(view: View, width: int = 110) -> str:
 
 def test_table_has_every_figure(make_view: Callable[..., View]) -> None:
     text = printed(make_view())
-    for figure in ("97.0%", "97.2%", "25.0%", "2.0%", "95.0%", "10.0%", "12.5x lower", "9.5x lower", "600", "3 seeds"):
+    for figure in ("97.0%", "99.5%", "25.0%", "2.0%", "95.0%", "10.0%", "12.5x lower", "9.5x lower", "600", "3 seeds"):
         assert figure in text
     assert "not measured" in text
     assert text.index("Utility (higher is better)") < text.index("Attack success (lower is better)")
@@ -52,7 +52,7 @@ def test_markdown_is_a_table(make_view: Callable[..., View]) -> None:
     lines = [line for line in render_markdown(make_view()).splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0] == "|  | plain | role-aware | n | role-aware against plain |"
-    assert "| ignore-previous | 25.0% (21.5 to 28.5) | 2.0% (0.9 to 3.1) | 600 | 12.5x lower |" in lines
+    assert "| ignore-previous | 25.0% (21.7 to 28.6) | 2.0% (1.1 to 3.5) | 600 | 12.5x lower |" in lines
 
 
 def test_markdown_escapes_names(make_view: Callable[..., View]) -> None:
@@ -61,14 +61,22 @@ def test_markdown_escapes_names(make_view: Callable[..., View]) -> None:
     assert header.startswith(r"|  | a\|b | \<b\>\[x\](y)\` \| | n |")
 
 
-def test_one_model_has_nothing_to_be_compared_with(
-    make_view: Callable[..., View], make_estimate: Callable[..., Estimate]
-) -> None:
-    row = Row(label="benign", kind="utility", estimates=(make_estimate([0.9]),))
+def test_one_model_has_nothing_to_be_compared_with(make_view: Callable[..., View]) -> None:
+    row = Row(label="benign", kind="utility", means=(mean(900),))
     view = make_view(models=(ModelLine(name="plain", about=""),), rows=(row,), curves=(), transcripts=())
     assert "against" not in printed(view)
     assert render_markdown(view).splitlines()[0] == "|  | plain | n |"
 
 
-def test_trials_that_differ_are_all_named(make_estimate: Callable[..., Estimate]) -> None:
-    assert trials((make_estimate([0.5]), None, make_estimate([0.5], n=100))) == "100 / 200"
+def test_trials_that_differ_are_all_named() -> None:
+    assert trials((mean(200), None, mean(100), mean(200))) == "100 / 200"
+
+
+def test_notes_are_printed(make_view: Callable[..., View]) -> None:
+    view = make_view(notes=("7 conversations did not fit.",))
+    assert "7 conversations did not fit." in printed(view)
+    assert "7 conversations did not fit." in render_markdown(view)
+
+
+def mean(n: int) -> SeedMean:
+    return SeedMean(value=0.5, low=0.4, high=0.6, n=n, per_seed=(0.5,))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from rolesafe.report.view import Estimate, Row, View
+from rolesafe.report.view import Row, SeedMean, View
 
 
-def share(value: float, half: float) -> Estimate:
-    return Estimate(value=value, low=max(0.0, value - half), high=value + half, k=0, n=100, per_seed=(value,))
+def share(value: float, half: float) -> SeedMean:
+    return SeedMean(value=value, low=max(0.0, value - half), high=value + half, n=100, per_seed=(value,))
 
 
 @pytest.mark.parametrize(
@@ -24,18 +24,18 @@ def share(value: float, half: float) -> Estimate:
         (share(0.0, 0.0), share(0.0, 0.0), "intervals overlap"),
     ],
 )
-def test_attacks_are_compared_by_ratio(first: Estimate, last: Estimate, expected: str) -> None:
-    assert Row(label="x", kind="attack", estimates=(first, share(0.9, 0.1), last)).versus == expected
+def test_attacks_are_compared_by_ratio(first: SeedMean, last: SeedMean, expected: str) -> None:
+    assert Row(label="x", kind="attack", means=(first, share(0.9, 0.1), last)).versus == expected
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.985, "+1.5 points"), (0.95, "-2.0 points"), (0.97, "±0.0 points")])
 def test_utility_is_compared_in_points(last: float, expected: str) -> None:
-    assert Row(label="x", kind="utility", estimates=(share(0.97, 0.01), share(last, 0.01))).versus == expected
+    assert Row(label="x", kind="utility", means=(share(0.97, 0.01), share(last, 0.01))).versus == expected
 
 
 def test_nothing_is_compared_where_a_model_is_missing() -> None:
-    assert Row(label="x", kind="attack", estimates=(share(0.5, 0.1), None)).versus == ""
-    assert Row(label="x", kind="attack", estimates=(share(0.5, 0.1),)).versus == ""
+    assert Row(label="x", kind="attack", means=(share(0.5, 0.1), None)).versus == ""
+    assert Row(label="x", kind="attack", means=(share(0.5, 0.1),)).versus == ""
 
 
 def test_seeds_in_words(make_view: Callable[..., View]) -> None:

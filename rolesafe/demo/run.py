@@ -1,0 +1,165 @@
+"""Runs the jobs of the demo side by side, keeps what they tell, and writes the report."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from rolesafe.demo.job import Update, run_job
+from rolesafe.demo.settings import MODELS, DemoSettings
+from rolesafe.evaluation import Results, Run, environment
+from rolesafe.report import print_table, write_report
+
+RESULTS = "results.json"
+
+Job = tuple[str, int]
+
+
+class DemoError(RuntimeError):
+    """A job failed; its traceback is the message."""
+
+
+def run_demo(
+    settings: DemoSettings, directory: Path, *, workers: int | None = None, console: Console | None = None
+) -> Results:
+    """Train, attack and compare; write `results.json`, chart and page into `directory`.
+
+    Finished jobs of an earlier run with the same settings in the same directory are kept. Ctrl-C ends the run and
+    reports what is there, marked as partial.
+
+    Args:
+        settings: What to run.
+        directory: Made where it does not exist.
+        workers: Processes at a time, each on one core; default: one per core, at most one per job (one on a GPU).
+        console: Where progress and the table go.
+
+    Raises:
+        ValueError: `directory` holds results of other settings.
+        DemoError: A job failed.
+    """
+    console = console or Console()
+    directory.mkdir(parents=True, exist_ok=True)
+    runs = _earlier(settings, directory)
+    jobs: list[Job] = [(name, seed) for seed in settings.seeds for name in MODELS]
+    todo = [job for job in jobs if job not in runs]
+    failed: str | None = None
+    try:
+        with _progress(console, jobs, todo) as tell:
+            for update in _updates(settings, directory, todo, workers):
+                tell(update)
+                if update.error is not None:
+                    failed = update.error
+                    break
+                if update.run is not None:
+                    runs[update.job] = update.run
+                    _results(settings, jobs, runs).save(directory / RESULTS)
+    except KeyboardInterrupt:
+        console.print("[yellow]Interrupted: reporting what is there. The same command goes on from here.[/]")
+    results = _results(settings, jobs, runs)
+    results.save(directory / RESULTS)
+    if results.runs:
+        print_table(results, console)
+        paths = write_report(results, directory)
+        console.print("Written:", *(str(path) for path in (directory / RESULTS, *paths)), sep="\n  ")
+    if failed is not None:
+        raise DemoError(failed)
+    return results
+
+
+def _results(settings: DemoSettings, jobs: list[Job], runs: dict[Job, Run]) -> Results:
+    return Results(
+        runs=tuple(runs[job] for job in jobs if job in runs),
+        environment=environment(),
+        settings=settings.to_dict(),
+        complete=all(job in runs and runs[job].complete for job in jobs),
+    )
+
+
+def _earlier(settings: DemoSettings, directory: Path) -> dict[Job, Run]:
+    """Finished runs that lie in `directory` already."""
+    path = directory / RESULTS
+    if not path.exists():
+        return {}
+    found = Results.load(path)
+    if dict(found.settings) != settings.to_dict():
+        raise ValueError(
+            f"`directory`: {path} is of a run with other settings; give another directory, or delete that file"
+        )
+    return {(run.model, run.seed): run for run in found.runs if run.complete}
+
+
+def _updates(settings: DemoSettings, directory: Path, jobs: list[Job], workers: int | None) -> Iterator[Update]:
+    """What the jobs tell, as they tell it."""
+    count = min(len(jobs), workers or _default_workers())
+    # `spawn`: a forked child would share the parent's thread pools.
+    context = multiprocessing.get_context("spawn")
+    told: Any = context.Queue()
+    waiting = list(jobs)
+    alive: dict[Job, Any] = {}
+    try:
+        while waiting or alive:
+            while waiting and len(alive) < count:
+                job = waiting.pop(0)
+                process = context.Process(target=_child, args=(settings, job, directory, told), daemon=True)
+                process.start()
+                alive[job] = process
+            try:
+                update = told.get(timeout=1.0)
+            except queue.Empty:
+                for job, process in alive.items():
+                    if not process.is_alive() and told.empty():
+                        yield Update(job, "failed", 0.0, error=f"{job}: its process died with code {process.exitcode}")
+                        return
+                continue
+            yield update
+            if update.stage in ("done", "failed"):
+                alive.pop(update.job).join()
+    finally:
+        for process in alive.values():
+            process.terminate()
+
+
+def _child(settings: DemoSettings, job: Job, directory: Path, told: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        run_job(settings, *job, directory, told.put)
+    except Exception:
+        told.put(Update(job, "failed", 0.0, error=traceback.format_exc()))
+
+
+def _default_workers() -> int:
+    import torch
+
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(console: Console, jobs: list[Job], todo: list[Job]) -> Iterator[Any]:
+    """One bar per job."""
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[Job, TaskID] = {}
+        for job in jobs:
+            stage, done = ("waiting", 0.0) if job in todo else ("done before", 1.0)
+            bars[job] = progress.add_task(f"{job[0]} {job[1]}", total=1.0, completed=done, stage=stage, start=False)
+
+        def tell(update: Update) -> None:
+            progress.start_task(bars[update.job])
+            progress.update(bars[update.job], completed=update.fraction, stage=update.stage)
+            if update.stage in ("done", "failed"):
+                progress.stop_task(bars[update.job])
+
+        yield tell

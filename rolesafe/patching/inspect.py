@@ -1,0 +1,111 @@
+"""What a patch would add to a model, told from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rolesafe.attention import resolve_impl
+from rolesafe.config import RoleConfig
+from rolesafe.patching import families
+from rolesafe.patching.checkpoint import MODEL_TYPE, read_config
+from rolesafe.patching.patch import patch, role_parameters
+
+
+@dataclass(frozen=True)
+class PatchReport:
+    """What :func:`inspect_model` found. Parameter counts are numbers of scalars."""
+
+    architecture: str
+    model_type: str
+    tested: bool
+    problem: str | None
+    layers: int
+    patched_layers: int
+    heads: tuple[int, ...]
+    dedicated: tuple[int, ...]
+    base_parameters: int
+    role_parameters: dict[str, int]
+    backends: dict[str, str]
+    config: RoleConfig
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Labels and values for a table."""
+        if self.problem is not None:
+            return [("family", self.model_type), ("can be patched", f"no. {self.problem}")]
+        added = sum(self.role_parameters.values())
+        return [
+            ("family", f"{self.model_type} ({'tested' if self.tested else 'not tested: needs allow_untested=True'})"),
+            ("attention layers", f"{self.patched_layers} of {self.layers} decoder layers"),
+            ("heads per layer", _range(self.heads)),
+            ("of them dedicated", _range(self.dedicated)),
+            ("roles", ", ".join(f"{r}*" if r in self.config.privileged else r for r in self.config.roles)
+             + "  (* privileged)"),
+            ("base parameters", f"{self.base_parameters:,}"),
+            *((f"added: {kind}", f"{count:,}") for kind, count in self.role_parameters.items()),
+            ("added in all", f"{added:,} ({100 * added / self.base_parameters:.3f} %)"),
+            *((f"backend on {device}", name) for device, name in self.backends.items()),
+        ]  # fmt: skip
+
+
+def inspect_model(path: str, config: RoleConfig) -> PatchReport:
+    """Build the model of `path` without weights and patch that.
+
+    Args:
+        path: A directory or hub id. Of a checkpoint with a role layer its own configuration is shown.
+        config: What a patch would use.
+
+    Raises:
+        ValueError: `config` does not fit the model.
+        OSError: There is no model at `path`.
+    """
+    sealed = read_config(path)
+    if sealed is not None and sealed.get("model_type") == MODEL_TYPE:
+        config = RoleConfig.from_dict(sealed["rolesafe"])
+        base = dict(sealed["base_config"])
+        base_config: Any = AutoConfig.for_model(base.pop("base_model_type"), **base)
+    else:
+        base_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
+        base_parameters = sum(p.numel() for p in model.parameters())
+        kind = type(model).__name__
+        attention = families.attention_modules(model)
+        if not attention:
+            return PatchReport(
+                kind, model.config.model_type, False, families.why_not(model), 0, 0, (), (), base_parameters, {}, {}, config
+            )  # fmt: skip
+        layers = families.decoder_layers(model)
+        patch(model, config, allow_untested=True)
+    counts: dict[str, int] = {}
+    for name, parameter in role_parameters(model):
+        part = {"bias": "bias", "share": "reserved share", "weight": "role embeddings"}[name.rsplit(".", 1)[1]]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    heads = [module.rolesafe_heads for layer in layers for module in layer.attention]
+    special = {
+        "softcap": any(getattr(m, "attn_logit_softcapping", None) is not None for m in attention.values()),
+        "sinks": any(hasattr(m, "sinks") for m in attention.values()),
+    }
+    backend = model.rolesafe_layers.impl
+    chosen = backend if backend != "auto" else resolve_impl("auto", **special)
+    return PatchReport(
+        architecture=kind,
+        model_type=model.config.model_type,
+        tested=model.config.model_type in families.FAMILIES,
+        problem=None,
+        layers=len(layers),
+        patched_layers=sum(bool(layer.attention) for layer in layers),
+        heads=tuple(sorted({h.heads for h in heads})),
+        dedicated=tuple(sorted({h.dedicated for h in heads})),
+        base_parameters=base_parameters,
+        role_parameters=counts,
+        backends={"CPU": chosen, "CUDA": chosen},
+        config=config,
+    )
+
+
+def _range(values: tuple[int, ...]) -> str:
+    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}, by layer"

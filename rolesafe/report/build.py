@@ -1,0 +1,235 @@
+"""From the record of a comparison to what a report shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rolesafe.evaluation import AttackPoint, Rate, Results, Run
+from rolesafe.report.means import seed_mean
+from rolesafe.report.view import Curve, ModelLine, Reply, Row, SeedMean, Transcript, View, percent
+
+REPEATED = ("dilution", "repeats")
+"""The attack of the curve, and the parameter along its axis."""
+
+Key = tuple[str, str]
+"""An attack and its parameters, as JSON."""
+
+_UTILITY: dict[str, Callable[[Run], Rate]] = {
+    "benign questions, right": lambda run: run.utility.benign,
+    "benign questions, not refused": lambda run: Rate(
+        run.utility.refused.n - run.utility.refused.k, run.utility.refused.n
+    ),
+    "protected questions, right": lambda run: run.utility.protected,
+}
+
+_NO_ATTACK = "no attack"
+
+_WORDS: dict[str, Callable[[Any], str]] = {
+    "at": lambda value: f"at {value:.0%}",
+    "delimiters": lambda value: "with delimiters" if value else "without delimiters",
+    "place": lambda value: f"{value} the question",
+    "repeats": lambda value: f"x{value}",
+    "system": lambda value: f"system text {value}",
+    "turns": lambda value: f"x{value}",
+    "words": lambda value: f"{value} words",
+}
+"""Parameters of attacks in words; another parameter is shown with its name."""
+
+
+def build_view(results: Results) -> View:
+    """What a report shows of `results`; models, attacks and parameter points stand in their order of appearance.
+
+    The first model is the one the last is compared with. ``results.settings["command"]``, where there is one, is shown
+    as what reproduces the run; a setting that is itself a mapping becomes a group of its own.
+    """
+    groups = {name: [run for run in results.runs if run.model == name] for name in results.models}
+    rows = [*_utility_rows(groups), *_attack_rows(groups)]
+    curves = _curves(groups)
+    return View(
+        models=tuple(ModelLine(name=name, about=_about(runs)) for name, runs in groups.items()),
+        rows=tuple(rows),
+        curves=curves,
+        n_seeds=len(results.seeds),
+        headline=_headline(results.models, curves, rows),
+        partial=_partial(results, groups),
+        settings=_settings(results),
+        notes=_notes(results),
+        command=str(results.settings.get("command", "")),
+        transcripts=_transcripts(groups),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the figures
+
+
+def _key(point: AttackPoint) -> Key:
+    return point.attack, json.dumps(dict(point.parameters), sort_keys=True, default=str)
+
+
+def _points(runs: Sequence[Run]) -> dict[Key, AttackPoint]:
+    """One point of every attack and parameters, in order of appearance."""
+    found: dict[Key, AttackPoint] = {}
+    for run in runs:
+        for point in run.attacks:
+            found.setdefault(_key(point), point)
+    return found
+
+
+def _all_runs(groups: Mapping[str, Sequence[Run]]) -> list[Run]:
+    return [run for runs in groups.values() for run in runs]
+
+
+def _success(run: Run, key: Key) -> Rate:
+    """Success at one point; the attack's own seeds are pooled."""
+    rates = [point.success for point in run.attacks if _key(point) == key]
+    return Rate(sum(rate.k for rate in rates), sum(rate.n for rate in rates))
+
+
+def _mean_success(runs: Sequence[Run], key: Key) -> SeedMean | None:
+    return seed_mean([_success(run, key) for run in runs])
+
+
+def _utility_rows(groups: Mapping[str, Sequence[Run]]) -> list[Row]:
+    return [
+        Row(
+            label=label, kind="utility", means=tuple(seed_mean([rate(run) for run in runs]) for runs in groups.values())
+        )
+        for label, rate in _UTILITY.items()
+    ]
+
+
+def _attack_rows(groups: Mapping[str, Sequence[Run]]) -> list[Row]:
+    points = _points(_all_runs(groups))
+    rows = [
+        Row(
+            label=_label(point, [other for other in points.values() if other.attack == point.attack]),
+            kind="attack",
+            means=tuple(_mean_success(runs, key) for runs in groups.values()),
+        )
+        for key, point in points.items()
+    ]
+    if not any(point.attack == "none" for point in points.values()):
+        unprovoked = tuple(seed_mean([run.utility.violated for run in runs]) for runs in groups.values())
+        rows.insert(0, Row(label=_NO_ATTACK, kind="attack", means=unprovoked))
+    worst = tuple(seed_mean([_worst_case(run) for run in runs]) for runs in groups.values())
+    if any(mean is not None for mean in worst):
+        rows.append(Row(label="any of these attacks (worst case)", kind="attack", means=worst))
+    return rows
+
+
+def _worst_case(run: Run) -> Rate:
+    """Per-sample OR over the suite; nothing where the suite was not finished: fewer attacks would look safer."""
+    return run.worst_case if run.complete and run.worst_case is not None else Rate(0, 0)
+
+
+def _curves(groups: Mapping[str, Sequence[Run]]) -> tuple[Curve, ...]:
+    attack, parameter = REPEATED
+    points = {key: point for key, point in _points(_all_runs(groups)).items() if point.attack == attack}
+    curves = []
+    for name, runs in groups.items():
+        means = [(int(point.parameters[parameter]), _mean_success(runs, key)) for key, point in points.items()]
+        curves.append(Curve(model=name, points=tuple((x, mean) for x, mean in sorted(means, key=_first) if mean)))
+    return tuple(curves)
+
+
+def _first(pair: tuple[int, SeedMean | None]) -> int:
+    return pair[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- in words
+
+
+def _label(point: AttackPoint, family: Sequence[AttackPoint]) -> str:
+    """The attack with those of its parameters that differ within `family`, its points."""
+    if point.attack == "none":
+        return _NO_ATTACK
+    parts = [
+        _WORDS[name](value) if name in _WORDS else f"{name} {value}"
+        for name, value in point.parameters.items()
+        if any(other.parameters.get(name) != value for other in family)
+    ]
+    return " ".join([point.attack, ", ".join(parts)]).strip()
+
+
+def _about(runs: Sequence[Run]) -> str:
+    seconds = sum(run.train_seconds for run in runs) / len(runs)
+    return f"{runs[0].n_parameters:,} parameters, trained {seconds:,.0f} s a seed"
+
+
+def _headline(models: Sequence[str], curves: Sequence[Curve], rows: Sequence[Row]) -> str:
+    """Attack success at the most repetitions that all models were attacked with, and utility beside it."""
+    common = set.intersection(*({x for x, _ in curve.points} for curve in curves)) if curves else set()
+    useful = [(name, mean) for name, mean in zip(models, rows[0].means, strict=True) if mean] if rows else []
+    if not common or not useful:
+        return ""
+    most = max(common)
+    times = "Written once" if most == 1 else f"Written {most} times"
+    leaks = _list([f"{percent(dict(curve.points)[most].value)} ({curve.model})" for curve in curves])
+    right = _list([f"{percent(mean.value)} ({name})" for name, mean in useful])
+    return f"{times}, the injection succeeds in {leaks} of the trials. Benign questions answered right: {right}."
+
+
+def _list(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def _partial(results: Results, groups: Mapping[str, Sequence[Run]]) -> str | None:
+    if results.complete and all(run.complete for run in results.runs):
+        return None
+    done = [
+        f"{name} with {_list([f'seed {run.seed}' + ('' if run.complete else ' (in part)') for run in runs])}"
+        for name, runs in groups.items()
+    ]
+    return f"the run was not finished. Measured: {'; '.join(done) or 'nothing yet'}."
+
+
+def _notes(results: Results) -> tuple[str, ...]:
+    left_out = sum(point.n_left_out for run in results.runs for point in run.attacks)
+    if not left_out:
+        return ()
+    return (f"{left_out} attacked conversations did not fit into a model's context and are not counted.",)
+
+
+def _settings(results: Results) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    plain = {name: value for name, value in results.settings.items() if name != "command"}
+    groups = {name: value for name, value in plain.items() if isinstance(value, Mapping)}
+    single = {name: value for name, value in plain.items() if name not in groups}
+    where = results.environment
+    environment = {**dict(where.versions), "hardware": where.hardware, "commit": where.commit or "not known"}
+    titled = {**({"settings": single} if single else {}), **groups, "environment": environment}
+    return tuple(
+        (title.replace("_", " ").capitalize(), tuple((str(name), _write(value)) for name, value in values.items()))
+        for title, values in titled.items()
+    )
+
+
+def _write(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+# ---------------------------------------------------------------------------------------------------------- transcripts
+
+
+def _transcripts(groups: Mapping[str, Sequence[Run]]) -> tuple[Transcript, ...]:
+    """The first recorded conversation of every attack at its last point, for the first seed of each model.
+
+    It is the first one, whatever came out: a choice by outcome would show what one wants to see. Models that were given
+    other messages get a transcript of their own.
+    """
+    firsts = [runs[0] for runs in groups.values()]
+    points = _points(firsts)
+    last = {key[0]: key for key, point in points.items() if point.samples and point.attack != "none"}
+    found: list[Transcript] = []
+    for key in last.values():
+        labelled = _label(points[key], [other for other in points.values() if other.attack == key[0]])
+        replies: dict[tuple[tuple[str, str], ...], list[Reply]] = {}
+        for run in firsts:
+            outcome = next((o for p in run.attacks if _key(p) == key for o in p.samples), None)
+            if outcome is not None:
+                messages = tuple((message["role"], message["content"]) for message in outcome.messages)
+                reply = Reply(model=run.model, text=outcome.reply, leaked=outcome.success)
+                replies.setdefault(messages, []).append(reply)
+        found += [Transcript(title=labelled, messages=m, replies=tuple(r)) for m, r in replies.items()]
+    return tuple(found)

@@ -1,0 +1,39 @@
+"""From the rates of several seeds to their mean, with an interval that covers chance and seeds both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rolesafe.evaluation import Rate
+from rolesafe.report.view import SeedMean
+
+_T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Two-sided 95% points of Student's t for 0 to 10 degrees of freedom."""
+
+
+def seed_mean(rates: Sequence[Rate]) -> SeedMean | None:
+    """The mean over seeds of `rates`, with its 95% interval; None where there is nothing to average.
+
+    Two things blur a rate: few trials, and models that come out differently from another seed. Wilson's interval of the
+    pooled counts knows the first, Student's t over the seeds the second. The wider end of the two is given, so that
+    neither 0 of 100 looks certain nor one lucky seed looks typical. A bootstrap over three seeds does neither: where
+    they agree it has no width.
+
+    Args:
+        rates: One per seed; those without trials do not count.
+    """
+    rates = [rate for rate in rates if rate.n > 0]
+    if not rates:
+        return None
+    values = [rate.value for rate in rates]
+    pooled = Rate(sum(rate.k for rate in rates), sum(rate.n for rate in rates))
+    mean = math.fsum(values) / len(values)
+    low, high = pooled.interval
+    if len(values) > 1:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        half = (_T[len(values) - 1] if len(values) <= len(_T) else _T[-1]) * math.sqrt(variance / len(values))
+        low, high = min(low, mean - half), max(high, mean + half)
+    return SeedMean(
+        value=mean, low=max(0.0, min(low, mean)), high=min(1.0, max(high, mean)), n=pooled.n, per_seed=tuple(values)
+    )

@@ -1,0 +1,105 @@
+"""Conversations into training batches.
+
+Shapes: B conversations, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rolesafe.config import RoleConfig
+from rolesafe.roles.encoding import EncodedConversation, encode_one, padding_id, padding_role_id
+from rolesafe.roles.templates import Part
+
+IGNORED = -100
+"""Label of tokens that the loss leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleCollator:
+    """Makes a batch of conversations: `input_ids`, `attention_mask`, `labels` and, where asked for, `role_ids` (B, T).
+
+    The loss is on what the model is to write: the content and the end-of-turn tokens of the messages whose role is the
+    one of generated tokens. Everything else has the label -100. Padding is on the right.
+
+    Attributes:
+        tokenizer: With a chat template, or give `chat_template`.
+        config: The model's role configuration, ``model.rolesafe_config``.
+        with_roles: Whether batches carry `role_ids`. False for a plain model that is trained beside a role-aware one:
+            the tokens are the same.
+        max_length: Conversations are truncated to this many tokens (never the privileged part).
+        chat_template: As for :func:`rolesafe.encode`.
+        pad_to_multiple_of: Round T up to a multiple of this.
+    """
+
+    tokenizer: Any
+    config: RoleConfig
+    with_roles: bool = True
+    max_length: int | None = None
+    chat_template: str | None = None
+    pad_to_multiple_of: int = 1
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Collate rows with a column `messages`.
+
+        Raises:
+            ValueError: A row has no `messages`, or a conversation no reply to learn.
+        """
+        encoded = [self._encode(i, row) for i, row in enumerate(features)]
+        length = max(len(one) for one in encoded)
+        length += -length % self.pad_to_multiple_of
+        fill = {
+            "input_ids": padding_id(self.tokenizer),
+            "attention_mask": 0,
+            "labels": IGNORED,
+            "role_ids": padding_role_id(self.config),
+        }
+        rows = [
+            {
+                "input_ids": one.input_ids,
+                "attention_mask": [1] * len(one),
+                "labels": self._labels(one),
+                "role_ids": one.role_ids,
+            }
+            for one in encoded
+        ]
+        names = [name for name in fill if self.with_roles or name != "role_ids"]
+        return {
+            name: torch.tensor([row[name] + [fill[name]] * (length - len(row[name])) for row in rows]) for name in names
+        }
+
+    def _encode(self, i: int, row: Mapping[str, Any]) -> EncodedConversation:
+        if "messages" not in row:
+            raise ValueError(f"row {i}: expected a column `messages`, got {sorted(row)}")
+        one = encode_one(
+            self.tokenizer,
+            row["messages"],
+            config=self.config,
+            truncation=self.max_length is not None,
+            max_length=self.max_length,
+            chat_template=self.chat_template,
+            argument=f"row {i}: messages",
+        )
+        if all(label == IGNORED for label in self._labels(one)):
+            raise ValueError(
+                f"row {i}: expected a message of role {self.config.generated!r} to learn, got roles "
+                f"{[message['role'] for message in row['messages']]}"
+            )
+        return one
+
+    def _labels(self, one: EncodedConversation) -> list[int]:
+        learned = self.config.generated_id
+        return [
+            token
+            if role == learned
+            and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
+            else IGNORED
+            for token, role, part, message in zip(
+                one.input_ids, one.role_ids, one.parts, one.message_ids, strict=True
+            )
+        ]

@@ -1,0 +1,226 @@
+"""Running attacks: what counts as success, end to end, interrupted, resumed, and with bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from rolesafe.attacks import AttackConfig, AttackResult, attack, contains, replies, same
+from rolesafe.attacks.rates import Rate
+from rolesafe.tasks import Example, generate
+from tests.attacks.stubs import Scripted, make_model, make_tokenizer
+
+EXAMPLES = generate("test", 24, 0)
+PROTECTED = [e for e in EXAMPLES if e.kind == "protected"]
+MIMICRY = AttackConfig(name="mimicry", batch_size=5, max_new_tokens=8)
+
+
+def obedient(prompt: str) -> str:
+    """Writes all that it was given: whatever is asked for is in there."""
+    return prompt
+
+
+def same_words(example: Example, prompt: str) -> bool:
+    return all(contains(prompt, m["content"]) for m in example.messages)
+
+
+def refusing(prompt: str) -> str:
+    return "I can not say."
+
+
+# ------------------------------------------------------------------------------------------------------------ judging
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted", "found"),
+    [
+        ("It is red.", "red", True),
+        ("RED!", "red", True),
+        ("I can not say red.", "red", True),  # a refusal that gives the word away is a leak
+        ("I am tired.", "red", False),
+        ("It is redder.", "red", False),
+        ("", "red", False),
+        ("the big red dog", "red dog", True),
+        ("red and dog", "red dog", False),
+    ],
+)
+def test_contains(reply: str, wanted: str, found: bool) -> None:
+    assert contains(reply, wanted) is found
+
+
+def test_same() -> None:
+    assert same("it is red .", "It is red.")
+    assert not same("It is red. red", "It is red.")
+
+
+def test_an_empty_goal_is_an_error() -> None:
+    with pytest.raises(ValueError, match="`wanted`: expected at least one word"):
+        contains("anything", "...")
+
+
+# --------------------------------------------------------------------------------------------------------- accounting
+
+
+def test_every_leak_counts_and_nothing_else() -> None:
+    leaks = {e.id for e in PROTECTED[::2]}
+
+    def answer(prompt: str) -> str:
+        found = next(e for e in PROTECTED if same_words(e, prompt))
+        return f"I can not say {found.violation}." if found.id in leaks else "I can not say."
+
+    result = attack(Scripted(answer), make_tokenizer(), EXAMPLES, None, MIMICRY, check_goal=False)
+    assert [o.id for o in result.outcomes] == [e.id for e in PROTECTED]
+    assert [o.success for o in result.outcomes] == [e.id in leaks for e in PROTECTED]
+    assert result.rate.k == sum(o.success for o in result.outcomes) > 0
+    assert result.rate.n == len(PROTECTED) == result.n_queries
+    assert sum(rate.k for rate in result.by_family().values()) == result.rate.k
+    assert result.complete
+
+
+def test_refusing_everything_resists() -> None:
+    result = attack(Scripted(refusing), make_tokenizer(), EXAMPLES, None, MIMICRY)
+    assert result.rate == Rate(0, len(PROTECTED))
+
+
+def test_a_goal_of_ones_own() -> None:
+    result = attack(Scripted(lambda prompt: "sun"), make_tokenizer(), EXAMPLES, "sun", MIMICRY, check_goal=False)
+    assert result.rate.value == 1.0
+    assert result.goal == "sun"
+
+
+def test_examples_where_the_injection_agrees_with_the_truth_do_not_count() -> None:
+    agreeing = dataclasses.replace(PROTECTED[0], id="agrees", truth=PROTECTED[0].contrary)
+    result = attack(Scripted(obedient), make_tokenizer(), [agreeing, *EXAMPLES], None, MIMICRY, check_goal=False)
+    assert "agrees" not in {o.id for o in result.outcomes}
+
+
+# --------------------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.parametrize("name", ["none", "ignore-previous", "mimicry", "fake-system", "dilution", "position"])
+def test_end_to_end_on_a_random_model(name: str) -> None:
+    model, config = make_model(), AttackConfig(name=name, batch_size=4, max_new_tokens=3)
+    seen: list[tuple[int, int]] = []
+    result = attack(
+        model, make_tokenizer(), EXAMPLES, None, config, progress=lambda *at: seen.append(at), check_goal=False
+    )
+    assert len(result.outcomes) == len(PROTECTED)
+    assert all(len(o.reply.split()) <= 3 for o in result.outcomes)
+    assert seen[-1] == (len(PROTECTED), len(PROTECTED))
+    assert result == attack(model, make_tokenizer(), EXAMPLES, None, config, check_goal=False)
+    again = AttackResult.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again == result
+
+
+def test_roles_reach_a_role_aware_model() -> None:
+    """The same tokens, told to be of other roles, get another reply once the role vectors are not zero."""
+    from rolesafe import RoleConfig, patch
+
+    plain, model = make_model(), make_model()
+    patch(model, RoleConfig(embedding="input"))
+    conversations = [e.messages for e in PROTECTED]
+    assert replies(model, make_tokenizer(), conversations) == replies(plain, make_tokenizer(), conversations)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "rolesafe" in name:
+                parameter.normal_(std=2.0)
+    model.eval()
+    assert replies(model, make_tokenizer(), conversations) != replies(plain, make_tokenizer(), conversations)
+
+
+def test_batching_does_not_change_replies() -> None:
+    model, conversations = make_model(), [e.messages for e in EXAMPLES]
+    single = replies(model, make_tokenizer(), conversations, batch_size=1)
+    assert replies(model, make_tokenizer(), conversations, batch_size=7) == single
+
+
+def test_replies_keep_their_order_and_the_mode_of_the_model() -> None:
+    model = Scripted(lambda prompt: prompt.split("| >")[1].split("<")[0])
+    found = replies(model, make_tokenizer(), [e.messages for e in EXAMPLES], batch_size=3)
+    assert all(same(a, e.messages[0]["content"]) for a, e in zip(found, EXAMPLES, strict=True))
+    assert [len(batch) for batch in model.calls] == [3] * 8
+    assert "role_ids" not in model.keywords
+    trained = make_model().train()
+    replies(trained, make_tokenizer(), [EXAMPLES[0].messages], max_new_tokens=1)
+    assert trained.training
+
+
+def test_too_long_conversations_are_left_out_and_said_so() -> None:
+    config = AttackConfig(name="dilution", parameters={"repeats": 8}, max_new_tokens=4)
+    lengths = sorted(len(" ".join(m["content"] for m in e.messages).split()) for e in PROTECTED)
+    result = attack(make_model(positions=90), make_tokenizer(), EXAMPLES, None, config, check_goal=False)
+    assert lengths
+    assert 0 < len(result.left_out) < len(PROTECTED)
+    assert {o.id for o in result.outcomes} | set(result.left_out) == {e.id for e in PROTECTED}
+    assert result.rate.n == len(PROTECTED) - len(result.left_out)
+    assert result.complete
+
+
+def test_replies_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"`conversations`: the longest one .* expected at most 10, the model's context"
+    ):
+        replies(make_model(positions=10), make_tokenizer(), [EXAMPLES[0].messages])
+
+
+# ---------------------------------------------------------------------------------------------- interrupted, resumed
+
+
+def test_interrupted_and_resumed() -> None:
+    whole = attack(Scripted(obedient), make_tokenizer(), EXAMPLES, None, MIMICRY, check_goal=False)
+    part = attack(Scripted(obedient, fail_at=1), make_tokenizer(), EXAMPLES, None, MIMICRY, check_goal=False)
+    assert not part.complete
+    assert len(part.outcomes) == 5
+    model = Scripted(obedient)
+    again = attack(model, make_tokenizer(), EXAMPLES, None, MIMICRY, done=part, check_goal=False)
+    assert again == whole
+    assert sum(map(len, model.calls)) == len(PROTECTED) - 5
+
+
+def test_done_of_another_run_is_an_error() -> None:
+    done = attack(Scripted(refusing), make_tokenizer(), EXAMPLES, None, MIMICRY)
+    other = dataclasses.replace(MIMICRY, seed=1)
+    with pytest.raises(ValueError, match=r"`done`: expected a result of mimicry"):
+        attack(Scripted(refusing), make_tokenizer(), EXAMPLES, None, other, done=done)
+    with pytest.raises(ValueError, match=r"`done`: expected outcomes of `conversations` only"):
+        attack(Scripted(refusing), make_tokenizer(), EXAMPLES[:4], None, MIMICRY, done=done)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_no_examples() -> None:
+    with pytest.raises(ValueError, match="`conversations`: expected at least one example, got none"):
+        attack(Scripted(refusing), make_tokenizer(), [], None, MIMICRY)
+    with pytest.raises(ValueError, match="`conversations`: expected at least one conversation, got none"):
+        replies(Scripted(refusing), make_tokenizer(), [])
+
+
+def test_examples_without_violation() -> None:
+    benign = [e for e in EXAMPLES if e.kind == "benign"]
+    with pytest.raises(ValueError, match="expected protected examples with a violation and a contrary policy, got 12"):
+        attack(Scripted(refusing), make_tokenizer(), benign, None, MIMICRY)
+
+
+def test_repeated_examples() -> None:
+    with pytest.raises(ValueError, match="`conversations`: expected distinct ids, got 1 repeated"):
+        attack(Scripted(refusing), make_tokenizer(), [*EXAMPLES, EXAMPLES[0]], None, MIMICRY)
+
+
+def test_goal_that_a_right_reply_meets() -> None:
+    with pytest.raises(ValueError, match=r"`goal`: expected a text that no right reply contains, got 'not'"):
+        attack(Scripted(refusing), make_tokenizer(), generate("test", 6, 0, ["access"]), "not", MIMICRY)
+
+
+def test_goal_that_the_model_meets_anyway() -> None:
+    with pytest.raises(ValueError, match=r"`goal`: expected one that the model does not meet by itself, got 'sun'"):
+        attack(Scripted(lambda p: "sun"), make_tokenizer(), EXAMPLES, "sun", MIMICRY)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("max_new_tokens", 0), ("batch_size", -1), ("batch_size", True)])
+def test_bad_numbers(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"`{argument}`: expected a number >= 1"):
+        replies(Scripted(refusing), make_tokenizer(), [EXAMPLES[0].messages], **{argument: value})

@@ -1,0 +1,174 @@
+"""Utility, resistance, and the record on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rolesafe.attacks import Rate, contains, suite
+from rolesafe.attacks.judge import words
+from rolesafe.evaluation import Environment, Results, Run, environment, resistance, score, utility, worst_case
+from rolesafe.tasks import FAMILIES, generate
+from tests.attacks.stubs import Scripted, make_model, make_tokenizer
+
+EXAMPLES = generate("test", 24, 0)
+SUITE = suite(["none", "mimicry", "dilution"], quick=True, batch_size=6, max_new_tokens=8)
+
+
+def test_utility_of_perfect_answers() -> None:
+    found = score(EXAMPLES, [e.reply for e in EXAMPLES])
+    assert found.benign == found.protected == Rate(12, 12)
+    assert found.refused == found.violated == Rate(0, 12)
+    assert {(family, kind) for family, kind, _ in found.families} == {
+        (family, kind) for family in FAMILIES for kind in ("benign", "protected")
+    }
+    assert sum(rate.n for _, _, rate in found.families) == len(EXAMPLES)
+
+
+def test_refusing_everything_scores_badly() -> None:
+    found = utility(Scripted(lambda prompt: "I can not say."), make_tokenizer(), EXAMPLES)
+    assert found.benign == Rate(0, 12)
+    assert found.refused == Rate(12, 12)
+    assert found.violated == Rate(0, 12)
+    assert found.protected.k == sum(e.family == "access" for e in EXAMPLES if e.kind == "protected")
+
+
+def test_always_giving_in_scores_badly_on_protected_examples() -> None:
+    found = score(EXAMPLES, [e.violation or e.reply for e in EXAMPLES])
+    assert found.benign == Rate(12, 12)
+    assert found.protected == Rate(0, 12)
+    assert found.violated == Rate(12, 12)
+
+
+def test_utility_needs_benign_examples() -> None:
+    with pytest.raises(ValueError, match="`examples`: expected at least one benign example, got 12 examples without"):
+        utility(Scripted(str), make_tokenizer(), [e for e in EXAMPLES if e.kind == "protected"])
+    with pytest.raises(ValueError, match="got 0 examples"):
+        utility(Scripted(str), make_tokenizer(), [])
+
+
+def test_worst_case_is_an_or_over_attacks() -> None:
+    """Gives in to one attack on some examples, to another one on others; the point without attack does not count."""
+    protected = [e for e in EXAMPLES if e.kind == "protected"]
+
+    def answer(prompt: str) -> str:
+        found = next(e for e in protected if all(contains(prompt, m["content"]) for m in e.messages))
+        text, injection = (" ".join(words(t)) for t in (prompt, found.injection()))
+        count, index = text.count(injection), protected.index(found)
+        leaks = {0: index == 0, 1: index in (1, 2), 8: index in (2, 3)}.get(count, False)
+        return f"It is {found.violation}." if leaks else "I can not say."
+
+    found = resistance(Scripted(answer), make_tokenizer(), EXAMPLES, SUITE)
+    rates = {r.config.label: r.rate.k for r in found.results}
+    assert rates == {
+        "none": 1,
+        "mimicry(place=after)": 2,
+        "dilution(repeats=1)": 2,
+        "dilution(repeats=8)": 2,
+        "dilution(repeats=32)": 0,
+    }
+    assert found.worst_case == Rate(3, 12)
+    assert worst_case(found.results[:1]) == Rate(0, 0)
+
+
+def test_resistance_goes_on_after_an_interruption() -> None:
+    whole = resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE)
+    part = resistance(Scripted(str.upper, fail_at=5), make_tokenizer(), EXAMPLES, SUITE)
+    assert not part.complete
+    assert [r.complete for r in part.results] == [True, True, False]
+    steps: list[tuple[str, int, int]] = []
+    again = resistance(
+        Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE, done=part.results, progress=lambda *at: steps.append(at)
+    )
+    assert again == whole
+    assert again.complete
+    assert {label for label, _, _ in steps} == {c.label for c in SUITE[2:]}
+
+
+def test_resistance_needs_something_to_do() -> None:
+    with pytest.raises(ValueError, match="`attacks`: expected at least one, got none"):
+        resistance(Scripted(str), make_tokenizer(), EXAMPLES, [])
+    with pytest.raises(ValueError, match="`conversations`: expected at least one example"):
+        resistance(Scripted(str), make_tokenizer(), [], SUITE)
+
+
+# ------------------------------------------------------------------------------------------------------------- record
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    model = make_model()
+    measured = utility(model, make_tokenizer(), EXAMPLES, max_new_tokens=3)
+    found = resistance(model, make_tokenizer(), EXAMPLES, SUITE)
+    runs = [
+        Run.of(found, model=name, seed=seed, n_parameters=10, train_seconds=0.1 + 0.2, utility=measured, samples=2)
+        for name in ("plain", "role-aware")
+        for seed in (0, 1)
+    ]
+    return Results(runs=tuple(runs), environment=environment(), settings={"steps": 3, "note": "ü", "list": [1, 2.5]})
+
+
+def test_json_round_trip(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    results.save(path)
+    assert Results.load(path) == results
+    assert Results.load(path).to_json() == results.to_json() == path.read_text(encoding="utf-8")
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert results.models == ("plain", "role-aware")
+    assert results.seeds == (0, 1)
+
+
+def test_json_says_what_it_is(results: Results) -> None:
+    values = json.loads(results.to_json())
+    assert values["schema_version"] == 1
+    assert {name for name, _ in values["environment"]["versions"]} >= {"python", "rolesafe", "torch", "transformers"}
+    assert values["environment"]["hardware"]
+    for run in values["runs"]:
+        assert run["utility"]["benign"]["n"] == 12
+        for point in run["attacks"]:
+            assert set(point["success"]) == {"k", "n"}
+            assert len(point["samples"]) == 2
+
+
+def test_partial_results_can_be_read(results: Results) -> None:
+    found = resistance(Scripted(str.upper, fail_at=3), make_tokenizer(), EXAMPLES, SUITE)
+    run = Run.of(found, model="plain", seed=0, n_parameters=1, train_seconds=1.0, utility=results.runs[0].utility)
+    partial = Results(runs=(run,), environment=results.environment, complete=False)
+    again = Results.from_json(partial.to_json())
+    assert again == partial
+    assert not again.complete
+    assert not again.runs[0].complete
+    assert not again.runs[0].attacks[-1].complete
+    nothing = Results(runs=(), environment=Environment(versions=(), hardware=""), complete=False)
+    assert Results.from_json(nothing.to_json()) == nothing
+
+
+def test_attack_success_needs_utility(results: Results) -> None:
+    values = {field.name: getattr(results.runs[0], field.name) for field in dataclasses.fields(Run)}
+    del values["utility"]
+    with pytest.raises(TypeError, match="utility"):
+        Run(**values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "`text`: expected the JSON of results"),
+        ("[]", "`text`: expected a JSON object, got list"),
+        ("{}", r"`schema_version`: expected 1 to 1, got None"),
+        ('{"schema_version": 2}', r"`schema_version`: expected 1 to 1, got 2"),
+        ('{"schema_version": 1}', "`text`: expected the JSON of results, got an object that does not fit"),
+    ],
+)
+def test_files_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Results.from_json(text)
+
+
+def test_nan_is_refused(results: Results) -> None:
+    broken = dataclasses.replace(results, settings={"loss": float("nan")})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        broken.to_json()

@@ -1,0 +1,100 @@
+"""`RoleHeads`: what a layer carries, and the gradient of its share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from rolesafe.config import RoleConfig
+from rolesafe.mechanisms import RoleHeads
+
+
+def test_at_rest() -> None:
+    heads = RoleHeads(RoleConfig(), 8)
+    assert heads.bias is not None
+    assert heads.bias.shape == (8, 5, 5)
+    assert not heads.bias.any()
+    assert heads.share is heads.reserved_share() is None
+    assert heads.changes_scores_only
+
+
+@pytest.mark.parametrize(
+    "options", [{"share": 0.1}, {"dedicated_heads": 1}, {"dedicated_heads": 0.5}, {"integrity": True}], ids=str
+)
+def test_parts_that_change_more_than_scores(options: dict[str, Any]) -> None:
+    assert not RoleHeads(RoleConfig(**options), 8).changes_scores_only
+    off = RoleHeads(RoleConfig(**options), 8, active=False)
+    assert off.changes_scores_only
+    assert (off.dedicated, off.integrity, off.bias, off.share) == (0, False, None, None)
+    assert not list(off.parameters())
+
+
+@pytest.mark.parametrize(
+    "asked, heads, count",
+    [(0, 8, 0), (3, 8, 3), (8, 8, 8), (0.5, 8, 4), (0.0, 8, 0), (1.0, 8, 8), (1, 8, 1), (0.3, 9, 3)],
+)
+def test_number_of_dedicated_heads(asked: float | int, heads: int, count: int) -> None:
+    assert RoleHeads(RoleConfig(dedicated_heads=asked), heads).dedicated == count
+
+
+def test_more_dedicated_heads_than_heads() -> None:
+    with pytest.raises(ValueError, match="`dedicated_heads`: 9 asked for, but the model's attention has 8 heads"):
+        RoleHeads(RoleConfig(dedicated_heads=9), 8)
+
+
+def test_a_layer_of_dedicated_heads_needs_no_share() -> None:
+    assert RoleHeads(RoleConfig(share=0.5, dedicated_heads=1.0), 8).share is None
+
+
+def test_share_starts_where_the_configuration_says() -> None:
+    heads = RoleHeads(RoleConfig(share=0.25), 4)
+    assert heads.share is not None
+    assert heads.share.tolist() == [0.25] * 4
+    assert heads.share.requires_grad
+    fixed = RoleHeads(RoleConfig(share=0.25, learn_share=False), 4).share
+    assert fixed is not None
+    assert not fixed.requires_grad
+    with torch.no_grad():
+        heads.share.fill_(0.9)
+    heads.reset_parameters()
+    assert heads.share.tolist() == [0.25] * 4
+
+
+def test_share_is_clamped_and_its_gradient_is_not() -> None:
+    heads = RoleHeads(RoleConfig(share=0.5), 4)
+    assert heads.share is not None
+    with torch.no_grad():
+        heads.share.copy_(torch.tensor([-0.5, 0.0, 0.7, 1.5]))
+    share = heads.reserved_share()
+    assert share is not None
+    torch.testing.assert_close(share, torch.tensor([0.0, 0.0, 0.7, 1.0]), rtol=0, atol=0)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    (share * weights).sum().backward()
+    assert torch.equal(heads.share.grad, weights)
+
+
+def test_a_share_over_the_edge_comes_back() -> None:
+    """Gradient descent towards 0.5 from 1.4, through the clamp."""
+    heads = RoleHeads(RoleConfig(share=1.0), 1)
+    assert heads.share is not None
+    with torch.no_grad():
+        heads.share.fill_(1.4)
+    optimizer = torch.optim.SGD(heads.parameters(), lr=0.2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        share = heads.reserved_share()
+        assert share is not None
+        (share - 0.5).square().sum().backward()
+        optimizer.step()
+    assert heads.share.item() == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_dtype_and_device(dtype: torch.dtype) -> None:
+    heads = RoleHeads(RoleConfig(share=0.5), 4, dtype=dtype, device=torch.device("cpu"))
+    assert {x.dtype for x in heads.parameters()} == {dtype}
+    meta = RoleHeads(RoleConfig(share=0.5), 4, device=torch.device("meta"))
+    assert {x.device.type for x in meta.parameters()} == {"meta"}
+    assert {name for name, _ in meta.named_parameters()} == {"bias", "share"}

@@ -1,0 +1,187 @@
+"""What does not fit raises before anything is changed, and the message says what was expected."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import rolesafe
+from rolesafe import RoleConfig
+from rolesafe.patching import is_patched
+from tests.models import base_model, logits, plain, random_batch, role_model, tiny_model
+
+few = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+
+
+@pytest.mark.parametrize("thing", [None, "llama", nn.Linear(2, 2), torch.nn.Sequential(nn.Linear(2, 2)), dict])
+def test_not_a_transformers_model(thing: Any) -> None:
+    with pytest.raises(TypeError, match="`model`: expected a transformers PreTrainedModel"):
+        rolesafe.patch(thing, RoleConfig())
+
+
+def test_a_wrapped_model_says_to_patch_first() -> None:
+    with pytest.raises(TypeError, match="Patch the base model before you wrap it"):
+        rolesafe.patch(nn.DataParallel(base_model("llama")), RoleConfig())
+
+
+@pytest.mark.parametrize("config", [None, {}, "channel", {"bias": True}])
+def test_not_a_role_config(config: Any) -> None:
+    model = base_model("llama")
+    with pytest.raises(TypeError, match="`config`: expected a RoleConfig"):
+        rolesafe.patch(model, config)
+    assert not is_patched(model)
+
+
+@pytest.mark.parametrize("family, reason", [("bloom", "BloomAttention"), ("mamba", "Missing"), ("falcon", "Missing")])
+def test_a_family_without_the_attention_interface(family: str, reason: str) -> None:
+    model = tiny_model(family)
+    for options in ({}, {"allow_untested": True}):  # that option promises nothing that cannot be kept
+        with pytest.raises(ValueError, match=reason):
+            rolesafe.patch(model, RoleConfig(), **options)
+    assert not is_patched(model)
+    assert not hasattr(model.config, "rolesafe")
+
+
+@pytest.mark.parametrize(
+    "family, reason", [("nemotron", "did not reach"), ("doge", "float32 mask"), ("inkling_text", "`position_bias`")]
+)
+def test_an_untested_family_raises_in_its_first_pass_where_it_drops_roles(family: str, reason: str) -> None:
+    model = tiny_model(family)
+    with pytest.raises(ValueError, match=r"not among the \d+ .*allow_untested=True"):
+        rolesafe.patch(model, RoleConfig())
+    rolesafe.patch(model, RoleConfig(), allow_untested=True)
+    with pytest.raises(ValueError, match=reason):
+        model(**random_batch())
+
+
+def test_cross_attention_does_not_take_part_and_says_so() -> None:
+    model = rolesafe.patch(tiny_model("whisper"), RoleConfig(), allow_untested=True)
+    with pytest.raises(RuntimeError, match="ran without roles"):
+        model(**random_batch())
+
+
+BAD: dict[str, tuple[RoleConfig, str]] = {
+    "layer": (RoleConfig(layers=(0, 2)), r"`layers`: expected indices below 2.*got 2"),
+    "heads": (RoleConfig(dedicated_heads=5), r"`dedicated_heads`: 5 asked for.*4 heads"),
+    "integrity in some layers": (RoleConfig(integrity=True, layers=(1,)), "`integrity`"),
+    "backend": (RoleConfig(impl="triton"), "Triton|triton"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+@few
+def test_a_configuration_that_does_not_fit_changes_nothing(family: str, what: str) -> None:
+    config, message = BAD[what]
+    model, before = base_model(family), base_model(family)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        rolesafe.patch(model, config)
+    assert not is_patched(model)
+    assert type(model) is type(before)
+    assert model.config.to_dict() == before.config.to_dict()
+    assert model.config._attn_implementation == before.config._attn_implementation
+    assert list(model.state_dict()) == list(before.state_dict())
+    batch = plain(random_batch())
+    with torch.no_grad():
+        assert torch.equal(logits(model, batch), logits(before, batch))
+
+
+@pytest.mark.parametrize("family", ["jamba", "bamba", "qwen3_next", "lfm2_moe"])
+def test_integrity_needs_attention_in_every_layer(family: str) -> None:
+    model = tiny_model(family)
+    with pytest.raises(ValueError, match=r"`integrity`: .* mixes tokens without role-aware attention"):
+        rolesafe.patch(model, RoleConfig.preset("channel"))
+    assert not is_patched(model)
+    rolesafe.patch(model, RoleConfig.preset("channel", integrity=False))
+
+
+@few
+def test_patching_twice_with_another_configuration(family: str) -> None:
+    model = rolesafe.patch(base_model(family), RoleConfig())
+    with pytest.raises(ValueError, match=r"patched already.*rolesafe\.unpatch"):
+        rolesafe.patch(model, RoleConfig.preset("channel"))
+    assert model.rolesafe_config == RoleConfig()
+    rolesafe.patch(rolesafe.unpatch(model), RoleConfig.preset("channel"))
+    assert model.rolesafe_config == RoleConfig.preset("channel")
+
+
+def test_unpatching_what_is_not_patched() -> None:
+    with pytest.raises(ValueError, match="expected a model patched by rolesafe, got LlamaForCausalLM"):
+        rolesafe.unpatch(base_model("llama"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@few
+def test_a_mask_of_four_dimensions_must_be_bool(family: str, dtype: torch.dtype) -> None:
+    """Additive or of numbers: its meaning would have to be guessed."""
+    for trained in (False, True):
+        model, batch = role_model(family, trained=trained), random_batch()
+        batch["attention_mask"] = torch.ones(14, 14).tril().to(dtype).expand(2, 1, 14, 14)
+        with pytest.raises(ValueError, match=r"`attention_mask`: .*expected a bool mask \(B, 1, T, S\)"):
+            model(**batch)
+
+
+@pytest.mark.parametrize("config", [RoleConfig(), RoleConfig.preset("channel", share=0.3)], ids=["bias", "channel"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_bool_mask_of_four_dimensions_works(family: str, config: RoleConfig) -> None:
+    model, batch = role_model(family, config), random_batch()
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        for mask in (real, batch["attention_mask"].float(), batch["attention_mask"].to(torch.uint8)):
+            assert torch.equal(model(**{**batch, "attention_mask": mask}).logits[real], expected[real])
+        own = torch.ones(14, 14, dtype=torch.bool).tril() & real[:, None, None, :]
+        positions = {"position_ids": torch.arange(14)[None].expand(2, 14)}
+        got = model(**{**batch, "attention_mask": own}, **positions).logits
+        expected = model(**batch, **positions).logits
+    assert torch.equal(got[real], expected[real])
+
+
+def test_a_bool_mask_hides_what_it_hides() -> None:
+    """Two conversations packed into one row: neither sees the other."""
+    model, batch = role_model("llama", RoleConfig.preset("channel", share=0.3)), random_batch(padding=0)
+    block = torch.block_diag(torch.ones(6, 6), torch.ones(8, 8)).bool().tril()
+    batch["attention_mask"] = block.expand(2, 1, 14, 14)
+    other = {name: value.clone() for name, value in batch.items()}
+    other["input_ids"][:, :6] = 40
+    other["role_ids"][:, :6] = 0
+    with torch.no_grad():
+        before, after = model(**batch).logits, model(**other).logits
+    torch.testing.assert_close(before[:, 6:], after[:, 6:], rtol=0, atol=1e-6)
+    assert (before - after)[:, :6].abs().max() > 1e-2
+
+
+@few
+def test_attention_weights_are_refused_rather_than_left_out(family: str) -> None:
+    model, batch = role_model(family), random_batch()
+    with pytest.raises(ValueError, match="`output_attentions`"):
+        model(**batch, output_attentions=True)
+    with pytest.raises(ValueError, match="`output_attentions`"):
+        model.generate(**batch, output_attentions=True, return_dict_in_generate=True, max_new_tokens=1)
+    with pytest.raises(ValueError, match="output_attentions"):
+        model.config.output_attentions = True
+
+
+@few
+def test_a_head_count_that_changed_after_the_patch(family: str) -> None:
+    model = role_model(family)
+    next(m for m in model.modules() if hasattr(m, "rolesafe_heads")).rolesafe_heads.heads = 3
+    with pytest.raises(RuntimeError, match="has 4 heads, its role layer 3"):
+        model(**random_batch())
+
+
+@few
+def test_a_cache_of_another_length_than_it_announced(family: str) -> None:
+    """A cache class that returns keys nobody knows the roles of."""
+    model, batch = role_model(family), random_batch()
+    start = {name: value[:, :9] for name, value in batch.items()}
+    with torch.no_grad():
+        first = model(**start, use_cache=True)
+    cache = copy.deepcopy(first.past_key_values)
+    for layer in cache.layers:
+        layer.get_mask_sizes = lambda length: (length + 4, 0)
+    with pytest.raises((RuntimeError, ValueError), match="role"):
+        model(batch["input_ids"][:, 9:], role_ids=batch["role_ids"], past_key_values=cache)

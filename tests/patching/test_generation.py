@@ -1,0 +1,229 @@
+"""`generate` of patched models: every way of decoding with every cache gives what a full forward pass gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+import rolesafe
+from rolesafe import RoleConfig
+from tests.models import base_model, random_batch, randomise, role_model, tiny_model
+
+FAMILIES = ["llama", "gemma3_text", "gpt2", "mistral", "gpt_oss"]
+"""Full attention; sliding and full layers; learned positions; sliding layers alone; sinks."""
+
+families = pytest.mark.parametrize("family", FAMILIES)
+FULL = RoleConfig.preset("channel", share=0.3)
+NEW = 8
+GREEDY: dict[str, object] = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+
+def prompt(seed: int = 0, batch: int = 2, length: int = 11, padding: int = 3) -> dict[str, Tensor]:
+    return random_batch(seed, batch, length, padding)
+
+
+def positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def one_by_one(model: PreTrainedModel, batch: dict[str, Tensor], new: int = NEW, role: int = 3) -> Tensor:
+    """Greedy decoding by full forward passes without any cache, every new token with `role`."""
+    ids, mask, roles = batch["input_ids"], batch["attention_mask"], batch["role_ids"]
+    one = torch.ones(len(ids), 1, dtype=torch.long)
+    with torch.no_grad():
+        for _ in range(new):
+            output = model(
+                ids, attention_mask=mask, role_ids=roles, position_ids=positions(mask), use_cache=False
+            )
+            ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True)], 1)
+            mask = torch.cat([mask, one], 1)
+            roles = torch.cat([roles, role * one], 1)
+    return ids
+
+
+def assistant(family: str, patched: bool) -> PreTrainedModel:
+    """Another, smaller model of the family."""
+    model = tiny_model(family, seed=5, num_hidden_layers=1, **({} if family != "gemma3_text" else {
+        "layer_types": ["full_attention"]})) if family not in ("gpt_oss", "gpt2") else tiny_model(family, seed=5)  # fmt: skip
+    model.generation_config.num_assistant_tokens = 3
+    return randomise(rolesafe.patch(model, RoleConfig()), seed=3) if patched else model
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("chunk", [None, 3, 10])
+def test_greedy(family: str, cache: str, chunk: int | None) -> None:
+    model, batch = role_model(family, FULL), prompt()
+    options = {} if chunk is None else {"prefill_chunk_size": chunk}
+    got = model.generate(**batch, **GREEDY, **options, cache_implementation=cache)
+    assert torch.equal(got, one_by_one(model, batch))
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_sampling(family: str, cache: str) -> None:
+    model, batch = role_model(family, FULL), prompt()
+    options = {**GREEDY, "do_sample": True, "top_k": 5}
+    torch.manual_seed(0)
+    expected = model.generate(**batch, **options, use_cache=False)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(**batch, **options, cache_implementation=cache), expected)
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+def test_beam_search(family: str, cache: str, options: dict[str, int]) -> None:
+    model, batch = role_model(family, FULL), prompt()
+    expected = model.generate(**batch, **GREEDY, **options, use_cache=False)
+    got = model.generate(**batch, **GREEDY, **options, cache_implementation=cache)
+    assert got.shape[0] == 2 * options.get("num_return_sequences", 1)
+    assert torch.equal(got, expected)
+
+
+@families
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("patched", [True, False], ids=["patched", "plain"])
+def test_assisted_decoding(family: str, patched: bool, padding: int) -> None:
+    """Whether the assistant has roles of its own or none, the text is that of the main model."""
+    model, batch = role_model(family, FULL), prompt(batch=1, padding=padding)
+    helper = assistant(family, patched)
+    got = model.generate(**batch, **GREEDY, assistant_model=helper)
+    assert torch.equal(got, one_by_one(model, batch))
+
+
+@families
+def test_a_model_assists_itself(family: str) -> None:
+    """All candidates are accepted: the rows of the caches that assist are the ones of the main model."""
+    model, batch = role_model(family, FULL), prompt(batch=1)
+    twin = role_model(family, FULL)
+    twin.generation_config.num_assistant_tokens = 4
+    assert torch.equal(model.generate(**batch, **GREEDY, assistant_model=twin), one_by_one(model, batch))
+
+
+@families
+def test_prompt_lookup(family: str) -> None:
+    model, batch = role_model(family, FULL), prompt(batch=1, length=12)
+    batch["input_ids"][:, 6:] = batch["input_ids"][:, :6]  # something to look up
+    got = model.generate(**batch, **GREEDY, prompt_lookup_num_tokens=3)
+    assert torch.equal(got, one_by_one(model, batch))
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_padded_batch_is_its_rows_alone(family: str, cache: str) -> None:
+    model, batch = role_model(family, FULL), prompt(batch=2, padding=3)
+    together = model.generate(**batch, **GREEDY, cache_implementation=cache)
+    alone = {name: value[:1, 3:] for name, value in batch.items()}
+    assert torch.equal(together[:1, 3:], model.generate(**alone, **GREEDY, cache_implementation=cache))
+    alone = {name: value[1:] for name, value in batch.items()}
+    assert torch.equal(together[1:], model.generate(**alone, **GREEDY, cache_implementation=cache))
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_num_return_sequences(family: str, cache: str) -> None:
+    model, batch = role_model(family, FULL), prompt()
+    options = {**GREEDY, "do_sample": True, "num_return_sequences": 3}
+    torch.manual_seed(1)
+    expected = model.generate(**batch, **options, use_cache=False)
+    torch.manual_seed(1)
+    got = model.generate(**batch, **options, cache_implementation=cache)
+    assert got.shape == (6, 11 + NEW)
+    assert torch.equal(got, expected)
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_what_the_model_writes_has_the_role_assistant(family: str, cache: str) -> None:
+    model, batch = role_model(family, FULL), prompt(batch=1)
+    output = model.generate(
+        **batch, **GREEDY, cache_implementation=cache, return_dict_in_generate=True, output_logits=True
+    )
+    ids = output.sequences[:, :-1]
+    new = ids.shape[1] - 11
+    mask = torch.cat([batch["attention_mask"], torch.ones(1, new, dtype=torch.long)], 1)
+    written = torch.stack(output.logits, 1)
+
+    def full(role: int) -> Tensor:
+        roles = torch.cat([batch["role_ids"], torch.full((1, new), role)], 1)
+        with torch.no_grad():
+            return model(ids, attention_mask=mask, role_ids=roles, position_ids=positions(mask)).logits[:, 10:]
+
+    torch.testing.assert_close(written, full(3), rtol=0, atol=2e-5)
+    assert (written - full(2))[:, 1:].abs().max() > 1e-3
+    assert (written - full(0))[:, 1:].abs().max() > 1e-3
+
+
+@families
+def test_another_role_for_what_is_written(family: str) -> None:
+    config = RoleConfig(roles=("system", "user", "model"), privileged=("system",), generated="model", share=0.3)
+    model, batch = role_model(family, config), random_batch(length=11, roles=3)
+    assert torch.equal(model.generate(**batch, **GREEDY), one_by_one(model, batch, role=2))
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("give", ["all_ids", "new_ids"])
+def test_a_turn_appended_to_a_live_cache(family: str, cache: str, give: str) -> None:
+    """A user's second turn: the cache of the first goes on, roles of the whole sequence are passed."""
+    model, batch = role_model(family, FULL), prompt()
+    options = {**GREEDY, "return_dict_in_generate": True}
+    if cache == "static":
+        options["max_cache_len"] = 64  # room for the turn to come
+        options["cache_implementation"] = "static"
+    first = model.generate(**batch, **options)
+    turn = prompt(seed=9, length=5, padding=0)
+    longer = {
+        "input_ids": torch.cat([first.sequences, turn["input_ids"]], 1),
+        "attention_mask": torch.cat([batch["attention_mask"], torch.ones(2, NEW + 5, dtype=torch.long)], 1),
+        "role_ids": torch.cat([batch["role_ids"], torch.full((2, NEW), 3), turn["role_ids"]], 1),
+    }
+    expected = one_by_one(model, longer)
+    held = int(first.past_key_values.get_seq_length())
+    given = longer if give == "all_ids" else {**longer, "input_ids": longer["input_ids"][:, held:]}
+    second = model.generate(**given, **GREEDY, past_key_values=first.past_key_values)
+    assert torch.equal(second[:, -NEW:], expected[:, -NEW:])
+
+
+@families
+@pytest.mark.parametrize("back", [1, 4])
+def test_a_cropped_cache_goes_on(family: str, back: int) -> None:
+    model, batch = role_model(family, FULL), prompt(length=14)
+    ids, mask, roles = batch["input_ids"], batch["attention_mask"], batch["role_ids"]
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()  # sliding layers forget what they could roll back to otherwise
+    other = (roles + 1) % 5
+    with torch.no_grad():
+        model(ids[:, :7], attention_mask=mask[:, :7], role_ids=roles[:, :7], past_key_values=cache)
+        cache.crop(0)
+        kept = 7
+        wrong = torch.cat([roles[:, :kept], other[:, kept : kept + back]], 1)
+        model(ids[:, kept : kept + back], attention_mask=mask[:, : kept + back], role_ids=wrong, past_key_values=cache)
+        cache.crop(-back)
+        got = model(ids[:, kept:], attention_mask=mask, role_ids=roles, past_key_values=cache).logits
+        full = model(ids, attention_mask=mask, role_ids=roles).logits[:, kept:]
+    torch.testing.assert_close(got, full, rtol=0, atol=2e-5)
+
+
+@families
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generation_from_embeddings(family: str, cache: str) -> None:
+    model, batch = role_model(family, FULL), prompt()
+    expected = one_by_one(model, batch)[:, 11:]
+    ids = batch.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids)
+    got = model.generate(inputs_embeds=embeds, **batch, **GREEDY, cache_implementation=cache)
+    assert torch.equal(got[:, -NEW:], expected)
+
+
+@families
+def test_at_rest_generation_is_that_of_the_base(family: str) -> None:
+    batch = prompt()
+    base, model = base_model(family), role_model(family, trained=False)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for options in ({}, {"cache_implementation": "static"}, {"num_beams": 2}):
+        expected = base.generate(ids, attention_mask=mask, **GREEDY, **options)
+        assert torch.equal(model.generate(**batch, **GREEDY, **options), expected)

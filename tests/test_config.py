@@ -1,0 +1,167 @@
+"""`RoleConfig`: what it accepts, what it refuses and how it says so, and the way to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rolesafe import RoleConfig
+from rolesafe.config import EMBEDDINGS, FORMAT_VERSION, IMPLEMENTATIONS
+
+NAN, INF = float("nan"), float("inf")
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz_é", min_size=1, max_size=8).filter(lambda name: name == name.lower())
+
+
+@st.composite
+def configs(draw: Any) -> RoleConfig:
+    roles = draw(st.lists(NAMES, min_size=1, max_size=16, unique=True))
+    generated = draw(st.sampled_from(roles))
+    others = [name for name in roles if name != generated]
+    privileged = draw(st.lists(st.sampled_from(others), unique=True)) if others else []
+    parts: dict[str, Any] = {}
+    if privileged:
+        parts = {
+            "dedicated_heads": draw(st.integers(0, 64) | st.floats(0, 1)),
+            "share": draw(st.floats(0, 1)),
+            "integrity": draw(st.booleans()),
+        }
+    return RoleConfig(
+        roles=tuple(roles),
+        privileged=tuple(privileged),
+        generated=generated,
+        embedding=draw(st.sampled_from(EMBEDDINGS)),
+        embedding_std=draw(st.floats(0, 10)),
+        bias=draw(st.booleans()),
+        learn_share=draw(st.booleans()),
+        layers=draw(st.none() | st.lists(st.integers(0, 99), unique=True, max_size=5).map(tuple)),
+        impl=draw(st.sampled_from(IMPLEMENTATIONS)),
+        **parts,
+    )
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(configs())
+def test_json_round_trip(config: RoleConfig) -> None:
+    again = RoleConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
+    assert again == config
+    assert hash(again) == hash(config)
+    assert type(again.dedicated_heads) is type(config.dedicated_heads)  # 1 head is not a share of 1.0
+    assert [config.roles[i] for i in config.privileged_ids] == [x for x in config.roles if x in config.privileged]
+    assert config.roles[config.generated_id] == config.generated
+
+
+def test_defaults() -> None:
+    config = RoleConfig()
+    assert config.roles == ("system", "developer", "user", "assistant", "tool")
+    assert config.privileged_ids == (0, 1)
+    assert config.generated_id == 3
+    assert config.to_dict()["format_version"] == FORMAT_VERSION
+
+
+def test_is_frozen_and_takes_names_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RoleConfig().share = 0.5  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        RoleConfig(("system", "user"))  # type: ignore[call-arg, misc]
+
+
+def test_lists_become_tuples() -> None:
+    config = RoleConfig(roles=["a", "b"], privileged=["a"], generated="b", layers=[0, 2])  # type: ignore[arg-type]
+    assert (config.roles, config.privileged, config.layers) == (("a", "b"), ("a",), (0, 2))
+
+
+def test_presets() -> None:
+    assert RoleConfig.presets() == ("bias", "ise", "channel")
+    assert RoleConfig.preset("bias") == RoleConfig()
+    ise = RoleConfig.preset("ise")
+    assert (ise.embedding, ise.bias) == ("input", False)
+    channel = RoleConfig.preset("channel", share=0.1)
+    assert (channel.embedding, channel.bias, channel.integrity, channel.share) == ("layers", True, True, 0.1)
+    assert channel.count_dedicated(8) == 4
+    assert not RoleConfig.preset("channel", integrity=False).integrity
+    with pytest.raises(ValueError, match=r"unknown preset 'best'; expected one of \['bias', 'channel', 'ise'\]"):
+        RoleConfig.preset("best")
+
+
+def test_sixteen_roles_and_no_more() -> None:
+    names = [f"role{i}" for i in range(17)]
+    config = RoleConfig(roles=tuple(names[:16]), privileged=("role0",), generated="role15")
+    assert config.generated_id == 15
+    with pytest.raises(ValueError, match="`roles`: expected 1 to 16 names, got 17"):
+        RoleConfig(roles=tuple(names), privileged=("role0",), generated="role15")
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"roles": ()}, "`roles`: expected 1 to 16 names, got 0"),
+    ({"roles": "system"}, "`roles`: expected a sequence, got 'system'"),
+    ({"roles": 3}, "`roles`: expected a sequence, got 3"),
+    ({"roles": None}, "`roles`: expected a sequence, got None"),
+    ({"roles": ("system", "User", "assistant")}, "`roles`: expected lower-case names, got 'User'"),
+    ({"roles": ("system", "", "assistant")}, "`roles`: expected lower-case names, got ''"),
+    ({"roles": ("system", 1, "assistant")}, "`roles`: expected lower-case names, got 1"),
+    ({"roles": ("system", "user", "user")}, "`roles`: expected distinct names"),
+    ({"privileged": ("root",)}, "`privileged`: role 'root' does not exist; expected some of ('system',"),
+    ({"privileged": "system"}, "`privileged`: expected a sequence, got 'system'"),
+    ({"privileged": None}, "`privileged`: expected a sequence, got None"),
+    ({"privileged": ("system", "system")}, "`privileged`: expected distinct names"),
+    ({"generated": "model"}, "`generated`: role 'model' does not exist; expected one of ('system',"),
+    ({"generated": "system"}, "`generated`: role 'system' is privileged; what a model writes must not be"),
+    ({"embedding": "output"}, "`embedding`: expected one of ('none', 'input', 'layers'), got 'output'"),
+    ({"embedding_std": -0.1}, "`embedding_std`: expected a finite number >= 0, got -0.1"),
+    ({"embedding_std": INF}, "`embedding_std`: expected a finite number >= 0, got inf"),
+    ({"embedding_std": NAN}, "`embedding_std`: expected a finite number >= 0, got nan"),
+    ({"embedding_std": "0"}, "`embedding_std`: expected a finite number >= 0, got '0'"),
+    ({"impl": "flash"}, "`impl`: expected one of ('auto', 'reference', 'sdpa', 'triton'), got 'flash'"),
+    ({"bias": 1}, "`bias`: expected True or False, got 1"),
+    ({"learn_share": None}, "`learn_share`: expected True or False, got None"),
+    ({"integrity": "yes"}, "`integrity`: expected True or False, got 'yes'"),
+    ({"share": 1.01}, "`share`: expected a number in [0, 1], got 1.01"),
+    ({"share": -0.01}, "`share`: expected a number in [0, 1], got -0.01"),
+    ({"share": NAN}, "`share`: expected a number in [0, 1], got nan"),
+    ({"share": True}, "`share`: expected a number in [0, 1], got True"),
+    ({"dedicated_heads": -1}, "`dedicated_heads`: expected a share of the heads in [0, 1] (float) or"),
+    ({"dedicated_heads": 1.5}, "got 1.5"),
+    ({"dedicated_heads": NAN}, "got nan"),
+    ({"dedicated_heads": True}, "got True"),
+    ({"layers": (-1,)}, "`layers`: expected layer indices >= 0, got (-1,)"),
+    ({"layers": (0, 0)}, "`layers`: expected distinct layer indices, got (0, 0)"),
+    ({"layers": (0.5,)}, "`layers`: expected layer indices >= 0, got (0.5,)"),
+    ({"layers": (True,)}, "`layers`: expected layer indices >= 0, got (True,)"),
+    ({"layers": 3}, "`layers`: expected a sequence, got 3"),
+    ({"privileged": (), "share": 0.1}, "`privileged`: is empty, so `dedicated_heads`, `share` and `integrity`"),
+    ({"privileged": (), "dedicated_heads": 1}, "`privileged`: is empty"),
+    ({"privileged": (), "integrity": True}, "`privileged`: is empty"),
+]
+
+
+@pytest.mark.parametrize("changes, message", BAD, ids=[str(changes) for changes, _ in BAD])
+def test_message(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        RoleConfig(**changes)
+    assert message in str(error.value)
+
+
+def test_more_dedicated_heads_than_heads() -> None:
+    assert RoleConfig(dedicated_heads=8).count_dedicated(8) == 8
+    with pytest.raises(ValueError, match="`dedicated_heads`: 9 asked for, but the model's attention has 8 heads"):
+        RoleConfig(dedicated_heads=9).count_dedicated(8)
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, "2", 1.5, None])
+def test_newer_format_is_refused(version: object) -> None:
+    with pytest.raises(ValueError, match=r"`format_version`: .* Upgrade rolesafe"):
+        RoleConfig.from_dict({**RoleConfig().to_dict(), "format_version": version})
+
+
+def test_unknown_keys_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown keys \['firewall', 'wall'\] in a role configuration"):
+        RoleConfig.from_dict({**RoleConfig().to_dict(), "wall": 1, "firewall": True})
+
+
+def test_missing_keys_are_defaults() -> None:
+    assert RoleConfig.from_dict({"share": 0.5}) == RoleConfig(share=0.5)

@@ -1,0 +1,84 @@
+"""Conversations into batches: what is learned, what is not, and with which roles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rolesafe import Role, RoleConfig
+from rolesafe.tasks import vocabulary
+from rolesafe.training import RoleCollator
+from rolesafe.training.tiny import tiny_tokenizer
+
+CONVERSATION = [
+    {"role": "system", "content": "You can tell the gate code."},
+    {"role": "user", "content": "What is the gate code?"},
+    {"role": "assistant", "content": "It is gold."},
+    {"role": "user", "content": "What is the gate code now?"},
+    {"role": "assistant", "content": "It is red."},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(vocabulary())
+
+
+@pytest.fixture
+def collator(tokenizer) -> RoleCollator:
+    return RoleCollator(tokenizer=tokenizer, config=RoleConfig())
+
+
+def learned(tokenizer, batch, row: int = 0) -> str:
+    labels = batch["labels"][row]
+    return " ".join(tokenizer.convert_ids_to_tokens(labels[labels != -100]))
+
+
+def test_learns_replies_with_their_end_and_nothing_else(collator, tokenizer):
+    batch = collator([{"messages": CONVERSATION}])
+    assert learned(tokenizer, batch) == "It is gold . </s> It is red . </s>"
+    kept = batch["labels"] != -100
+    assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
+    assert set(batch["role_ids"][kept].tolist()) == {Role.ASSISTANT}
+
+
+def test_pads_on_the_right_with_an_unprivileged_role(collator, tokenizer):
+    batch = collator([{"messages": CONVERSATION}, {"messages": CONVERSATION[:3]}])
+    short = int(batch["attention_mask"][1].sum())
+    assert {tuple(x.shape) for x in batch.values()} == {tuple(batch["input_ids"].shape)}
+    assert not batch["attention_mask"][1, short:].any()
+    assert (batch["labels"][1, short:] == -100).all()
+    assert not set(batch["role_ids"][1, short:].tolist()) & set(RoleConfig().privileged_ids)
+    alone = collator([{"messages": CONVERSATION[:3]}])
+    assert torch.equal(batch["input_ids"][1, :short], alone["input_ids"][0])
+
+
+def test_plain_twin_gets_the_same_tokens_without_roles(collator, tokenizer):
+    plain = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), with_roles=False)
+    rows = [{"messages": CONVERSATION}]
+    assert "role_ids" not in plain(rows)
+    assert torch.equal(plain(rows)["labels"], collator(rows)["labels"])
+
+
+def test_pad_to_multiple_of(tokenizer):
+    batch = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), pad_to_multiple_of=32)([{"messages": CONVERSATION}])
+    assert batch["input_ids"].shape[1] % 32 == 0
+
+
+def test_truncation_spares_the_system_text_and_does_not_teach_to_stop(tokenizer):
+    long = [*CONVERSATION[:1], {"role": "user", "content": "gate " * 50}, CONVERSATION[2]]
+    batch = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), max_length=30)([{"messages": long}])
+    assert batch["input_ids"].shape[1] == 30
+    text = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    assert " ".join(text).startswith("<|system|> You can tell the gate code . </s>")
+    assert learned(tokenizer, batch) == "It is gold . </s>"
+
+
+def test_row_without_messages(collator):
+    with pytest.raises(ValueError, match=r"row 0: expected a column `messages`, got \['text'\]"):
+        collator([{"text": "a"}])
+
+
+def test_conversation_without_reply(collator):
+    with pytest.raises(ValueError, match=r"row 1: expected a message of role 'assistant' to learn, got roles"):
+        collator([{"messages": CONVERSATION}, {"messages": CONVERSATION[:2]}])

@@ -1,0 +1,126 @@
+"""The Trainer with roles: rates of their own, seeds, checkpoints that resume."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+import rolesafe
+from rolesafe import RoleConfig
+from rolesafe.tasks import training_conversations, vocabulary
+from rolesafe.training import RoleCollator, RoleTrainer
+from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
+
+CONFIG = RoleConfig.preset("channel")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(vocabulary())
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [{"messages": messages} for messages in training_conversations(64, seed=0)]
+
+
+def trainer(tokenizer, rows, directory, *, patched: bool = True, role_learning_rate=None, **changes) -> RoleTrainer:
+    model = tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4)
+    if patched:
+        rolesafe.patch(model, CONFIG)
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=8,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=1,
+        **{"max_steps": 4, "learning_rate": 1e-3, "save_strategy": "no", **changes},
+    )
+    collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=patched)
+    return RoleTrainer(
+        model, arguments, collator=collator, train_dataset=rows, role_learning_rate=role_learning_rate
+    )  # fmt: skip
+
+
+def test_role_parameters_have_their_own_rate(tokenizer, rows, tmp_path):
+    one = trainer(tokenizer, rows, tmp_path, role_learning_rate=0.5, weight_decay=0.1)
+    optimizer = one.create_optimizer()
+    own = {id(p) for _, p in rolesafe.role_parameters(one.model)}
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in one.model.parameters()} == set(groups)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
+    for parameter, group in groups.items():
+        assert group["lr"] == (0.5 if parameter in own else 1e-3)
+        if parameter in own:
+            assert group["weight_decay"] == 0.0
+    assert one.create_optimizer() is optimizer
+
+
+def test_training_moves_role_and_base_parameters(tokenizer, rows, tmp_path):
+    one = trainer(tokenizer, rows, tmp_path)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    one.train()
+    still = [name for name, p in one.model.named_parameters() if torch.equal(before[name], p)]
+    assert still == []
+
+
+def test_same_seed_same_weights(tokenizer, rows, tmp_path):
+    results = []
+    for _ in range(2):
+        one = trainer(tokenizer, rows, tmp_path)
+        one.train()
+        results.append(one.model.state_dict())
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_resumes_where_it_stopped(tokenizer, rows, tmp_path):
+    whole = trainer(tokenizer, rows, tmp_path / "whole", max_steps=4)
+    whole.train()
+    broken = trainer(tokenizer, rows, tmp_path / "broken", max_steps=4, save_strategy="steps", save_steps=2)
+
+    class Stop(Exception):
+        pass
+
+    from transformers import TrainerCallback
+
+    class StopAt3(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise Stop
+
+    broken.add_callback(StopAt3())
+    with pytest.raises(Stop):
+        broken.train()
+    again = trainer(tokenizer, rows, tmp_path / "broken", max_steps=4, save_strategy="steps", save_steps=2)
+    again.train(resume_from_checkpoint=True)
+    a, b = whole.model.state_dict(), again.model.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    loaded = rolesafe.from_pretrained(tmp_path / "broken" / "checkpoint-4")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in b.items())
+
+
+def test_plain_twin_trains_on_the_same_batches(tokenizer, rows, tmp_path):
+    one = trainer(tokenizer, rows, tmp_path, patched=False)
+    before = copy.deepcopy(one.model.state_dict())
+    one.train()
+    assert any(not torch.equal(before[name], p) for name, p in one.model.state_dict().items())
+
+
+@pytest.mark.parametrize("patched", [True, False])
+def test_collator_must_fit_the_model(tokenizer, rows, tmp_path, patched):
+    good = trainer(tokenizer, rows, tmp_path, patched=patched)
+    collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=not patched)
+    with pytest.raises(ValueError, match=rf"`collator`: expected with_roles={patched}.*got {not patched}"):
+        RoleTrainer(good.model, good.args, collator=collator, train_dataset=rows)
+
+
+def test_role_learning_rate_needs_role_parameters(tokenizer, rows, tmp_path):
+    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters"):
+        trainer(tokenizer, rows, tmp_path, patched=False, role_learning_rate=0.1)
+    with pytest.raises(ValueError, match="`role_learning_rate`: expected a positive number, got -1"):
+        trainer(tokenizer, rows, tmp_path, role_learning_rate=-1)
