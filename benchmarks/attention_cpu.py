@@ -41,7 +41,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "bias": {"bias": True},
     "bias + share": {"bias": True, "share": True},
     "half dedicated": {"dedicated": HEADS // 2},
-    "channel": {"bias": True, "dedicated": HEADS // 2, "integrity": True},
+    "channel": {"bias": True, "share": True, "dedicated": HEADS // 2, "integrity": True},
 }
 CASES = ("plain", "materialised bias", *PARTS)
 

@@ -28,6 +28,7 @@ def demo(
     learning_rate: Annotated[float | None, typer.Option(help="Of the base parameters, at its peak.")] = None,
     role_learning_rate: Annotated[float | None, typer.Option(help="Of the role parameters, at its peak.")] = None,
     examples: Annotated[int | None, typer.Option(help="Test examples; half of them are attacked.", min=6)] = None,
+    position_gap: Annotated[int | None, typer.Option(help="Largest random jump of positions in training.")] = None,
     preset: Preset = "channel",
     workers: Annotated[int | None, typer.Option(help="Processes at a time, one core each.", min=1)] = None,
 ) -> None:
@@ -46,6 +47,7 @@ def demo(
         "learning_rate": learning_rate,
         "role_learning_rate": role_learning_rate,
         "examples": examples,
+        "position_gap": position_gap,
     }
     try:
         settings = DemoSettings(

@@ -18,7 +18,7 @@ IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
 _PRESETS: dict[str, dict[str, Any]] = {
     "bias": {},
     "ise": {"bias": False, "embedding": "input"},
-    "channel": {"embedding": "layers", "dedicated_heads": 0.5, "integrity": True},
+    "channel": {"embedding": "layers", "dedicated_heads": 0.5, "share": 0.5, "integrity": True},
 }
 
 
@@ -163,7 +163,7 @@ class RoleConfig:
 
         ``"bias"``: the learned bias alone (the default). ``"ise"``: an input embedding per role alone.
         ``"channel"``: the recommended one: per-layer role embeddings, learned bias, half of the heads dedicated,
-        integrity mask.
+        a reserved share of 0.5 in the others, integrity mask.
         """
         if name not in _PRESETS:
             raise ValueError(f"`name`: unknown preset {name!r}; expected one of {sorted(_PRESETS)}")

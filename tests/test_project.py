@@ -26,6 +26,7 @@ LAYERS = (
     {"training", "tasks", "attacks"},
     {"evaluation"},
     {"report"},
+    {"demo"},
     {"cli", "__main__"},
 )
 """A part may import its own layer and those before it."""

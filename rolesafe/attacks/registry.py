@@ -82,7 +82,7 @@ def _points(name: str, values: Iterable[Any], **fixed: Any) -> tuple[Mapping[str
     return tuple({name: value, **fixed} for value in values)
 
 
-_FORGED = tuple({"turns": turns, "delimiters": literal} for literal in (True, False) for turns in (1, 4))
+_FORGED = tuple({"turns": turns, "delimiters": literal} for literal in (True, False) for turns in (1, 4, 16))
 _PLACED = (
     *_points("at", (1.0, 0.75, 0.5, 0.25, 0.0), words=70, repeats=6, system="first"),
     *_points("at", (1.0, 0.5, 0.0), words=70, repeats=6, system="last"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +37,9 @@ class Update:
 
 Tell = Callable[[Update], None]
 
+ROOM = 256
+"""Positions that the jumps leave to the longest training conversation, in tokens."""
+
 _TRAINING = 0.85  # of a job's time, roughly
 
 
@@ -56,7 +59,8 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
     if torch.cuda.is_available():
         model = model.cuda()
     started = time.perf_counter()
-    _train(settings, model, tokenizer, seed, lambda f: tell(Update(job, "training", _TRAINING * f)))
+    checkpoints = directory / "checkpoints" / f"{name}-{seed}"
+    _train(settings, model, tokenizer, seed, checkpoints, lambda f: tell(Update(job, "training", _TRAINING * f)))
     seconds = time.perf_counter() - started
     model.eval()
     model.save_pretrained(directory / "models" / f"{name}-{seed}")
@@ -119,10 +123,18 @@ def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
 
 
 def _train(
-    settings: DemoSettings, model: Any, tokenizer: Any, seed: int, progress: Callable[[float], None]
+    settings: DemoSettings,
+    model: Any,
+    tokenizer: Any,
+    seed: int,
+    checkpoints: Path,
+    progress: Callable[[float], None],
 ) -> None:
+    """Train in place. A real checkpoint's training is saved on the way and can go on; a tiny one starts over."""
     from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
 
+    from rolesafe.attacks.replies import context_size
     from rolesafe.patching import is_patched
     from rolesafe.tasks import training_conversations
     from rolesafe.training import RoleCollator, RoleTrainer
@@ -132,12 +144,10 @@ def _train(
             if state.global_step % 10 == 0:
                 progress(state.global_step / settings.steps)
 
-    conversations = training_conversations(
-        settings.steps * settings.batch_size, seed, neutral_share=settings.neutral_share
-    )
+    conversations = training_conversations(settings.steps * settings.batch_size, seed)
     has_roles = is_patched(model)
     arguments = TrainingArguments(
-        output_dir=os.devnull,
+        output_dir=str(checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -146,23 +156,31 @@ def _train(
         weight_decay=0.01,
         adam_beta2=0.98,
         seed=seed,
-        save_strategy="no",
+        save_strategy="no" if settings.model is None else "steps",
+        save_steps=max(1, settings.steps // 5),
+        save_total_limit=1,
         logging_strategy="no",
         report_to=[],
+        dataloader_pin_memory=False,
         disable_tqdm=True,
     )
     trainer = RoleTrainer(
         model,
         arguments,
         collator=RoleCollator(
-            tokenizer=tokenizer, config=settings.config, with_roles=has_roles, max_length=settings.max_length
+            tokenizer=tokenizer,
+            config=settings.config,
+            with_roles=has_roles,
+            max_length=settings.max_length,
+            position_gap=min(settings.position_gap, max(0, (context_size(model) or 0) - ROOM)),
         ),
         role_learning_rate=settings.role_learning_rate if has_roles else None,
         train_dataset=[{"messages": messages} for messages in conversations],
         callbacks=[Report()],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)))
+    shutil.rmtree(checkpoints)
 
 
 def _partial(run: Run, complete: bool) -> Run:

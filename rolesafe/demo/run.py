@@ -53,6 +53,7 @@ def run_demo(
     jobs: list[Job] = [(name, seed) for seed in settings.seeds for name in MODELS]
     todo = [job for job in jobs if job not in runs]
     failed: str | None = None
+    _results(settings, jobs, runs).save(directory / RESULTS)  # from now on the directory is of these settings
     try:
         with _progress(console, jobs, todo) as tell:
             for update in _updates(settings, directory, todo, workers):
@@ -62,6 +63,8 @@ def run_demo(
                     break
                 if update.run is not None:
                     runs[update.job] = update.run
+                    if update.stage == "done":
+                        console.print(_line(update.job, update.run), markup=False, highlight=False)
                     _results(settings, jobs, runs).save(directory / RESULTS)
     except KeyboardInterrupt:
         console.print("[yellow]Interrupted: reporting what is there. The same command goes on from here.[/]")
@@ -82,6 +85,14 @@ def _results(settings: DemoSettings, jobs: list[Job], runs: dict[Job, Run]) -> R
         environment=environment(),
         settings=settings.to_dict(),
         complete=all(job in runs and runs[job].complete for job in jobs),
+    )
+
+
+def _line(job: Job, run: Run) -> str:
+    worst = "-" if run.worst_case is None else f"{run.worst_case.value:.0%}"
+    return (
+        f"{job[0]}, seed {job[1]}: trained in {run.train_seconds:.0f} s, "
+        f"benign accuracy {run.utility.benign.value:.0%}, worst-case attack success {worst}"
     )
 
 
@@ -149,12 +160,13 @@ def _default_workers() -> int:
 @contextmanager
 def _progress(console: Console, jobs: list[Job], todo: list[Job]) -> Iterator[Any]:
     """One bar per job."""
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn())
+    columns = TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         bars: dict[Job, TaskID] = {}
         for job in jobs:
-            stage, done = ("waiting", 0.0) if job in todo else ("done before", 1.0)
-            bars[job] = progress.add_task(f"{job[0]} {job[1]}", total=1.0, completed=done, stage=stage, start=False)
+            stage = "waiting" if job in todo else "done before"
+            bars[job] = progress.add_task(f"{job[0]} {job[1]}", total=1.0, stage=stage, start=False)
+            progress.update(bars[job], completed=0.0 if job in todo else 1.0)
 
         def tell(update: Update) -> None:
             progress.start_task(bars[update.job])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,13 +26,14 @@ class DemoSettings:
         examples: Examples to evaluate on, half of them protected (those are attacked), half benign.
         config: The role-aware model's configuration.
         hidden, layers, heads: Size of the tiny llama.
-        neutral_share: Share of the training conversations that have no rule.
         max_length: Longest conversation in tokens, in training; None: no limit.
+        position_gap: Largest random jump of the positions in training, in tokens; see `RoleCollator`. Both models get
+            the same. At most what the model's context leaves beside 256 tokens.
     """
 
     model: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 1000
+    steps: int = 800
     batch_size: int = 32
     learning_rate: float = 3e-3
     role_learning_rate: float = 3e-3
@@ -39,9 +41,9 @@ class DemoSettings:
     config: RoleConfig = field(default_factory=lambda: RoleConfig.preset("channel"))
     hidden: int = 64
     layers: int = 3
-    heads: int = 8
-    neutral_share: float = 0.25
+    heads: int = 4
     max_length: int | None = None
+    position_gap: int = 640
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "hidden", "layers", "heads"):
@@ -56,5 +58,21 @@ class DemoSettings:
                 raise ValueError(f"`{name}`: expected a positive number, got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {**asdict(self), "seeds": list(self.seeds), "config": self.config.to_dict()}
+        """JSON values, with the command that repeats the run."""
+        return {**asdict(self), "seeds": list(self.seeds), "config": self.config.to_dict(), "command": self.command}
+
+    @property
+    def command(self) -> str:
+        """The command line of these settings (what the command line cannot set is not in it)."""
+        default = DemoSettings()
+        words = ["rolesafe", "demo"]
+        for name in ("model", "steps", "batch_size", "learning_rate", "role_learning_rate", "examples", "position_gap"):
+            value = getattr(self, name)
+            if value != getattr(default, name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        if self.seeds != default.seeds:
+            words += ["--seeds", str(len(self.seeds))]
+        preset = next((name for name in RoleConfig.presets() if RoleConfig.preset(name) == self.config), None)
+        if preset is not None and self.config != default.config:
+            words += ["--preset", preset]
+        return shlex.join(words)

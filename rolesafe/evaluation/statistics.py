@@ -1,74 +1,61 @@
-"""Intervals for rates and for means over seeds."""
+"""Rates of several seeds and their mean, with intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
 from rolesafe.attacks.rates import Rate, wilson_interval
 
-__all__ = ["Estimate", "Rate", "bootstrap_interval", "over_seeds", "wilson_interval"]
+__all__ = ["Rate", "SeedMean", "seed_mean", "wilson_interval"]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with a 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (Efron 1979).
-
-    With few values it is narrow: three seeds can only be resampled in ten ways, and equal values give no width at all.
+@dataclass(frozen=True, kw_only=True)
+class SeedMean:
+    """A share in [0, 1], averaged over seeds, with its 95% interval.
 
     Args:
-        values: One per seed.
-        level: Coverage, in (0, 1).
-        resamples: Number of resamples.
-        seed: Of the resampling.
-
-    Returns:
-        Lower and upper end.
-
-    Raises:
-        ValueError: There are no values, one is not finite, or a number is out of range.
+        value: The mean.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        n: Trials over all seeds.
+        per_seed: The share of every seed.
     """
-    if not values or not all(math.isfinite(v) for v in values):
-        raise ValueError(f"`values`: expected at least one finite number, got {list(values)}")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"`level`: expected a number in (0, 1), got {level}")
-    if resamples < 1:
-        raise ValueError(f"`resamples`: expected a number >= 1, got {resamples}")
-    rng, n = Random(seed), len(values)
-    means = sorted(math.fsum(rng.choices(values, k=n)) / n for _ in range(resamples))
-    tail = (1.0 - level) / 2.0
-    return _quantile(means, tail), _quantile(means, 1.0 - tail)
+
+    value: float
+    low: float
+    high: float
+    n: int
+    per_seed: tuple[float, ...]
 
 
-def over_seeds(rates: Sequence[Rate], *, seed: int = 0) -> Estimate:
-    """Mean of the rates of several seeds, with an interval over the seeds; for one seed, Wilson's interval of it.
+_T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Two-sided 95% points of Student's t for 0 to 10 degrees of freedom."""
 
-    Raises:
-        ValueError: There is no rate, or one without trials.
+
+def seed_mean(rates: Sequence[Rate]) -> SeedMean | None:
+    """The mean over seeds of `rates`, with its 95% interval; None where there is nothing to average.
+
+    Two things blur a rate: few trials, and models that come out differently from another seed. Wilson's interval of the
+    pooled counts knows the first, Student's t over the seeds the second. The wider end of the two is given, so that
+    neither 0 of 100 looks certain nor one lucky seed looks typical. A bootstrap over three seeds does neither: where
+    they agree it has no width.
+
+    Args:
+        rates: One per seed; those without trials do not count.
     """
-    if not rates or any(rate.n == 0 for rate in rates):
-        raise ValueError(f"`rates`: expected at least one, each with trials, got {list(rates)}")
-    if len(rates) == 1:
-        return Estimate(rates[0].value, *rates[0].interval)
+    rates = [rate for rate in rates if rate.n > 0]
+    if not rates:
+        return None
     values = [rate.value for rate in rates]
-    return Estimate(math.fsum(values) / len(values), *bootstrap_interval(values, seed=seed))
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear interpolation between order statistics."""
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    pooled = Rate(sum(rate.k for rate in rates), sum(rate.n for rate in rates))
+    mean = math.fsum(values) / len(values)
+    low, high = pooled.interval
+    if len(values) > 1:
+        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        half = (_T[len(values) - 1] if len(values) <= len(_T) else _T[-1]) * math.sqrt(variance / len(values))
+        low, high = min(low, mean - half), max(high, mean + half)
+    return SeedMean(
+        value=mean, low=max(0.0, min(low, mean)), high=min(1.0, max(high, mean)), n=pooled.n, per_seed=tuple(values)
+    )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
 from rolesafe.config import FORMAT_VERSION, RoleConfig
+from rolesafe.patching.apply import patch, role_parameters
 from rolesafe.patching.model import RoleAwareMixin, role_aware_class
-from rolesafe.patching.patch import patch, role_parameters
 
 MODEL_TYPE = "rolesafe"
 ROLE_CONFIG_NAME = "role_config.json"
@@ -48,16 +49,7 @@ def seal_config(directory: Any, base_class: str) -> None:
 
 
 def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None = None) -> None:
-    """Save the role parameters and configuration alone, for use beside an unchanged base model.
-
-    Args:
-        model: A patched model.
-        directory: Gets `role_layer.safetensors` and `role_config.json`, a few hundred KB.
-        base_model: Hub id or path of the base model; default: where `model` was loaded from.
-
-    Raises:
-        ValueError: `model` is not patched, or it is unknown what it was loaded from.
-    """
+    """See :func:`rolesafe.patching.save_role_layer`."""
     if not isinstance(model, RoleAwareMixin):
         raise ValueError(f"`model`: expected a model patched by rolesafe, got {type(model).__name__}")
     base_model = base_model or model.config.name_or_path
@@ -68,7 +60,7 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
         )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in role_parameters(model)}
+    tensors = {name: p.detach().cpu().contiguous() for name, p in role_parameters(cast(nn.Module, model))}
     save_file(tensors, directory / ROLE_WEIGHTS_NAME, metadata={"format": "pt"})
     about = {
         "format_version": FORMAT_VERSION,
@@ -80,19 +72,7 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
 
 
 def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) -> PreTrainedModel:
-    """Load a model together with its role layer.
-
-    Args:
-        path: What `model.save_pretrained` or :func:`save_role_layer` wrote: a directory or a hub id.
-        base_model: Only for a role layer saved alone: a model, hub id or path in place of the recorded one.
-        **kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
-
-    Returns:
-        The patched model, in eval mode.
-
-    Raises:
-        ValueError: There is no role layer at `path`, it does not fit the base model, or remote code was asked for.
-    """
+    """See :func:`rolesafe.patching.from_pretrained`."""
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code`: rolesafe never runs code from a checkpoint; expected False, got True")
     alone = _read_json(path, ROLE_CONFIG_NAME, kwargs)

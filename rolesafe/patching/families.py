@@ -34,6 +34,18 @@ FAMILIES = frozenset(
 )  # fmt: skip
 """Model types that pass the family tests."""
 
+_DROPS = "Missing: it does not pass keyword arguments on to its attention, so roles do not arrive there."
+_BIAS = "Missing: its attention adds a position bias of its own, which role-aware attention does not compute."
+GAPS = {
+    "doge": "Missing: its attention makes a float mask of its own, which role-aware attention does not compute.",
+    "inkling_text": _BIAS,
+    "inkling2_text": _BIAS,
+    "nemotron": _DROPS,
+    "stablelm": _DROPS,
+    "whisper": "Missing: its cross-attention has no roles.",
+}
+"""What is known to stand between a family and a patch although it uses transformers' attention interface."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -91,8 +103,8 @@ def check_family(model: PreTrainedModel) -> None:
         return
     raise ValueError(
         f"`model`: family {kind!r} ({type(model).__name__}) is not among the {len(FAMILIES)} that rolesafe is tested "
-        f"with. {why_not(model)} To patch it all the same, pass allow_untested=True: a layer that does not take part "
-        "raises at the first forward pass, it is never skipped in silence."
+        f"with. {GAPS.get(kind) or why_not(model)} To patch it all the same, pass allow_untested=True: a layer that "
+        "does not take part raises at the first forward pass, it is never skipped in silence."
     )
 
 

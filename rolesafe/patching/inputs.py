@@ -66,9 +66,7 @@ class RoleInputs:
             missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
             if missing > 0:
                 k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
-            self._indices[where] = RoleIndex(
-                self.q_roles.to(device), k_roles.to(device), self.config.privileged_ids
-            )
+            self._indices[where] = RoleIndex(self.q_roles.to(device), k_roles.to(device), self.config.privileged_ids)
         return self._indices[where]
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rolesafe.attention import resolve_impl
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
+from rolesafe.patching.apply import patch, role_parameters
 from rolesafe.patching.checkpoint import MODEL_TYPE, read_config
-from rolesafe.patching.patch import patch, role_parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PatchReport:
     """What :func:`inspect_model` found. Parameter counts are numbers of scalars."""
 
@@ -23,14 +23,14 @@ class PatchReport:
     model_type: str
     tested: bool
     problem: str | None
-    layers: int
-    patched_layers: int
-    heads: tuple[int, ...]
-    dedicated: tuple[int, ...]
     base_parameters: int
-    role_parameters: dict[str, int]
-    backends: dict[str, str]
     config: RoleConfig
+    layers: int = 0
+    patched_layers: int = 0
+    heads: tuple[int, ...] = ()
+    dedicated: tuple[int, ...] = ()
+    role_parameters: dict[str, int] = field(default_factory=dict)
+    backends: dict[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[tuple[str, str]]:
         """Labels and values for a table."""
@@ -76,15 +76,20 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         attention = families.attention_modules(model)
         if not attention:
             return PatchReport(
-                kind, model.config.model_type, False, families.why_not(model), 0, 0, (), (), base_parameters, {}, {}, config
-            )  # fmt: skip
+                architecture=kind,
+                model_type=model.config.model_type,
+                tested=False,
+                problem=families.why_not(model),
+                base_parameters=base_parameters,
+                config=config,
+            )
         layers = families.decoder_layers(model)
         patch(model, config, allow_untested=True)
     counts: dict[str, int] = {}
     for name, parameter in role_parameters(model):
         part = {"bias": "bias", "share": "reserved share", "weight": "role embeddings"}[name.rsplit(".", 1)[1]]
         counts[part] = counts.get(part, 0) + parameter.numel()
-    heads = [module.rolesafe_heads for layer in layers for module in layer.attention]
+    heads: list[Any] = [module.rolesafe_heads for layer in layers for module in layer.attention]
     special = {
         "softcap": any(getattr(m, "attn_logit_softcapping", None) is not None for m in attention.values()),
         "sinks": any(hasattr(m, "sinks") for m in attention.values()),

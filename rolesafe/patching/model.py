@@ -23,7 +23,7 @@ class RoleAwareMixin:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build the base model and its role layer from a configuration that carries one (used when loading)."""
-        from rolesafe.patching.patch import install
+        from rolesafe.patching.apply import install
 
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, RoleConfig.from_dict(config.rolesafe))

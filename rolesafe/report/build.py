@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rolesafe.evaluation import AttackPoint, Rate, Results, Run
-from rolesafe.report.means import seed_mean
-from rolesafe.report.view import Curve, ModelLine, Reply, Row, SeedMean, Transcript, View, percent
+from rolesafe.evaluation import AttackPoint, Rate, Results, Run, SeedMean, seed_mean
+from rolesafe.report.view import Curve, ModelLine, Reply, Row, Transcript, View, percent
 
 REPEATED = ("dilution", "repeats")
 """The attack of the curve, and the parameter along its axis."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from rolesafe.evaluation import SeedMean
 from rolesafe.report.terminal import SECTIONS, trials
 from rolesafe.report.text import visible
-from rolesafe.report.view import SeedMean, View, interval, percent
+from rolesafe.report.view import View, interval, percent
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&$])")
 

@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rolesafe.evaluation import SeedMean
 from rolesafe.report.text import visible
-from rolesafe.report.view import Kind, SeedMean, View, interval, percent
+from rolesafe.report.view import Kind, View, interval, percent
 
 SECTIONS: dict[Kind, str] = {
     "utility": "Utility (higher is better)",

@@ -5,27 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rolesafe.evaluation import SeedMean
+
 Kind = Literal["utility", "attack"]
 """Of a row: higher is better for "utility", lower for "attack"."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedMean:
-    """A share in [0, 1], averaged over seeds, with its 95% interval.
-
-    Args:
-        value: The mean.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        n: Trials over all seeds.
-        per_seed: The share of every seed.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    per_seed: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

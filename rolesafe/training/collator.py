@@ -35,6 +35,10 @@ class RoleCollator:
         max_length: Conversations are truncated to this many tokens (never the privileged part).
         chat_template: As for :func:`rolesafe.encode`.
         pad_to_multiple_of: Round T up to a multiple of this.
+        position_gap: Where it is positive, batches carry `position_ids` (B, T) that jump by a random length of up to
+            `position_gap` at one random token of every other conversation. Short conversations then teach what to do
+            where the system text is far away (after randomized positional encodings, arXiv 2305.16843). The jumps come
+            from torch's global generator, which the Trainer seeds and restores.
     """
 
     tokenizer: Any
@@ -43,6 +47,7 @@ class RoleCollator:
     max_length: int | None = None
     chat_template: str | None = None
     pad_to_multiple_of: int = 1
+    position_gap: int = 0
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with a column `messages`.
@@ -69,9 +74,20 @@ class RoleCollator:
             for one in encoded
         ]
         names = [name for name in fill if self.with_roles or name != "role_ids"]
-        return {
+        batch = {
             name: torch.tensor([row[name] + [fill[name]] * (length - len(row[name])) for row in rows]) for name in names
         }
+        if self.position_gap > 0:
+            batch["position_ids"] = self._positions(torch.tensor([len(one) for one in encoded]), length)
+        return batch
+
+    def _positions(self, lengths: Tensor, length: int) -> Tensor:
+        """(B, T) positions with a jump in about every other row; `lengths` (B,) is without padding."""
+        rows = lengths.shape[0]
+        gap = torch.randint(0, self.position_gap + 1, (rows, 1)) * torch.randint(0, 2, (rows, 1))
+        at = (torch.rand(rows) * lengths).long().unsqueeze(1)
+        count = torch.arange(length).expand(rows, length)
+        return count + gap * (count >= at)
 
     def _encode(self, i: int, row: Mapping[str, Any]) -> EncodedConversation:
         if "messages" not in row:
@@ -96,10 +112,7 @@ class RoleCollator:
         learned = self.config.generated_id
         return [
             token
-            if role == learned
-            and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
+            if role == learned and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
             else IGNORED
-            for token, role, part, message in zip(
-                one.input_ids, one.role_ids, one.parts, one.message_ids, strict=True
-            )
+            for token, role, part, message in zip(one.input_ids, one.role_ids, one.parts, one.message_ids, strict=True)
         ]

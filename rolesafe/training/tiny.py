@@ -37,7 +37,9 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_llama(vocab_size: int, *, seed: int, hidden: int = 64, layers: int = 3, heads: int = 4, head_dim: int = 16) -> LlamaForCausalLM:
+def tiny_llama(
+    vocab_size: int, *, seed: int, hidden: int = 64, layers: int = 3, heads: int = 4, head_dim: int = 16
+) -> LlamaForCausalLM:
     """A random llama, the same for the same seed."""
     config = LlamaConfig(
         vocab_size=vocab_size,

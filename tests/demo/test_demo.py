@@ -73,7 +73,7 @@ def test_finished_jobs_are_not_run_again(finished, monkeypatch):
 
 
 def test_other_settings_in_the_same_directory(finished):
-    with pytest.raises(ValueError, match="`directory`: .*other settings; give another directory"):
+    with pytest.raises(ValueError, match=r"`directory`: .*other settings; give another directory"):
         run_demo(dataclasses.replace(SMALL, steps=3), finished[0], console=quiet())
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolesafe.evaluation import Rate, bootstrap_interval, over_seeds, wilson_interval
+from rolesafe.evaluation import Rate, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -57,44 +57,3 @@ def test_rate() -> None:
     assert Rate(1, 4).value == Fraction(1, 4)
     assert math.isnan(Rate(0, 0).value)
     assert str(Rate(0, 20)) == "0.000 [0.000, 0.161] (0/20)"
-
-
-def test_bootstrap() -> None:
-    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    low, high = bootstrap_interval([0.0, 1.0], resamples=500)
-    assert (low, high) == (0.0, 1.0)
-    assert bootstrap_interval([0.1, 0.4, 0.9], seed=1) == bootstrap_interval([0.1, 0.4, 0.9], seed=1)
-    # many values: close to the normal interval of the mean, 0.5 +- 1.96 * sqrt(1/12 / 400)
-    values = [(i + 0.5) / 400 for i in range(400)]
-    half = 1.96 * math.sqrt(1 / 12 / 400)
-    assert bootstrap_interval(values) == pytest.approx((0.5 - half, 0.5 + half), abs=0.005)
-    narrow, wide = (bootstrap_interval(values, level=level) for level in (0.5, 0.99))
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-
-
-def test_over_seeds() -> None:
-    one = over_seeds([Rate(3, 10)])
-    assert (one.low, one.high) == wilson_interval(3, 10)
-    many = over_seeds([Rate(0, 10), Rate(5, 10), Rate(10, 10)])
-    assert many.mean == 0.5
-    assert many.low < 0.5 < many.high
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([], {}, "`values`: expected at least one finite number"),
-        ([math.nan], {}, "`values`"),
-        ([1.0], {"level": 1.0}, "`level`"),
-        ([1.0], {"resamples": 0}, "`resamples`"),
-    ],
-)
-def test_bad_bootstrap(values: list[float], options: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(values, **options)
-
-
-@pytest.mark.parametrize("rates", [[], [Rate(0, 0)]])
-def test_bad_rates(rates: list[Rate]) -> None:
-    with pytest.raises(ValueError, match="`rates`: expected at least one, each with trials"):
-        over_seeds(rates)

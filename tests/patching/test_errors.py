@@ -51,7 +51,7 @@ def test_a_family_without_the_attention_interface(family: str, reason: str) -> N
 )
 def test_an_untested_family_raises_in_its_first_pass_where_it_drops_roles(family: str, reason: str) -> None:
     model = tiny_model(family)
-    with pytest.raises(ValueError, match=r"not among the \d+ .*allow_untested=True"):
+    with pytest.raises(ValueError, match=r"not among the \d+ .*Missing: .*allow_untested=True"):
         rolesafe.patch(model, RoleConfig())
     rolesafe.patch(model, RoleConfig(), allow_untested=True)
     with pytest.raises(ValueError, match=reason):

@@ -34,9 +34,7 @@ def one_by_one(model: PreTrainedModel, batch: dict[str, Tensor], new: int = NEW,
     one = torch.ones(len(ids), 1, dtype=torch.long)
     with torch.no_grad():
         for _ in range(new):
-            output = model(
-                ids, attention_mask=mask, role_ids=roles, position_ids=positions(mask), use_cache=False
-            )
+            output = model(ids, attention_mask=mask, role_ids=roles, position_ids=positions(mask), use_cache=False)
             ids = torch.cat([ids, output.logits[:, -1].argmax(-1, keepdim=True)], 1)
             mask = torch.cat([mask, one], 1)
             roles = torch.cat([roles, role * one], 1)
@@ -44,9 +42,8 @@ def one_by_one(model: PreTrainedModel, batch: dict[str, Tensor], new: int = NEW,
 
 
 def assistant(family: str, patched: bool) -> PreTrainedModel:
-    """Another, smaller model of the family."""
-    model = tiny_model(family, seed=5, num_hidden_layers=1, **({} if family != "gemma3_text" else {
-        "layer_types": ["full_attention"]})) if family not in ("gpt_oss", "gpt2") else tiny_model(family, seed=5)  # fmt: skip
+    """Another model of the family."""
+    model = tiny_model(family, seed=5)
     model.generation_config.num_assistant_tokens = 3
     return randomise(rolesafe.patch(model, RoleConfig()), seed=3) if patched else model
 

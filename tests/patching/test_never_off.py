@@ -46,7 +46,7 @@ def test_another_attention_after_the_patch_raises(family: str, where: str, name:
         model.config._attn_implementation = name
     else:
         (model if where == "model" else model.base_model).set_attn_implementation(name)
-    with pytest.raises(RuntimeError, match="ran without roles.*changed after the patch"):
+    with pytest.raises(RuntimeError, match=r"ran without roles.*changed after the patch"):
         model(**random_batch())
 
 
@@ -54,7 +54,7 @@ def test_another_attention_after_the_patch_raises(family: str, where: str, name:
 def test_another_attention_raises_in_compiled_code_too(trained: bool) -> None:
     model = role_model("llama", trained=trained)
     model.set_attn_implementation("sdpa")
-    with pytest.raises(RuntimeError, match="ran without roles.*changed after the patch"):
+    with pytest.raises(RuntimeError, match=r"ran without roles.*changed after the patch"):
         torch.compile(model, backend="eager")(**random_batch())
 
 
@@ -64,7 +64,7 @@ def test_another_attention_after_compiling_raises() -> None:
     with torch.no_grad():
         compiled(**batch)
         model.set_attn_implementation("sdpa")
-        with pytest.raises(RuntimeError, match="ran without roles.*changed after the patch"):
+        with pytest.raises(RuntimeError, match=r"ran without roles.*changed after the patch"):
             compiled(**batch)
 
 

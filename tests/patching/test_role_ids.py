@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,10 +48,6 @@ def test_missing_roles_raise_on_every_way_in(family: str, config: RoleConfig) ->
             way()
 
 
-def fitting() -> dict[str, Tensor]:
-    return random_batch()
-
-
 WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "too short": (lambda r: r[:, :-1], r"14"),
     "too long": (lambda r: torch.cat([r, r[:, :1]], 1), r"14"),
@@ -78,11 +75,9 @@ def test_wrong_roles_raise_and_say_what_was_expected(family: str, wrong: str, ho
     batch["role_ids"] = change(batch["role_ids"])
     if how == "embeds":
         batch["inputs_embeds"] = model.get_input_embeddings()(batch.pop("input_ids"))
+    call = functools.partial(model.generate, max_new_tokens=2, pad_token_id=0) if how == "generate" else model
     with pytest.raises(ValueError, match=message) as raised:
-        if how == "generate":
-            model.generate(**batch, max_new_tokens=2, pad_token_id=0)
-        else:
-            model(**batch)
+        call(**batch)
     assert "role_ids" in str(raised.value)
 
 

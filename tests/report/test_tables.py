@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from rolesafe.evaluation import SeedMean
 from rolesafe.report.markdown import render_markdown
 from rolesafe.report.terminal import draw_table, trials
-from rolesafe.report.view import ModelLine, Row, SeedMean, View
+from rolesafe.report.view import ModelLine, Row, View
 
 
 def printed(view: View, width: int = 110) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rolesafe.report.view import Row, SeedMean, View
+from rolesafe.evaluation import SeedMean
+from rolesafe.report.view import Row, View
 
 
 def share(value: float, half: float) -> SeedMean:

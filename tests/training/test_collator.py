@@ -82,3 +82,20 @@ def test_row_without_messages(collator):
 def test_conversation_without_reply(collator):
     with pytest.raises(ValueError, match=r"row 1: expected a message of role 'assistant' to learn, got roles"):
         collator([{"messages": CONVERSATION}, {"messages": CONVERSATION[:2]}])
+
+
+def test_positions_jump_at_most_once_and_by_at_most_the_gap(tokenizer):
+    rows = [{"messages": CONVERSATION}, {"messages": CONVERSATION[:3]}] * 50
+    torch.manual_seed(0)
+    collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), position_gap=100)
+    batch = collator(rows)
+    positions = batch["position_ids"]
+    assert positions.shape == batch["input_ids"].shape
+    steps = positions.diff(dim=1)
+    assert ((steps == 1) | (steps > 1)).all()
+    assert ((steps > 1).sum(1) <= 1).all()
+    assert int((positions - torch.arange(positions.shape[1])).max()) <= 100
+    jumped = (positions != torch.arange(positions.shape[1])).any(1)
+    assert 20 < int(jumped.sum()) < 80  # about every other row
+    torch.manual_seed(0)
+    assert torch.equal(collator(rows)["position_ids"], positions)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolesafe.evaluation import Rate
-from rolesafe.report.means import seed_mean
+from rolesafe.evaluation import Rate, seed_mean
 
 RATES = st.lists(st.integers(1, 400).flatmap(lambda n: st.builds(Rate, st.integers(0, n), st.just(n))), max_size=15)
 

@@ -1,4 +1,4 @@
-"""`patch`, `unpatch`, `role_parameters`: put the role layer into a model and take it out again."""
+"""Put the role layer into a model and take it out again: what the functions of this package's `__init__` do."""
 
 from __future__ import annotations
 
@@ -32,25 +32,7 @@ class RoleLayers:
 
 
 def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> Model:
-    """Make `model` role-aware, in place: this instance alone, no modelling code replaced.
-
-    Afterwards its `forward` and `generate` require `role_ids` (what :func:`rolesafe.encode` returns), and its role
-    parameters are ordinary parameters of it, in its dtype and on its device. Patching again with the same
-    configuration does nothing.
-
-    Args:
-        model: A causal language model of transformers.
-        config: What to add.
-        allow_untested: Patch a family that rolesafe has no tests for. A layer that does not take part then raises at
-            the first forward pass.
-
-    Returns:
-        The same object.
-
-    Raises:
-        TypeError: `model` is no transformers model.
-        ValueError: Unknown family, or a configuration that does not fit the model.
-    """
+    """See :func:`rolesafe.patching.patch`."""
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"`model`: expected a transformers PreTrainedModel, got {type(model).__name__}. "
@@ -82,10 +64,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
 
 
 def unpatch(model: Model) -> Model:
-    """Take the role layer off again, in place: the model is of its base class and computes what it did before.
-
-    Role parameters are lost; base parameters that were trained with the role layer keep their values.
-    """
+    """See :func:`rolesafe.patching.unpatch`."""
     if not isinstance(model, RoleAwareMixin):
         raise ValueError(f"`model`: expected a model patched by rolesafe, got {type(model).__name__}")
     for module in cast(nn.Module, model).modules():
@@ -107,12 +86,12 @@ def unpatch(model: Model) -> Model:
 
 
 def is_patched(model: Any) -> bool:
-    """Whether `model` is role-aware."""
+    """See :func:`rolesafe.patching.is_patched`."""
     return isinstance(model, RoleAwareMixin)
 
 
 def role_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters of the role layer, as in `model.named_parameters()`; works through wrappers such as PEFT."""
+    """See :func:`rolesafe.patching.role_parameters`."""
     for prefix, module in model.named_modules():
         if isinstance(module, ROLE_MODULES):
             for name, parameter in module.named_parameters(recurse=False):
