@@ -29,7 +29,6 @@ INSTALL_REQUIRES = [
     "accelerate>=1.1",  # what transformers' Trainer asks for
     "einops>=0.8",
     "jinja2>=3.1",
-    "numpy>=1.26",
     "rich>=13.7",
     "safetensors>=0.4.3",
     "tokenizers>=0.21",

@@ -118,6 +118,8 @@ class RoleConfig:
                 f"got {heads!r}"
             )
         if self.layers is not None:
+            if not self.layers:
+                raise ValueError("`layers`: expected at least one layer index, or None for all layers, got ()")
             if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in self.layers):
                 raise ValueError(f"`layers`: expected layer indices >= 0, got {self.layers}")
             if len(set(self.layers)) != len(self.layers):

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,20 +120,31 @@ MIXTURES = ("mixtral", "gpt_oss")
 
 @functools.cache
 def _config(family: str) -> object:
+    return new_config(family)
+
+
+def new_config(family: str, **changes: object) -> Any:
+    """The generic configuration of `family`, built with `changes`: for values that others are derived from."""
     kind = CONFIG_MAPPING[family]
     known = set(inspect.signature(kind.__init__).parameters) | set(getattr(kind, "__annotations__", {}))
     for base in kind.__mro__:
         known |= set(getattr(base, "__annotations__", {}))
     known |= set(getattr(kind, "attribute_map", {}))
     values = {k: v for k, v in GENERIC.items() if k in known}
-    return kind(**{**values, **SPECIAL.get(family, {})})
+    return kind(**{**values, **SPECIAL.get(family, {}), **changes})
 
 
 def tiny_model(
-    family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, attn: str | None = None, **changes: object
+    family: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    attn: str | None = None,
+    config: Any = None,
+    **changes: object,
 ) -> PreTrainedModel:
     """A random model of `family` in eval mode; the same weights for the same seed."""
-    config = copy.deepcopy(_config(family))
+    config = copy.deepcopy(_config(family)) if config is None else config
     for key, value in changes.items():
         setattr(config, key, value)
     options = {} if attn is None else {"attn_implementation": attn}

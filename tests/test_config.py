@@ -38,7 +38,7 @@ def configs(draw: Any) -> RoleConfig:
         embedding_std=draw(st.floats(0, 10)),
         bias=draw(st.booleans()),
         learn_share=draw(st.booleans()),
-        layers=draw(st.none() | st.lists(st.integers(0, 99), unique=True, max_size=5).map(tuple)),
+        layers=draw(st.none() | st.lists(st.integers(0, 99), unique=True, min_size=1, max_size=5).map(tuple)),
         impl=draw(st.sampled_from(IMPLEMENTATIONS)),
         **parts,
     )
@@ -165,3 +165,9 @@ def test_unknown_keys_are_refused() -> None:
 
 def test_missing_keys_are_defaults() -> None:
     assert RoleConfig.from_dict({"share": 0.5}) == RoleConfig(share=0.5)
+
+
+def test_no_layers_at_all_is_refused():
+    """An empty tuple would switch every part off in silence."""
+    with pytest.raises(ValueError, match=r"`layers`: expected at least one layer index, .* got \(\)"):
+        RoleConfig(layers=())

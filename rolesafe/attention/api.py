@@ -11,9 +11,8 @@ from torch import Tensor
 from rolesafe.attention.problem import Problem, RoleIndex
 from rolesafe.attention.reference import reference_attention
 from rolesafe.attention.sdpa import sdpa_attention
+from rolesafe.config import IMPLEMENTATIONS
 from rolesafe.roles.role import MAX_ROLES
-
-IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
 
 
 def role_attention(

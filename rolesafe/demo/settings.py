@@ -49,6 +49,8 @@ class DemoSettings:
         for name in ("steps", "batch_size", "hidden", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}`: expected a number >= 1, got {getattr(self, name)}")
+        if self.position_gap < 0:
+            raise ValueError(f"`position_gap`: expected a length >= 0, got {self.position_gap}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"`seeds`: expected distinct seeds, at least one, got {self.seeds}")
         if self.examples < 6 or self.examples % 2:

@@ -75,13 +75,15 @@ def role_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None = None) -> None:
     """Save the role parameters and configuration alone, for use beside an unchanged base model.
 
+    Base parameters are not looked at: where they were trained too, use `model.save_pretrained`.
+
     Args:
         model: A patched model.
         directory: Gets `role_layer.safetensors` and `role_config.json`, a few hundred KB.
         base_model: Hub id or path of the base model; default: where `model` was loaded from.
 
     Raises:
-        ValueError: `model` is not patched, or it is unknown what it was loaded from.
+        ValueError: `model` is not patched, or it is unknown what it was loaded from, or that has a role layer itself.
     """
     from rolesafe.patching import checkpoint
 

@@ -15,7 +15,7 @@ from rolesafe.attention import resolve_impl
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import RoleEmbedding, RoleHeads
 from rolesafe.patching import families
-from rolesafe.patching.attention import NAME, register
+from rolesafe.patching.attention import NAME, keep_all_queries, register
 from rolesafe.patching.model import ROLE_MODULES, RoleAwareMixin, add_role_embedding, role_aware_class
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -71,6 +71,7 @@ def unpatch(model: Model) -> Model:
         for name in ("rolesafe_heads", "rolesafe_embedding"):
             if name in module._modules:
                 del module._modules[name]
+        module.__dict__.pop("_maybe_slice_kv_shared_inputs", None)
         for key, hook in list(module._forward_pre_hooks.items()):
             if hook is add_role_embedding:
                 del module._forward_pre_hooks[key]
@@ -121,7 +122,10 @@ def install(model: Any, config: RoleConfig) -> None:
             )
             modules[f"{layer.name}.{type(module).__name__}.{nth}"] = module
             if hasattr(module, "layer_idx"):
-                cache_layers.add(int(cast(Any, module).layer_idx))
+                cache_layers.add(families.cache_layer(module))
+    for module in model.modules():  # Gemma 4 drops queries of layers with shared keys; their roles would be off
+        if hasattr(module, "_maybe_slice_kv_shared_inputs"):
+            module._maybe_slice_kv_shared_inputs = keep_all_queries
     base_attention = getattr(model.config, "rolesafe_base_attention", None) or model.config._attn_implementation
     if base_attention == NAME:
         base_attention = "sdpa"
@@ -135,22 +139,37 @@ def install(model: Any, config: RoleConfig) -> None:
 
 def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
     """Everything that can be wrong between a model and a configuration, before anything is changed."""
-    layers = families.decoder_layers(model)
+    layers, kinds = families.decoder_layers(model), families.model_types(model)
     if config.impl != "auto":
         resolve_impl(config.impl)
-    for i in config.layers or ():
+    active = range(len(layers)) if config.layers is None else config.layers
+    for i in active:
         if i >= len(layers):
             raise ValueError(f"`layers`: expected indices below {len(layers)} (the model's layers), got {i}")
     for layer in layers:
         for module in layer.attention:
             config.count_dedicated(families.count_heads(module))
     if config.integrity:
-        other = [layer.name for i, layer in enumerate(layers) if not layer.attention or i not in (config.layers or [i])]
+        other = [layer.name for i, layer in enumerate(layers) if not layer.attention or i not in active]
         if other:
             raise ValueError(
                 f"`integrity`: {other[0]} mixes tokens without role-aware attention ({type(model).__name__} has "
                 f"{len(other)} such layers), so the privileged channel could not be kept apart; use integrity=False"
             )
+        for known, what in (
+            (families.MIXES_BESIDE_ATTENTION, "mixes tokens beside its attention (Mamba)"),
+            (families.CHOOSES_KEYS, "chooses keys before its attention, among all tokens"),
+        ):
+            if kinds & known:
+                raise ValueError(
+                    f"`integrity`: every layer of {type(model).__name__} {what}, where role-aware attention does not "
+                    "reach, so the privileged channel could not be kept apart; use integrity=False"
+                )
+    if config.embedding != "none" and kinds & families.STREAMS:
+        raise ValueError(
+            f"`embedding`: expected 'none', got {config.embedding!r}; the layers of {type(model).__name__} pass on "
+            "several streams per token, so there is no one input to add a role embedding to"
+        )
 
 
 def _place(module: nn.Module) -> tuple[torch.dtype, torch.device]:

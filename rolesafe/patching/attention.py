@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from rolesafe.attention import Problem, resolve_impl
 from rolesafe.attention.api import compute
 from rolesafe.mechanisms import RoleHeads
+from rolesafe.patching.families import cache_layer
 from rolesafe.patching.inputs import RoleInputs
 
 NAME = "rolesafe"
@@ -81,12 +82,11 @@ def role_attention_forward(
     causal = bool(is_causal) and attention_mask is None and length > 1
     if causal and key.shape[2] > length:  # an empty static cache was filled: what follows the new tokens is not there
         key, value = key[:, :, :length], value[:, :, :length]
-    layer = getattr(module, "layer_idx", 0)
     problem = Problem(
         q=query,
         k=key,
         v=value,
-        roles=role_inputs.index(layer, key.shape[2], key.device),
+        roles=role_inputs.index(cache_layer(module), key.shape[2], key.device),
         bias=bias,
         share=share,
         dedicated=heads.dedicated,
@@ -122,6 +122,14 @@ def _at_rest(heads: RoleHeads, bias: Tensor | None) -> bool:
     if bias is None:
         return True
     return bias.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(bias.any())
+
+
+def keep_all_queries(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """In place of Gemma 4's method of dropping queries where layers share keys: roles would not line up with them.
+
+    The last argument by position says which queries to keep; the others are what that method returns.
+    """
+    return args[:-1]
 
 
 class _ValueOf(torch.autograd.Function):

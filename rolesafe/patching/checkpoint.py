@@ -58,6 +58,12 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
             "`base_model`: expected the hub id or path of the base model; this one was not loaded from any. "
             "Pass it, or save everything with model.save_pretrained(directory)."
         )
+    sealed = read_config(base_model) if Path(base_model).is_dir() else None
+    if sealed is not None and sealed.get("model_type") == MODEL_TYPE:
+        raise ValueError(
+            f"`base_model`: expected a plain base model, got {str(base_model)!r}, which has a role layer; pass "
+            "the base model it was made from, or save everything with model.save_pretrained(directory)"
+        )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in role_parameters(cast(nn.Module, model))}
@@ -75,6 +81,9 @@ def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) 
     """See :func:`rolesafe.patching.from_pretrained`."""
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code`: rolesafe never runs code from a checkpoint; expected False, got True")
+    for name in ("ignore_mismatched_sizes", "output_loading_info"):
+        if kwargs.pop(name, False):
+            raise ValueError(f"`{name}`: expected False, got True; a role layer that does not fit is never skipped")
     alone = _read_json(path, ROLE_CONFIG_NAME, kwargs)
     if alone is not None:
         return _load_role_layer(path, alone, base_model, kwargs)
@@ -100,10 +109,35 @@ def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) 
     model, info = role_aware_class(base_class).from_pretrained(
         path, config=config, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **kwargs
     )
-    lost = sorted({name for name, _ in role_parameters(model)} & set(info["missing_keys"]))
-    if lost:
-        raise ValueError(f"`path`: role parameters are missing in {str(path)!r}: {', '.join(lost[:3])}, ...")
+    _check_loaded(path, model, info)
     return model
+
+
+def _check_loaded(path: Any, model: Any, info: dict[str, Any]) -> None:
+    """Transformers only logs tensors that it did not find or had no place for: a role layer must be whole."""
+    parameters = dict(role_parameters(model))
+    missing = sorted(set(parameters) & set(info["missing_keys"]))
+    if missing:
+        raise ValueError(f"`path`: role parameters are missing in {str(path)!r}: {', '.join(missing[:3])}, ...")
+    # Names of role modules are ours alone.
+    extra = sorted(name for name in info["unexpected_keys"] if "rolesafe_" in name)
+    if extra:
+        raise ValueError(
+            f"`path`: the weights in {str(path)!r} hold role parameters that its config.json does not mention, they "
+            f"would be dropped: {', '.join(extra[:3])}, ..."
+        )
+    for name, parameter in parameters.items():
+        _check_table(path, name, parameter)
+
+
+def _check_table(path: Any, name: str, table: torch.Tensor) -> None:
+    """Raise where a role parameter holds NaN, or infinity where it is no bias."""
+    if table.is_meta:
+        return
+    table = table.detach()
+    hidden = torch.isneginf(table) if name.endswith(".bias") else torch.zeros_like(table, dtype=torch.bool)
+    if not bool((torch.isfinite(table) | hidden).all()):
+        raise ValueError(f"`path`: {name} in {str(path)!r} holds NaN or infinite numbers; expected finite ones")
 
 
 def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -131,6 +165,7 @@ def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: 
                 raise ValueError(
                     f"`path`: {name} has shape {tuple(saved[name].shape)}, expected {tuple(parameter.shape)}"
                 )
+            _check_table(path, name, saved[name])
             parameter.copy_(saved[name])
     return model.eval()
 

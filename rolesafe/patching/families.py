@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ FAMILIES = frozenset(
     (
         "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bamba", "beam", "bert", "bert-generation",
         "biogpt", "bitnet", "camembert", "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "data2vec-text",
-        "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "diffllama", "electra", "ernie",
+        "deepseek_v2", "deepseek_v3", "deepseek_v32", "diffllama", "electra", "ernie",
         "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon_h1", "flex_olmo", "flint", "gemma",
         "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4",
         "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss",
@@ -37,6 +38,7 @@ FAMILIES = frozenset(
 _DROPS = "Missing: it does not pass keyword arguments on to its attention, so roles do not arrive there."
 _BIAS = "Missing: its attention adds a position bias of its own, which role-aware attention does not compute."
 GAPS = {
+    "deepseek_v4": "Missing: its compressor adds keys that stand for several tokens, and those have no role.",
     "doge": "Missing: its attention makes a float mask of its own, which role-aware attention does not compute.",
     "inkling_text": _BIAS,
     "inkling2_text": _BIAS,
@@ -45,6 +47,15 @@ GAPS = {
     "whisper": "Missing: its cross-attention has no roles.",
 }
 """What is known to stand between a family and a patch although it uses transformers' attention interface."""
+
+MIXES_BESIDE_ATTENTION = frozenset({"falcon_h1"})
+"""Families whose layers mix tokens beside their attention too (Mamba), where the integrity mask does not reach."""
+
+CHOOSES_KEYS = frozenset({"axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text"})
+"""Families whose layers choose a limited number of keys before attention, among all tokens: integrity is refused."""
+
+STREAMS = frozenset({"hy_v4"})
+"""Families whose layers pass on several streams per token, so that there is no one input to add an embedding to."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,21 @@ def count_heads(module: nn.Module) -> int:
             if isinstance(value, int) and value > 0:
                 return value
     raise ValueError(f"`model`: cannot tell how many heads {type(module).__name__} has")
+
+
+def cache_layer(attention: nn.Module) -> int:
+    """Index of the layer whose place in a cache holds the keys of `attention`: its own, unless layers share keys."""
+    own = int(getattr(attention, "layer_idx", None) or 0)
+    if not getattr(attention, "is_kv_shared_layer", False):
+        return own
+    config: Any = attention.config
+    kinds = config.layer_types
+    return max(i for i, mode in enumerate(config.kv_sharing_modes) if mode == "store" and kinds[i] == kinds[own])
+
+
+def model_types(model: PreTrainedModel) -> set[str]:
+    """Model types of a model and of its text part."""
+    return {model.config.model_type, model.config.get_text_config().model_type}
 
 
 def check_family(model: PreTrainedModel) -> None:

@@ -22,7 +22,8 @@ class RoleInputs:
         role_ids: (B, N) roles of all tokens from position 0: those in the cache, then the T new ones.
         length: T.
         past_key_values: The cache, or None.
-        layers: Layer indices of the attention modules, to ask the cache for what it will return to each.
+        layers: Layer indices under which attention modules find their keys in the cache (`families.cache_layer`), to
+            ask the cache for what it will return to each.
         config: The model's role configuration.
 
     Raises:
@@ -52,7 +53,7 @@ class RoleInputs:
         )
 
     def index(self, layer: int, keys: int, device: torch.device) -> RoleIndex:
-        """Roles of the queries, and of the `keys` keys that attention layer `layer` sees, on its `device`."""
+        """Roles of the queries, and of the `keys` keys that layer `layer` of the cache returns, on `device`."""
         expected, offset = self._layouts.get(layer, (self.length, 0))
         # A static cache is sliced to the new tokens where it was empty before them.
         if keys != expected and not (keys == self.length and offset == 0):
@@ -82,8 +83,9 @@ def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any)
     got = role_ids.shape[1]
     if got == past + length:
         return
-    if cache is not None and getattr(cache, "is_compileable", False) and got >= past + length:
-        return  # `generate` pads to the length of a static cache, so that shapes stay the same
+    # `generate` pads to the length of a static cache, so that shapes stay the same.
+    if got > past + length and getattr(cache, "is_compileable", False) and got == cache.get_max_length():
+        return
     cached = f" ({past} in the cache and {length} new)" if past else ""
     raise ValueError(
         f"`role_ids`: expected one role for each of {past + length} tokens{cached}, got {got}. "

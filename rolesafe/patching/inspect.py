@@ -14,6 +14,8 @@ from rolesafe.patching import families
 from rolesafe.patching.apply import patch, role_parameters
 from rolesafe.patching.checkpoint import MODEL_TYPE, read_config
 
+_WINDOW_NOTE = "in some layers: privileged keys that left it are reserved no attention there"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchReport:
@@ -31,6 +33,7 @@ class PatchReport:
     dedicated: tuple[int, ...] = ()
     role_parameters: dict[str, int] = field(default_factory=dict)
     backends: dict[str, str] = field(default_factory=dict)
+    window: int | None = None
 
     def lines(self) -> list[tuple[str, str]]:
         """Labels and values for a table."""
@@ -48,6 +51,7 @@ class PatchReport:
             *((f"added: {kind}", f"{count:,}") for kind, count in self.role_parameters.items()),
             ("added in all", f"{added:,} ({100 * added / self.base_parameters:.3f} %)"),
             *((f"backend on {device}", name) for device, name in self.backends.items()),
+            *([] if self.window is None else [("sliding window", f"{self.window} tokens {_WINDOW_NOTE}")]),
         ]  # fmt: skip
 
 
@@ -107,10 +111,19 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         dedicated=tuple(sorted({h.dedicated for h in heads})),
         base_parameters=base_parameters,
         role_parameters=counts,
-        backends={"CPU": chosen, "CUDA": chosen},
+        backends={"CPU": chosen, "CUDA": chosen},  # one kernel for both until there is a fused one
+        window=_window(model.config.get_text_config()),
         config=config,
     )
 
 
 def _range(values: tuple[int, ...]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}, by layer"
+
+
+def _window(config: Any) -> int | None:
+    """Length of the sliding windows or chunks that some layers of a model attend in."""
+    kinds = getattr(config, "layer_types", None) or ()
+    used = any("sliding" in kind or "chunked" in kind for kind in kinds) if kinds else True
+    size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    return size if used and isinstance(size, int) and getattr(config, "use_sliding_window", True) else None

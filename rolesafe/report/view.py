@@ -23,8 +23,8 @@ class Row:
     def versus(self) -> str:
         """The last model against the first one, in words: a difference for utility, a ratio for an attack.
 
-        Where the last model's share is 0 there is no ratio: the one to the upper end of its interval is given as "at
-        least". Where the first model's interval reaches into the last one's, nothing is claimed.
+        Where the last model's share is 0 there is no ratio: the least one that both intervals allow is given. Where the
+        first model's interval reaches into the last one's, nothing is claimed.
         """
         if len(self.means) < 2 or self.means[0] is None or self.means[-1] is None:
             return ""
@@ -37,7 +37,7 @@ class Row:
         if last.value > first.value:
             return "higher" if first.value == 0 else f"{last.value / first.value:.1f}x higher"
         if last.value == 0:
-            return f"≥ {first.value / last.high:.1f}x lower"
+            return f"≥ {first.low / last.high:.1f}x lower"
         return f"{first.value / last.value:.1f}x lower"
 
 

@@ -142,11 +142,12 @@ class Bare:
         bad = [k for k, i in enumerate(ids) if i in self._forbidden and parts[k] is Part.CONTENT]
         if "<0x" in text:  # a byte piece stands for a byte, not for the six characters of its name
             bad += [k for k, (a, b) in enumerate(offsets) if a >= start and _BYTE_PIECE.fullmatch(text[a:b])]
-        for k in sorted(set(bad), reverse=True):
-            spelled = self._spell(encoding.tokens[k])
-            ids[k : k + 1] = spelled
-            parts[k : k + 1] = [Part.CONTENT] * len(spelled)
-        return ids, parts
+        if not bad:
+            return ids, parts
+        tokens: list[str] = encoding.tokens  # made anew at every access
+        spelled = {k: self._spell(tokens[k]) for k in bad}
+        pieces = [spelled.get(k, [i]) for k, i in enumerate(ids)]  # one pass: an attacker may send a hundred thousand
+        return [i for piece in pieces for i in piece], [part for part, p in zip(parts, pieces, strict=True) for _ in p]
 
     def _spell(self, token: str) -> list[int]:
         """A structural piece in pieces of one character each; what has no piece of its own is unknown text."""

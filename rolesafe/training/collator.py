@@ -49,6 +49,12 @@ class RoleCollator:
     pad_to_multiple_of: int = 1
     position_gap: int = 0
 
+    def __post_init__(self) -> None:
+        if self.position_gap < 0:
+            raise ValueError(f"`position_gap`: expected a length >= 0, got {self.position_gap}")
+        if self.pad_to_multiple_of < 1:
+            raise ValueError(f"`pad_to_multiple_of`: expected a number >= 1, got {self.pad_to_multiple_of}")
+
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with a column `messages`.
 

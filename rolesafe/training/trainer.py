@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 
+from rolesafe.config import RoleConfig
 from rolesafe.patching import is_patched, role_parameters
 from rolesafe.training.collator import RoleCollator
 
@@ -44,10 +45,17 @@ class RoleTrainer(Trainer):
                 f"`collator`: expected with_roles={has_roles} (the model is {'' if has_roles else 'not '}patched), "
                 f"got {collator.with_roles}"
             )
-        if role_learning_rate is not None and not any(True for _ in role_parameters(model)):
-            raise ValueError("`role_learning_rate`: the model has no role parameters; expected None")
+        for module in model.modules():
+            if is_patched(module) and _roles(module.rolesafe_config) != _roles(collator.config):
+                raise ValueError(
+                    f"`collator`: expected the model's roles {_roles(module.rolesafe_config)}, got "
+                    f"{_roles(collator.config)}: the ids would mean something else; pass config=model.rolesafe_config"
+                )
+        if role_learning_rate is not None and not any(p.requires_grad for _, p in role_parameters(model)):
+            raise ValueError("`role_learning_rate`: the model has no role parameters that train; expected None")
         if role_learning_rate is not None and not role_learning_rate > 0:
             raise ValueError(f"`role_learning_rate`: expected a positive number, got {role_learning_rate}")
+        # The collator needs the column `messages`, which no model takes.
         args.remove_unused_columns = False
         self.role_learning_rate = role_learning_rate
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
@@ -65,3 +73,8 @@ class RoleTrainer(Trainer):
             group["params"] = [p for p in group["params"] if id(p) not in ids]
         optimizer.add_param_group({"params": own, "lr": self.role_learning_rate, "weight_decay": 0.0})
         return optimizer
+
+
+def _roles(config: RoleConfig) -> tuple[tuple[str, ...], str]:
+    """What decides the meaning of role ids: their names in order, and the role of generated tokens."""
+    return config.roles, config.generated

@@ -108,6 +108,7 @@ def test_failed_job_is_reported_with_its_traceback(tmp_path):
         ({"seeds": ()}, "`seeds`: expected distinct seeds"),
         ({"seeds": (1, 1)}, "`seeds`: expected distinct seeds"),
         ({"examples": 7}, "`examples`: expected an even number >= 6, got 7"),
+        ({"position_gap": -1}, "`position_gap`: expected a length >= 0, got -1"),
         ({"learning_rate": 0.0}, "`learning_rate`: expected a positive number"),
     ],
 )

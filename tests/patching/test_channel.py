@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,20 +97,27 @@ def test_attention_mass_on_privileged_keys_is_at_least_the_share(
     family: str, layout: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every layer, head and row of a whole model; counted in the attention the model really asks for."""
-    problems: list[Problem] = []
+    problems: list[tuple[Problem, Tensor, str]] = []
     real = rolesafe.patching.attention.compute
 
     def record(problem: Problem, impl: str) -> Tensor:
-        problems.append(problem)
-        return real(problem, impl)
+        output = real(problem, impl)
+        problems.append((problem, output, impl))
+        return output
 
     monkeypatch.setattr(rolesafe.patching.attention, "compute", record)
     model = role_model(family, FULL)
     with torch.no_grad():
         model(**conversation(layout, padding=3), use_cache=False)
     assert len(problems) == 2
-    for problem in problems:
-        _, mass = reference_channels(problem)  # (B, H, T, S)
+    for problem, output, impl in problems:
+        # With one-hot values the backend's output is the mass it gives to every key: (B, H, T, S).
+        b, g, s, _ = problem.k.shape
+        mass = real(dataclasses.replace(problem, v=torch.eye(s).expand(b, g, s, s)), impl)
+        v = problem.v.repeat_interleave(mass.shape[1] // g, dim=1)
+        real_rows = torch.ones(b, 1, 14, 1) if problem.mask is None else problem.mask.any(-1, keepdim=True)
+        torch.testing.assert_close(output * real_rows, mass @ v * real_rows, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mass * real_rows, reference_channels(problem)[1] * real_rows, rtol=0, atol=1e-5)
         privileged = problem.roles.privileged_keys[:, None, None, :]
         visible = torch.ones(14, 14, dtype=torch.bool).tril()
         if problem.mask is not None:

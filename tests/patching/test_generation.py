@@ -5,11 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import rolesafe
 from rolesafe import RoleConfig
-from tests.models import base_model, random_batch, randomise, role_model, tiny_model
+from tests.models import (
+    NAMED,
+    base_model,
+    cached_logits,
+    logits,
+    new_config,
+    plain,
+    random_batch,
+    randomise,
+    role_model,
+    tiny_model,
+)
 
 FAMILIES = ["llama", "gemma3_text", "gpt2", "mistral", "gpt_oss"]
 """Full attention; sliding and full layers; learned positions; sliding layers alone; sinks."""
@@ -48,7 +59,7 @@ def assistant(family: str, patched: bool) -> PreTrainedModel:
     return randomise(rolesafe.patch(model, RoleConfig()), seed=3) if patched else model
 
 
-@families
+@pytest.mark.parametrize("family", NAMED)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("chunk", [None, 3, 10])
 def test_greedy(family: str, cache: str, chunk: int | None) -> None:
@@ -89,6 +100,57 @@ def test_assisted_decoding(family: str, patched: bool, padding: int) -> None:
     helper = assistant(family, patched)
     got = model.generate(**batch, **GREEDY, assistant_model=helper)
     assert torch.equal(got, one_by_one(model, batch))
+
+
+SHARING = ["gemma3n_text", "gemma4_text", "gemma4_unified_text"]
+"""Families where layers can share keys."""
+
+
+def sharing_model(family: str, config: RoleConfig | None = None) -> PreTrainedModel:
+    """Four layers, of which the last two have no keys of their own."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    model = tiny_model(
+        family, config=new_config(family, num_hidden_layers=4, num_kv_shared_layers=2, layer_types=kinds)
+    )
+    assert model.config.kv_sharing_modes == ["store", "store", "reuse", "reuse"]
+    return model if config is None else randomise(rolesafe.patch(model, config))
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_layers_that_share_keys_share_their_roles(family: str) -> None:
+    batch = random_batch()
+    with torch.no_grad():
+        base = sharing_model(family)
+        resting = rolesafe.patch(sharing_model(family), RoleConfig())
+        assert torch.equal(logits(resting, batch), logits(base, plain(batch)))
+        model = sharing_model(family, FULL)
+        batch["position_ids"] = positions(batch["attention_mask"])
+        torch.testing.assert_close(cached_logits(model, batch), logits(model, batch), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", SHARING)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_generation_where_layers_share_keys(family: str, cache: str, padding: int) -> None:
+    """Gemma 4 runs its last layers for the last token of a prompt alone where it can."""
+    model, batch = sharing_model(family, FULL), prompt(padding=padding)
+    assert torch.equal(model.generate(**batch, **GREEDY, cache_implementation=cache), one_by_one(model, batch))
+
+
+@families
+@pytest.mark.parametrize("how", ["by name", "a cache"])
+@pytest.mark.parametrize("kind", ["assistant", "lookup"])
+def test_assisted_decoding_with_a_static_cache_raises(family: str, how: str, kind: str) -> None:
+    model, batch = role_model(family, FULL), prompt(batch=1)
+    options: dict[str, object] = (
+        {"prompt_lookup_num_tokens": 3} if kind == "lookup" else {"assistant_model": assistant(family, True)}
+    )
+    if how == "by name":
+        options["cache_implementation"] = "static"
+    else:
+        options["past_key_values"] = StaticCache(config=model.config, max_cache_len=32)
+    with pytest.raises(ValueError, match=r"[Aa]ssisted generat.*[Ss]tatic|cache"):
+        model.generate(**batch, **GREEDY, **options)
 
 
 @families

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import StaticCache
 
 from rolesafe import RoleConfig
 from tests.models import base_model, plain, random_batch, role_model
@@ -88,6 +89,28 @@ def test_roles_of_the_new_tokens_alone_are_not_enough_beside_a_cache(family: str
     first = model(ids[:, :9], attention_mask=mask[:, :9], role_ids=roles[:, :9], use_cache=True)
     with pytest.raises(ValueError, match=r"14 tokens \(9 in the cache and 5 new\), got 5"):
         model(ids[:, 9:], attention_mask=mask, role_ids=roles[:, 9:], past_key_values=first.past_key_values)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_roles_beside_a_static_cache_are_those_of_the_tokens_or_of_the_whole_cache(family: str) -> None:
+    model, batch = role_model(family, RoleConfig.preset("channel", share=0.3)), random_batch(padding=0)
+    ids = batch["input_ids"]
+    roles = nn.functional.pad(batch["role_ids"], (0, 10), value=3)
+    with torch.no_grad():
+        full = model(ids, role_ids=roles[:, :14], use_cache=False).logits
+        for start, stop in ((0, 9), (9, 14)):
+            for length in (stop, 20):
+                cache = StaticCache(config=model.config, max_cache_len=20)
+                if start:
+                    model(ids[:, :start], role_ids=roles[:, :start], past_key_values=cache)
+                got = model(ids[:, start:stop], role_ids=roles[:, :length], past_key_values=cache).logits
+                torch.testing.assert_close(got, full[:, start:stop], rtol=0, atol=1e-5)
+            for length in (stop - 1, stop + 1, 19, 21, 24):
+                cache = StaticCache(config=model.config, max_cache_len=20)
+                if start:
+                    model(ids[:, :start], role_ids=roles[:, :start], past_key_values=cache)
+                with pytest.raises(ValueError, match=rf"`role_ids`: expected one role .* {stop} tokens.*got {length}"):
+                    model(ids[:, start:stop], role_ids=roles[:, :length], past_key_values=cache)
 
 
 @families

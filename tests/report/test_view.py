@@ -18,7 +18,7 @@ def share(value: float, half: float) -> SeedMean:
     ("first", "last", "expected"),
     [
         (share(0.5, 0.05), share(0.1, 0.02), "5.0x lower"),
-        (share(0.5, 0.05), share(0.0, 0.04), "≥ 12.5x lower"),
+        (share(0.5, 0.05), share(0.0, 0.04), "≥ 11.2x lower"),
         (share(0.1, 0.02), share(0.5, 0.05), "5.0x higher"),
         (share(0.0, 0.01), share(0.5, 0.05), "higher"),
         (share(0.3, 0.1), share(0.2, 0.1), "intervals overlap"),

@@ -1,6 +1,7 @@
 """No text forges a role: structural strings typed into a message stay ordinary text of that message's role."""
 
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from tokenizers import normalizers
 
 from rolesafe.roles.encoding import encode_one
 from rolesafe.roles.templates import Part
+from rolesafe.training.tiny import tiny_tokenizer
 from tests.roles.tokenizers import SHAPES, byt5, tokenizer_of
 
 SYSTEM, USER, ASSISTANT, TOOL = 0, 2, 3, 4
@@ -169,4 +171,13 @@ def test_tokenizer_without_backend(pieces):
     encoded = encode_one(tokenizer, messages)
     content = [i for i, p in zip(encoded.input_ids, encoded.parts, strict=True) if p is Part.CONTENT]
     assert tokenizer.decode(content) == "".join(pieces)
+    assert encoded.input_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_hostile_text_costs_what_its_length_costs():
+    """Spelling out structural pieces must not be quadratic in their number: 100 KB took 22 s once."""
+    tokenizer = tiny_tokenizer(["gate"])
+    start = time.perf_counter()
+    encoded = encode_one(tokenizer, [{"role": "user", "content": "</s> " * 20_000}])
+    assert time.perf_counter() - start < 5.0
     assert encoded.input_ids.count(tokenizer.eos_token_id) == 1

@@ -99,3 +99,9 @@ def test_positions_jump_at_most_once_and_by_at_most_the_gap(tokenizer):
     assert 20 < int(jumped.sum()) < 80  # about every other row
     torch.manual_seed(0)
     assert torch.equal(collator(rows)["position_ids"], positions)
+
+
+@pytest.mark.parametrize("name, value", [("position_gap", -1), ("pad_to_multiple_of", 0)])
+def test_options_are_checked(tokenizer, name, value):
+    with pytest.raises(ValueError, match=f"`{name}`: expected .*, got {value}"):
+        RoleCollator(tokenizer=tokenizer, config=RoleConfig(), **{name: value})

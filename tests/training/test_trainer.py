@@ -120,7 +120,26 @@ def test_collator_must_fit_the_model(tokenizer, rows, tmp_path, patched):
 
 
 def test_role_learning_rate_needs_role_parameters(tokenizer, rows, tmp_path):
-    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters"):
+    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
         trainer(tokenizer, rows, tmp_path, patched=False, role_learning_rate=0.1)
     with pytest.raises(ValueError, match="`role_learning_rate`: expected a positive number, got -1"):
         trainer(tokenizer, rows, tmp_path, role_learning_rate=-1)
+
+
+def test_frozen_role_parameters_cannot_be_given_a_rate(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    for _, parameter in rolesafe.role_parameters(good.model):
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
+        RoleTrainer(
+            good.model, good.args, collator=good.data_collator, train_dataset=rows, role_learning_rate=0.1
+        )  # fmt: skip
+
+
+def test_collator_must_mean_the_same_by_a_role_id(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    other = RoleConfig(roles=("user", "assistant", "system", "developer", "tool"))
+    with pytest.raises(ValueError, match=r"`collator`: expected the model's roles .*would mean something else"):
+        RoleTrainer(
+            good.model, good.args, collator=RoleCollator(tokenizer=tokenizer, config=other), train_dataset=rows
+        )  # fmt: skip
