@@ -70,6 +70,8 @@ GENERIC: dict[str, object] = {
 }  # fmt: skip
 
 # What a family needs beyond or instead of it.
+CAPPED = ("gemma2", "vaultgemma")
+"""Families with a cap on the scores: the `sdpa` attention of older transformers leaves it out instead of refusing."""
 _FULL_SECOND: dict[str, object] = {"layer_types": ["linear_attention", "full_attention"]}
 _MLA: dict[str, object] = {"num_key_value_heads": HEADS}
 SPECIAL: dict[str, dict[str, object]] = {
@@ -147,6 +149,8 @@ def tiny_model(
     config = copy.deepcopy(_config(family)) if config is None else config
     for key, value in changes.items():
         setattr(config, key, value)
+    if attn is None and family in CAPPED:
+        attn = "eager"
     options = {} if attn is None else {"attn_implementation": attn}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -113,8 +113,8 @@ def cache_layer(attention: nn.Module) -> int:
     if not getattr(attention, "is_kv_shared_layer", False):
         return own
     config: Any = attention.config
-    kinds = config.layer_types
-    return max(i for i, mode in enumerate(config.kv_sharing_modes) if mode == "store" and kinds[i] == kinds[own])
+    kinds, storing = config.layer_types, config.num_hidden_layers - config.num_kv_shared_layers
+    return max(i for i in range(storing) if kinds[i] == kinds[own])  # the last layer of its kind that keeps keys
 
 
 def model_types(model: PreTrainedModel) -> set[str]:

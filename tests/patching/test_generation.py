@@ -112,7 +112,7 @@ def sharing_model(family: str, config: RoleConfig | None = None) -> PreTrainedMo
     model = tiny_model(
         family, config=new_config(family, num_hidden_layers=4, num_kv_shared_layers=2, layer_types=kinds)
     )
-    assert model.config.kv_sharing_modes == ["store", "store", "reuse", "reuse"]
+    assert model.config.num_kv_shared_layers == 2
     return model if config is None else randomise(rolesafe.patch(model, config))
 
 
