@@ -1,8 +1,9 @@
 """Role embeddings: a vector per role, added to the residual stream.
 
 At the input this is ISE (Instructional Segment Embedding, arXiv 2410.09102), before every layer it is AIR (Augmented
-Intermediate Representations, arXiv 2505.18907) without the one that AIR adds after the last layer. Both give every token its own role's vector, the
-generated ones included; public code of both lets generated tokens inherit the last prompt role.
+Intermediate Representations, arXiv 2505.18907) without the one that AIR adds after the last layer. Both give every
+token its own role's vector, the generated ones included; public code of both lets generated tokens inherit the last
+prompt role.
 """
 
 from __future__ import annotations
