@@ -8,7 +8,7 @@ import queue
 import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ def run_demo(
                     _results(settings, jobs, runs).save(directory / RESULTS)
     except KeyboardInterrupt:
         console.print("[yellow]Interrupted: reporting what is there. The same command goes on from here.[/]")
+    with suppress(OSError):  # not there, or kept by a job that can go on
+        (directory / "checkpoints").rmdir()
     results = _results(settings, jobs, runs)
     results.save(directory / RESULTS)
     if results.runs:
