@@ -99,15 +99,14 @@ def role_attention_forward(
         dropout=dropout if module.training else 0.0,
     )
     impl = resolve_impl(role_inputs.impl, softcap=softcap is not None, sinks=s_aux is not None)
-    if impl != "sdpa" or not _at_rest(heads, bias):
+    # Dropout draws its own numbers in each call: two calls cannot stand for one.
+    if impl != "sdpa" or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
         return compute(problem, impl).transpose(1, 2).contiguous(), None
     # Nothing is switched on yet: the base model's own call, bit for bit.
     base, _ = sdpa_attention_forward(
         module, query, full_key, full_value, attention_mask, problem.dropout, scaling, is_causal
     )
-    if bias is None or not (bias.requires_grad and torch.is_grad_enabled()) or problem.dropout:
-        if problem.dropout and bias is not None:
-            return compute(problem, impl).transpose(1, 2).contiguous(), None
+    if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
         return base, None
     # The first training step: the value of the plain call with the gradient of the role-aware one.
     carrier = compute(problem, impl).transpose(1, 2).contiguous()

@@ -112,30 +112,20 @@ def cases(draw: Any, *, plain: bool = False, square: bool = False, extras: bool 
         "integrity": draw(st.booleans()),
         "scale": draw(st.sampled_from([None, 0.3])),
     }
-    if plain:
-        return Case(
-            normal(batch, heads, length, dim),
-            normal(batch, groups, keys, dim),
-            normal(batch, groups, keys, value_dim),
-            q_roles,
-            k_roles,
-            bias,
-            share,
-            options,
-        )
-    if causal and draw(st.booleans()):
-        options["window"] = draw(st.integers(1, keys + 1))
-    mask = draw(st.sampled_from(["none", "padding", "bool"]))
-    if mask == "padding":
-        options["attention_mask"] = chance(draw(st.sampled_from([0.7, 0.2])), batch, keys).to(
-            draw(st.sampled_from([torch.int64, torch.bool]))
-        )
-    elif mask == "bool":
-        wide = (draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])))
-        options["attention_mask"] = chance(0.6, *wide, length, keys) & chance(0.8, *wide, length, 1)
-    if extras:
-        options["softcap"] = draw(st.sampled_from([None, 2.0]))
-        options["sinks"] = normal(heads) if draw(st.booleans()) else None
+    if not plain:
+        if causal and draw(st.booleans()):
+            options["window"] = draw(st.integers(1, keys + 1))
+        mask = draw(st.sampled_from(["none", "padding", "bool"]))
+        if mask == "padding":
+            options["attention_mask"] = chance(draw(st.sampled_from([0.7, 0.2])), batch, keys).to(
+                draw(st.sampled_from([torch.int64, torch.bool]))
+            )
+        elif mask == "bool":
+            wide = (draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])))
+            options["attention_mask"] = chance(0.6, *wide, length, keys) & chance(0.8, *wide, length, 1)
+        if extras:
+            options["softcap"] = draw(st.sampled_from([None, 2.0]))
+            options["sinks"] = normal(heads) if draw(st.booleans()) else None
     return Case(
         normal(batch, heads, length, dim),
         normal(batch, groups, keys, dim),
