@@ -3,15 +3,18 @@
 #   make demo     train a plain and a role-aware model, attack both, write the report
 #   make test     the tests
 #   make lint     ruff and mypy
-#   make bench    the benchmarks
+#   make bench    the benchmarks: the fused kernel beside its peers where a GPU is, else attention on the CPU
+#   make kernel-check   compile the fused kernel for GPUs that are not at hand, under both ends of Triton's versions
 #   make clean    remove what the targets made
 #
 # PYTHON     the interpreter that makes the environment
+# TRITONS    the versions of Triton that kernel-check compiles with; WRITE=--write makes its record anew
 # TORCH_CPU  what is installed first where no NVIDIA GPU is found. pip chooses the build from its configured sources;
 #            for the small one of the PyTorch project, configure its CPU index (PIP_EXTRA_INDEX_URL).
 
 PYTHON    ?= python3
 TORCH_CPU ?= torch==2.13.0
+TRITONS   ?= 3.6.0 3.9.0
 WORKERS   ?= 2
 
 VENV  := .venv
@@ -21,7 +24,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench kernel-check clean
 
 help:
 	@sed -n 's/^#   make/make/p' $(MAKEFILE_LIST)
@@ -45,7 +48,17 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/attention_cpu.py
+	if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m benchmarks.throughput; \
+	else $(BIN)/python benchmarks/attention_cpu.py; fi
+
+$(VENV)/triton-%: | $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
+
+# Each version in a process of its own, ahead of the one that is installed.
+kernel-check: $(STAMP) $(addprefix $(VENV)/triton-,$(TRITONS))
+	for version in $(TRITONS); do \
+	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m rolesafe_kernels.offline --record kernels/compiled.json $(WRITE) || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,11 +1,8 @@
-"""The fused Triton kernel of role-aware attention. There is none in this release.
+"""The fused Triton kernel of role-aware attention, for NVIDIA GPUs. Maths and tuning log: ``kernels/README.md``.
 
-The operation is described in ``kernels/README.md`` and computed by ``rolesafe.role_attention`` with the backends
-``"reference"`` and ``"sdpa"``, on every device. This package fixes the name under which the kernel will be importable,
-and says so instead of pretending: :data:`AVAILABLE` is False. It never imports ``rolesafe``.
+This package knows tensors alone and never imports ``rolesafe``, whose ``impl="triton"`` it is.
 """
 
-AVAILABLE = False
-"""Whether a fused kernel is in this release."""
+from rolesafe_kernels.api import MAX_DIM, RoleLayout, document_ranges, role_attention, unsupported
 
-__all__ = ["AVAILABLE"]
+__all__ = ["MAX_DIM", "RoleLayout", "document_ranges", "role_attention", "unsupported"]

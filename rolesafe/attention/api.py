@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from rolesafe.attention.reference import reference_attention
 from rolesafe.attention.sdpa import sdpa_attention
 from rolesafe.config import IMPLEMENTATIONS
 from rolesafe.roles.role import MAX_ROLES
+
+HAS_TRITON = find_spec("triton") is not None
+"""Whether the fused kernel can be imported."""
 
 
 def role_attention(
@@ -27,6 +32,8 @@ def role_attention(
     privileged: Sequence[int] = (0, 1),
     causal: bool = True,
     attention_mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -60,16 +67,19 @@ def role_attention(
         causal: Query i sees keys up to its own position i + S - T (aligned at the bottom right).
         attention_mask: (B, S) with 0 or False at padding, or a bool mask (B | 1, H | 1, T, S) that is combined with
             `causal` and `window`.
+        lengths: Number of keys (B,) of each row that are no padding, integer; the padding stands behind them.
+        cu_seqlens: Where each of the documents packed into one row starts, and the last one ends: (documents + 1,)
+            integer, from 0 to T. B is 1 and T is S. Documents do not see each other.
         scale: Factor of the scores; default ``D ** -0.5``.
         window: Sliding window: a query sees the last `window` keys up to its own. Needs `causal`.
-        softcap: ``softcap * tanh(score / softcap)`` before the bias (Gemma 2). `reference` only.
-        impl: ``"reference"`` (the specification, dense), ``"sdpa"`` (linear memory, any device), ``"triton"``, or
-            ``"auto"``, see :func:`resolve_impl`. An explicit choice never falls back.
+        softcap: ``softcap * tanh(score / softcap)`` before the bias (Gemma 2). Not with `sdpa`.
+        impl: ``"reference"`` (the specification, dense), ``"sdpa"`` (linear memory, any device), ``"triton"`` (the
+            fused kernel, NVIDIA GPUs), or ``"auto"``, see :func:`resolve_impl`. An explicit choice never falls back.
         dedicated: The first `dedicated` heads read the privileged channel alone, everywhere: they never look at an
             unprivileged key, and give 0 where no privileged key is visible.
         integrity: Privileged queries read the privileged channel alone, in every head.
-        sinks: Logits (H,) of a key without value that takes mass in the ordinary channel (gpt-oss). `reference` only.
-        dropout: Probability of dropping an attention weight.
+        sinks: Logits (H,) of a key without value that takes mass in the ordinary channel (gpt-oss). Not with `sdpa`.
+        dropout: Probability of dropping an attention weight. Not with `triton`.
 
     Returns:
         (B, H, T, Dv), dtype of `q`; under autocast its dtype, like PyTorch's attention.
@@ -90,10 +100,14 @@ def role_attention(
         raise ValueError(f"`window`: expected a positive length and causal=True, got {window} with causal={causal}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"`dropout`: expected a probability in [0, 1), got {dropout}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"`softcap`: expected a positive number, got {softcap}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"`softcap`: expected a positive, finite number, got {softcap}")
     _check_values(q_roles, k_roles, bias, share, num_roles)
     key_mask, mask = _split_mask(attention_mask, q, k)
+    if lengths is not None:
+        key_mask = _mask_of_lengths(lengths, key_mask, k)
+    if cu_seqlens is not None:
+        _check_documents(cu_seqlens, q, k)
     problem = Problem(
         q=q,
         k=k,
@@ -110,47 +124,144 @@ def role_attention(
         softcap=softcap,
         sinks=sinks,
         dropout=dropout,
+        documents=cu_seqlens,
     )
     return compute(problem, impl)
 
 
-def resolve_impl(impl: str, *, softcap: bool = False, sinks: bool = False) -> str:
+def resolve_impl(
+    impl: str,
+    *,
+    softcap: bool = False,
+    sinks: bool = False,
+    dropout: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    dim: int = 0,
+) -> str:
     """The backend that `impl` stands for.
 
-    ``"auto"`` is ``"sdpa"``, but ``"reference"`` where a cap on the scores or sinks are asked for, which no fused
-    PyTorch kernel computes.
+    ``"auto"`` is ``"triton"`` for tensors on an NVIDIA GPU that the fused kernel takes: fp16, bf16 or fp32, head dims
+    up to 256, no dropout. Elsewhere it is ``"sdpa"``, but ``"reference"`` where a cap on the scores or sinks are asked
+    for, which no fused attention of PyTorch computes.
+
+    Args:
+        softcap, sinks, dropout: Whether the call asks for them.
+        device: Where the tokens are; None: unknown, and "auto" does not count on a GPU.
+        dtype: That of the tokens. `dim`: the wider of their head dims.
+
+    Raises:
+        ValueError: No such backend, or it cannot compute what is asked for.
+        RuntimeError: The backend is not installed.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"`impl`: expected one of {IMPLEMENTATIONS}, got {impl!r}")
     if impl == "auto":
+        if device is not None and device.type == "cuda" and not dropout and _why_not_triton(device, dtype, dim) is None:
+            return "triton"
         return "reference" if softcap or sinks else "sdpa"
     if impl == "sdpa" and (softcap or sinks):
         name = "softcap" if softcap else "sinks"
         raise ValueError(
             f"`impl`: 'sdpa' cannot compute `{name}`, PyTorch's fused attention has no such term; "
-            "use impl='reference' or 'auto'"
+            "use impl='triton' on a GPU, 'reference' or 'auto'"
         )
     if impl == "triton":
-        raise RuntimeError(
-            "`impl`: the fused Triton kernel is not part of this release of rolesafe; use impl='sdpa' (linear memory, "
-            "runs on CUDA too) or 'auto'"
-        )
+        if not HAS_TRITON:
+            raise RuntimeError(
+                "`impl`: 'triton' needs the package triton, which is not installed here; "
+                "use impl='sdpa' (linear memory, runs on CUDA too) or 'auto', or install it with `pip install triton`"
+            )
+        if dropout:
+            raise ValueError(
+                "`dropout`: impl='triton' drops no attention weights; use impl='sdpa' or 'auto', or dropout=0.0"
+            )
+        reason = None if device is None else _why_not_triton(device, dtype, dim)
+        if reason is not None:
+            raise ValueError(f"`impl`: 'triton' cannot run this: {reason}")
     return impl
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+    if not HAS_TRITON:
+        return "the package triton is not installed"
+    from rolesafe_kernels import unsupported  # late: it imports triton
+
+    return unsupported(device, dtype, dim)
 
 
 def compute(problem: Problem, impl: str) -> Tensor:
     """Run a checked problem on the backend that `impl` stands for."""
-    chosen = resolve_impl(impl, softcap=problem.softcap is not None, sinks=problem.sinks is not None)
-    run = reference_attention if chosen == "reference" else sdpa_attention
     device = problem.q.device.type
-    if not torch.is_autocast_enabled(device):
-        return run(problem)
-    # Tokens in autocast's dtype, as PyTorch's attention takes them; but the tables must not be rounded on the way.
-    if problem.q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        problem = replace(problem, q=problem.q.to(dtype), k=problem.k.to(dtype), v=problem.v.to(dtype))
-    with torch.autocast(device, enabled=False):
-        return run(problem)
+    if torch.is_autocast_enabled(device):
+        # Tokens in autocast's dtype, as PyTorch's attention takes them; but the tables must not be rounded on the way.
+        if problem.q.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+            problem = replace(problem, q=problem.q.to(dtype), k=problem.k.to(dtype), v=problem.v.to(dtype))
+        with torch.autocast(device, enabled=False):
+            return _run(problem, impl)
+    return _run(problem, impl)
+
+
+def _run(p: Problem, impl: str) -> Tensor:
+    chosen = resolve_impl(
+        impl,
+        softcap=p.softcap is not None,
+        sinks=p.sinks is not None,
+        dropout=p.dropout > 0,
+        device=p.q.device,
+        dtype=p.q.dtype,
+        dim=max(p.q.shape[3], p.v.shape[3]),
+    )
+    if chosen == "triton":
+        from rolesafe.attention.triton import triton_attention  # late: it imports triton
+
+        return triton_attention(p)
+    if p.documents is not None:
+        p = replace(p, mask=_same_document(p), documents=None)
+    return reference_attention(p) if chosen == "reference" else sdpa_attention(p)
+
+
+def _same_document(p: Problem) -> Tensor:
+    """(1, 1, T, T) bool for the backends that take packed documents as a mask, combined with the problem's own."""
+    assert p.documents is not None
+    position = torch.arange(p.q.shape[2], device=p.q.device)
+    document = torch.searchsorted(p.documents.to(position.device).long(), position, right=True)
+    inside = (document > 0) & (document < p.documents.shape[0])
+    same = (document[:, None] == document) & inside
+    return same[None, None] if p.mask is None else same & p.mask
+
+
+def _check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
+    length = q.shape[2]
+    fits = cu_seqlens.ndim == 1 and cu_seqlens.shape[0] > 1 and _is_integer(cu_seqlens)
+    if not fits or cu_seqlens.device != q.device:
+        raise ValueError(
+            f"`cu_seqlens`: expected integers of shape (documents + 1,) on {q.device}, got {_describe(cu_seqlens)}"
+        )
+    if q.shape[0] != 1 or k.shape[2] != length:
+        raise ValueError(
+            f"`cu_seqlens`: expected one row of packed documents, B = 1 and T = S, got B = {q.shape[0]}, T = {length}, "
+            f"S = {k.shape[2]}"
+        )
+    _demand(
+        (cu_seqlens[0] == 0) & (cu_seqlens[-1] == length) & (cu_seqlens[1:] >= cu_seqlens[:-1]).all(),
+        lambda: f"`cu_seqlens`: expected ascending numbers from 0 to T = {length}, got {cu_seqlens.tolist()}",
+    )
+
+
+def _mask_of_lengths(lengths: Tensor, key_mask: Tensor | None, k: Tensor) -> Tensor:
+    """(B, S) bool from the number of keys in each row."""
+    if lengths.shape != k.shape[:1] or not _is_integer(lengths) or lengths.device != k.device:
+        raise ValueError(
+            f"`lengths`: expected integers of shape ({k.shape[0]},) on {k.device}, got {_describe(lengths)}"
+        )
+    _demand(
+        ((lengths >= 0) & (lengths <= k.shape[2])).all(),
+        lambda: f"`lengths`: expected 0 to {k.shape[2]} (the keys of a row), got {lengths.tolist()}",
+    )
+    inside = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
+    return inside if key_mask is None else inside & key_mask
 
 
 def _check_shapes(
@@ -170,6 +281,8 @@ def _check_shapes(
             raise ValueError(f"`{name}`: expected {q.dtype} on {q.device} like `q`, got {_describe(x)}")
     batch, heads, length, dim = q.shape
     groups, keys = k.shape[1], k.shape[2]
+    if not dim:
+        raise ValueError(f"`q`: expected a head dim of 1 at least, got {_describe(q)}")
     if k.shape[0] != batch or k.shape[3] != dim:
         raise ValueError(
             f"`k`: expected shape ({batch}, G, S, {dim}) to match `q` {tuple(q.shape)}, got {_describe(k)}"
@@ -179,10 +292,13 @@ def _check_shapes(
     if groups == 0 or heads % groups:
         raise ValueError(f"`k`: expected a number of key/value heads that divides {heads} query heads, got {groups}")
     for name, roles, size in (("q_roles", q_roles, length), ("k_roles", k_roles, keys)):
-        if roles.is_floating_point() or roles.dtype == torch.bool or tuple(roles.shape) != (batch, size):
+        if not _is_integer(roles) or tuple(roles.shape) != (batch, size):
             raise ValueError(f"`{name}`: expected integer role ids of shape {(batch, size)}, got {_describe(roles)}")
         if roles.device != q.device:
             raise ValueError(f"`{name}`: expected device {q.device} like `q`, got {roles.device}")
+    for name, table in (("bias", bias), ("share", share), ("sinks", sinks)):
+        if table is not None and not table.is_floating_point():
+            raise ValueError(f"`{name}`: expected floating numbers, got {_describe(table)}")
     if bias is not None:
         if bias.ndim != 3 or bias.shape[0] != heads or bias.shape[1] != bias.shape[2] or bias.shape[1] > MAX_ROLES:
             raise ValueError(f"`bias`: expected shape (H={heads}, R, R) with R <= {MAX_ROLES}, got {_describe(bias)}")
@@ -227,6 +343,8 @@ def _split_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | Non
     """Key padding (B, S) and full mask (B | 1, H | 1, T, S), both bool: at most one of them is set."""
     if mask is None:
         return None, None
+    if mask.device != q.device:
+        raise ValueError(f"`attention_mask`: expected device {q.device} like `q`, got {mask.device}")
     batch, heads, length, _ = q.shape
     keys = k.shape[2]
     if mask.ndim == 2 and tuple(mask.shape) == (batch, keys):
@@ -243,6 +361,10 @@ def _split_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | Non
         f"`attention_mask`: expected padding of shape {(batch, keys)} or a bool mask of shape "
         f"({batch} | 1, {heads} | 1, {length}, {keys}), got {_describe(mask)}"
     )
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def _describe(x: Tensor) -> str:

@@ -76,6 +76,16 @@ class RoleIndex:
             self._kept[key] = compute()
         return self._kept[key]
 
+    def keep_for(self, x: Tensor, key: Any, compute: Callable[[], Any]) -> Any:
+        """`keep` for what is made of the tensor `x` too. By identity and not by `id`: torch.compile guards an id."""
+        kept = self.keep(("for", key), list)
+        for other, value in kept:
+            if other is x:
+                return value
+        value = compute()
+        kept.append((x, value))
+        return value
+
     def q_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
         """(B, T, R): 1 at the query's role."""
         return self.keep(("q", num_roles, dtype), lambda: _onehot(self.q_roles, num_roles, dtype))
@@ -149,6 +159,7 @@ class Problem:
     softcap: float | None = None
     sinks: Tensor | None = None  # (H,)
     dropout: float = 0.0
+    documents: Tensor | None = None  # (documents + 1,): where the documents of one packed row start
 
     @property
     def num_roles(self) -> int:

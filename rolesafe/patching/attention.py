@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from rolesafe.attention import Problem, resolve_impl
 from rolesafe.attention.api import compute
 from rolesafe.mechanisms import RoleHeads
 from rolesafe.patching.families import cache_layer
 from rolesafe.patching.inputs import RoleInputs
+from rolesafe.patching.masks import role_mask
 
 NAME = "rolesafe"
 """What ``config._attn_implementation`` of a patched model says."""
@@ -30,7 +30,7 @@ def register() -> None:
     """Make the function and its masks known to transformers. Nothing changes for models that are not patched."""
     AttentionInterface.register(NAME, role_attention_forward)
     # Without a mask function of the same name transformers passes no mask at all: padding would be dropped.
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, role_mask)
 
 
 def role_attention_forward(
@@ -51,7 +51,7 @@ def role_attention_forward(
 
     Args:
         query: (B, H, T, D). `key`, `value`: (B, G, S, D).
-        attention_mask: None (causal) or bool (B, 1 | H, T, S), as `sdpa_mask` makes it.
+        attention_mask: None (causal), bool (B, S) (causal with padding) or (B, 1 | H, T, S), see `role_mask`.
         s_aux: Sink logits (H,), gpt-oss.
 
     Returns:
@@ -79,28 +79,41 @@ def role_attention_forward(
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
     full_key, full_value = key, value
-    causal = bool(is_causal) and attention_mask is None and length > 1
-    if causal and key.shape[2] > length:  # an empty static cache was filled: what follows the new tokens is not there
+    padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+    if padding is not None and not is_causal:
+        raise ValueError(f"`attention_mask`: {name} is not causal but was given a causal mask as padding (B, S)")
+    causal = bool(is_causal) and (attention_mask is None or padding is not None) and length > 1
+    # an empty static cache was filled: what follows the new tokens is not there
+    if causal and padding is None and key.shape[2] > length:
         key, value = key[:, :, :length], value[:, :, :length]
     problem = Problem(
         q=query,
         k=key,
         v=value,
-        roles=role_inputs.index(cache_layer(module), key.shape[2], key.device),
+        roles=role_inputs.index(cache_layer(module), key.shape[2], key.device, padding),
         bias=bias,
         share=share,
         dedicated=heads.dedicated,
         integrity=heads.integrity,
         causal=causal,
-        mask=_bool_mask(attention_mask, name),
+        mask=None if padding is not None else _bool_mask(attention_mask, name),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sinks=s_aux,
         dropout=dropout if module.training else 0.0,
     )
-    impl = resolve_impl(role_inputs.impl, softcap=softcap is not None, sinks=s_aux is not None)
+    impl = resolve_impl(
+        role_inputs.impl,
+        softcap=softcap is not None,
+        sinks=s_aux is not None,
+        dropout=problem.dropout > 0,
+        device=query.device,
+        dtype=query.dtype,
+        dim=max(query.shape[3], value.shape[3]),
+    )
     # Dropout draws its own numbers in each call: two calls cannot stand for one.
-    if impl != "sdpa" or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
+    # So it is where the padding comes apart from the order: the base's own call takes them together.
+    if impl != "sdpa" or padding is not None or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
         return compute(problem, impl).transpose(1, 2).contiguous(), None
     # Nothing is switched on yet: the base model's own call, bit for bit.
     base, _ = sdpa_attention_forward(

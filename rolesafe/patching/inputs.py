@@ -37,7 +37,7 @@ class RoleInputs:
         self.length = length
         self.seen: set[int] = set()
         self.impl = config.impl
-        self._indices: dict[tuple[int, int, torch.device], RoleIndex] = {}
+        self._indices: dict[tuple[int, int, torch.device, int], RoleIndex] = {}
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         _check_length(role_ids, past, length, past_key_values)
         _check_ids(role_ids, len(config.roles))
@@ -52,8 +52,11 @@ class RoleInputs:
             {} if past_key_values is None else {i: past_key_values.get_mask_sizes(length, i) for i in layers}
         )
 
-    def index(self, layer: int, keys: int, device: torch.device) -> RoleIndex:
-        """Roles of the queries, and of the `keys` keys that layer `layer` of the cache returns, on `device`."""
+    def index(self, layer: int, keys: int, device: torch.device, padding: Tensor | None = None) -> RoleIndex:
+        """Roles of the queries, and of the `keys` keys that layer `layer` of the cache returns, on `device`.
+
+        `padding` (B, S) bool is False where a key is padding.
+        """
         expected, offset = self._layouts.get(layer, (self.length, 0))
         # A static cache is sliced to the new tokens where it was empty before them.
         if keys != expected and not (keys == self.length and offset == 0):
@@ -61,13 +64,17 @@ class RoleInputs:
                 f"attention layer {layer} sees {keys} keys where its cache announced {expected}: their roles are "
                 "unknown. This cache class does not work with rolesafe; use a DynamicCache or a StaticCache."
             )
-        where = (int(offset), keys, device)
+        # the index keeps the padding, so its id cannot come to mean another tensor
+        where = (int(offset), keys, device, id(padding))
         if where not in self._indices:
             k_roles = self.role_ids[:, where[0] : where[0] + keys]
             missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
             if missing > 0:
                 k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
-            self._indices[where] = RoleIndex(self.q_roles.to(device), k_roles.to(device), self.config.privileged_ids)
+            q_roles, k_roles = self.q_roles.to(device), k_roles.to(device)
+            if k_roles.shape == self.role_ids.shape == q_roles.shape:
+                q_roles = k_roles  # nothing in the cache: one and the same, prepared once
+            self._indices[where] = RoleIndex(q_roles, k_roles, self.config.privileged_ids, padding)
         return self._indices[where]
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rolesafe.attention import resolve_impl
+from rolesafe.attention.api import HAS_TRITON
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
 from rolesafe.patching.apply import patch, role_parameters
@@ -94,7 +96,7 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         part = {"bias": "bias", "share": "reserved share", "weight": "role embeddings"}[name.rsplit(".", 1)[1]]
         counts[part] = counts.get(part, 0) + parameter.numel()
     heads: list[Any] = [module.rolesafe_heads for layer in layers for module in layer.attention]
-    special = {
+    special: dict[str, Any] = {
         "softcap": any(getattr(m, "attn_logit_softcapping", None) is not None for m in attention.values()),
         "sinks": any(hasattr(m, "sinks") for m in attention.values()),
     }
@@ -111,10 +113,19 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         dedicated=tuple(sorted({h.dedicated for h in heads})),
         base_parameters=base_parameters,
         role_parameters=counts,
-        backends={"CPU": chosen, "CUDA": chosen},  # one kernel for both until there is a fused one
+        backends={"CPU": chosen, "CUDA": _on_cuda(backend, chosen, attention.values())},
         window=_window(model.config.get_text_config()),
         config=config,
     )
+
+
+def _on_cuda(backend: str, elsewhere: str, attention: Iterable[Any]) -> str:
+    """What "auto" takes on an NVIDIA GPU of compute capability 8.0 or newer, in half or single precision."""
+    if backend != "auto" or not HAS_TRITON:
+        return elsewhere
+    from rolesafe_kernels import MAX_DIM  # late: it imports triton
+
+    return "triton" if all((getattr(m, "head_dim", None) or 0) <= MAX_DIM for m in attention) else elsewhere
 
 
 def _range(values: tuple[int, ...]) -> str:

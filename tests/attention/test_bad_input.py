@@ -90,7 +90,8 @@ def test_message(changes: dict[str, Any], argument: str, expected: str, got: str
     assert got in str(error.value)
 
 
-def test_a_backend_that_does_not_exist_here_is_never_replaced() -> None:
+def test_a_backend_that_is_not_installed_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rolesafe.attention.api.HAS_TRITON", False)
     with pytest.raises(RuntimeError, match=re.escape("use impl='sdpa'")):
         call(impl="triton")
     with pytest.raises(RuntimeError, match="`impl`"):

@@ -1,0 +1,247 @@
+"""What is measured: the fused kernel with its parts switched on one by one, and what one would use in its place.
+
+B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import rolesafe
+from benchmarks.throughput.inputs import Inputs, Parts
+from benchmarks.throughput.shapes import Shape, pair_bytes
+
+Call = Callable[[], Tensor]
+
+LARGEST_BIAS = 16 * 2**30
+"""Bytes: a materialised bias of this size or more is not tried."""
+EVERYWHERE = ("cuda", "cpu")
+
+
+class Built(NamedTuple):
+    """A call (-> (B, H, T, D)) whose preparation is done, and what is worth knowing about it."""
+
+    call: Call
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to compute attention with `parts` of the roles.
+
+    Attributes:
+        build: Prepares what a model prepares once for all its layers (role layout, block mask), outside the timing.
+        own: Whether it is the fused kernel: then an error is a failure, not a peer that this PyTorch lacks.
+        devices: Where it runs. `gradients`: where it has a backward.
+        decodes: Whether it is measured in decoding too, `trains`: in the grid of forward and backward.
+        compiles: Whether a first call compiles, so that preparing it beforehand saves time.
+    """
+
+    name: str
+    parts: Parts
+    build: Callable[[Inputs], Built]
+    own: bool = False
+    devices: tuple[str, ...] = ("cuda",)
+    gradients: tuple[str, ...] = EVERYWHERE
+    decodes: bool = False
+    trains: bool = True
+    compiles: bool = False
+
+    def too_large(self, shape: Shape) -> str | None:
+        """Why the case is not tried at this shape."""
+        if self.name == MATERIALISED and pair_bytes(shape) >= LARGEST_BIAS:
+            return f"the (B, H, T, S) bias would take {pair_bytes(shape) / 2**30:.0f} GiB"
+        return None
+
+
+def options(x: Inputs, parts: Parts) -> dict[str, Any]:
+    """Keyword arguments that say `parts` to ``role_attention`` of either package."""
+    return {
+        "bias": x.bias if parts.bias else None,
+        "share": x.share if parts.share else None,
+        "dedicated": parts.dedicated_heads(x.shape.heads),
+        "integrity": parts.integrity,
+    }
+
+
+def own(parts: Parts, fresh: bool = False) -> Callable[[Inputs], Built]:
+    """The fused kernel. `fresh`: the role layout is made in every call, as in a model of one layer."""
+
+    def build(x: Inputs) -> Built:
+        from rolesafe_kernels import RoleLayout, role_attention  # late: it imports triton
+
+        if parts == Parts():
+            return Built(lambda: role_attention(x.q, x.k, x.v))
+        kept = None if fresh else RoleLayout(x.q_roles, x.k_roles)
+        arguments = options(x, parts)
+        return Built(lambda: role_attention(x.q, x.k, x.v, x.q_roles, x.k_roles, layout=kept, **arguments))
+
+    return build
+
+
+def folded(x: Inputs) -> Built:
+    """The backend `sdpa` of this library: the bias folded into the head dimension."""
+    arguments = options(x, Parts(bias=True))
+    return Built(lambda: rolesafe.role_attention(x.q, x.k, x.v, x.q_roles, x.k_roles, impl="sdpa", **arguments))
+
+
+def order(x: Inputs) -> tuple[Tensor | None, bool]:
+    """Mask (T, S) and `is_causal` of ``scaled_dot_product_attention``, which aligns causality at the top left."""
+    shape = x.shape
+    if shape.square or shape.queries == 1:
+        return None, shape.square
+    seen = torch.ones(shape.queries, shape.keys, dtype=torch.bool, device=x.q.device)
+    return seen.tril(shape.keys - shape.queries), False
+
+
+def expand(x: Inputs, kv: Tensor) -> Tensor:
+    """(B, H, S, D): every key head once for each of its query heads."""
+    return kv.repeat_interleave(x.shape.heads // x.shape.groups, dim=1)
+
+
+def sdpa(backend: SDPBackend | None) -> Callable[[Inputs], Built]:
+    """PyTorch's causal attention without roles; None: the backend that it chooses itself."""
+
+    def build(x: Inputs) -> Built:
+        mask, causal = order(x)
+        if mask is not None and backend is SDPBackend.FLASH_ATTENTION:
+            from torch.nn.attention.bias import causal_lower_right  # the flash backend takes no other mask
+
+            mask = causal_lower_right(x.shape.queries, x.shape.keys)
+
+        def attend(k: Tensor, v: Tensor, grouped: bool) -> Tensor:
+            return F.scaled_dot_product_attention(x.q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+
+        def call() -> Tensor:
+            if backend is None:
+                return attend(x.k, x.v, True)
+            with sdpa_kernel(backend):
+                return attend(x.k, x.v, True)
+
+        def expanded() -> Tensor:
+            assert backend is not None
+            with sdpa_kernel(backend):
+                return attend(expand(x, x.k), expand(x, x.v), False)
+
+        if backend is None or x.shape.heads == x.shape.groups:
+            return Built(call)
+        try:
+            call()
+        except RuntimeError:
+            return Built(expanded, "key heads repeated, in the timing: this backend does not share them")
+        return Built(call)
+
+    return build
+
+
+def materialised(x: Inputs) -> Built:
+    """The bias as a (B, H, T, S) tensor, what one would write first. The memory-efficient backend takes such a mask.
+
+    Forward only: the gradient of the lookup would sort B*H*T*S indices.
+    """
+    future = torch.ones(x.shape.queries, x.shape.keys, dtype=torch.bool, device=x.q.device)
+    future = future.triu(1 + x.shape.keys - x.shape.queries)
+    backend = SDPBackend.EFFICIENT_ATTENTION if x.q.device.type == "cuda" else SDPBackend.MATH
+
+    def call() -> Tensor:
+        with torch.no_grad():
+            pairs = x.bias.to(x.q.dtype)[:, x.q_roles[:, :, None], x.k_roles[:, None, :]].transpose(0, 1)
+            pairs.masked_fill_(future, float("-inf"))
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(x.q, expand(x, x.k), expand(x, x.v), pairs)
+
+    return Built(call)
+
+
+@cache
+def flex_attention(device: str) -> Callable[..., Tensor]:
+    """FlexAttention, compiled for every shape on its own; eager on a CPU, where it is the reference of itself."""
+    from torch.nn.attention.flex_attention import flex_attention as eager
+
+    if device != "cuda":
+        return eager
+    import torch._dynamo
+    import torch._functorch.config
+
+    torch._dynamo.config.recompile_limit = 256  # past the limit of 8 it would run eagerly, without a word
+    torch._functorch.config.donated_buffer = False  # or the backward could not be repeated on one graph
+    return torch.compile(eager, dynamic=False, fullgraph=True)
+
+
+def flex(bias: bool) -> Callable[[Inputs], Built]:
+    """FlexAttention, causal by a block mask; with the table looked up for every score.
+
+    The block mask is made by the eager ``create_block_mask``: the same mask, without a compilation for every shape.
+    """
+
+    def build(x: Inputs) -> Built:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        attend = flex_attention(x.q.device.type)
+        shape, table = x.shape, x.bias
+        q_roles, k_roles = x.q_roles.int(), x.k_roles.int()
+        behind = shape.keys - shape.queries
+
+        def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return i + behind >= j
+
+        def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return s + table[h, q_roles[b, i], k_roles[b, j]]
+
+        blocks = None
+        if shape.queries > 1:
+            blocks = create_block_mask(seen, None, None, shape.queries, shape.keys, device=x.q.device.type)
+        arguments = {"score_mod": score if bias else None, "block_mask": blocks, "enable_gqa": True}
+        return Built(lambda: attend(x.q, x.k, x.v, **arguments))
+
+    return build
+
+
+BIAS = Parts(bias=True)
+MATERIALISED = "sdpa materialised bias"
+FLEX: dict[str, Any] = {"devices": EVERYWHERE, "gradients": ("cuda",), "compiles": True}
+OWN: dict[str, Any] = {"own": True, "compiles": True}
+
+CASES = (
+    Case("off", Parts(), own(Parts()), decodes=True, **OWN),
+    Case("bias", BIAS, own(BIAS), decodes=True, **OWN),
+    Case("bias, new layout", BIAS, own(BIAS, fresh=True), own=True),
+    Case("bias + share", Parts(bias=True, share=True), own(Parts(bias=True, share=True)), **OWN),
+    Case("half dedicated", Parts(bias=True, dedicated=0.5), own(Parts(bias=True, dedicated=0.5)), **OWN),
+    Case("integrity", Parts(bias=True, integrity=True), own(Parts(bias=True, integrity=True)), **OWN),
+    Case("sdpa flash", Parts(), sdpa(SDPBackend.FLASH_ATTENTION), decodes=True, devices=EVERYWHERE),
+    Case("sdpa cudnn", Parts(), sdpa(SDPBackend.CUDNN_ATTENTION), decodes=True),
+    Case("sdpa default", Parts(), sdpa(None), decodes=True, trains=False, devices=EVERYWHERE),
+    Case(MATERIALISED, BIAS, materialised, devices=EVERYWHERE, gradients=()),
+    Case("flex bias", BIAS, flex(bias=True), decodes=True, **FLEX),
+    Case("flex causal", Parts(), flex(bias=False), **FLEX),
+    Case("folded bias", BIAS, folded, devices=EVERYWHERE),
+)
+
+PAIRS = (
+    ("bias", "off"),
+    ("bias, new layout", "bias"),
+    ("bias + share", "bias"),
+    ("half dedicated", "bias"),
+    ("integrity", "bias"),
+    ("off", "sdpa cudnn"),
+    ("bias", "sdpa cudnn"),
+    ("half dedicated", "sdpa cudnn"),
+    ("off", "sdpa flash"),
+    ("bias", "sdpa flash"),
+    ("bias", "sdpa default"),
+    ("bias", MATERIALISED),
+    ("bias", "flex bias"),
+    ("off", "flex causal"),
+    ("flex bias", "flex causal"),
+    ("bias", "folded bias"),
+)
+"""Ratios of time that are kept: the first by the second."""

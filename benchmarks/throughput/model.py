@@ -1,0 +1,207 @@
+"""A whole model, patched and not: a training step, and generation.
+
+B batch, T tokens
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rolesafe
+from benchmarks.throughput.attempt import attempt
+from benchmarks.throughput.gate import FAILED, PASSED, Verdict, as_json, verdict_of
+from benchmarks.throughput.inputs import chat_roles
+from benchmarks.throughput.ratios import quantiles
+from benchmarks.throughput.session import Job, Session, cell
+from benchmarks.throughput.timing import Times, interleave, peak_mib
+
+UNPATCHED = "unpatched"
+PRESETS = ("bias", "channel")
+PAIRS = tuple((preset, UNPATCHED) for preset in PRESETS)
+NEEDS = {UNPATCHED: (), "bias": ("bias",), "channel": ("bias + share", "half dedicated", "integrity")}
+"""Cases of the gate that must have passed for a model to be timed."""
+LARGEST_DIFFERENCE = 0.05
+"""Mean difference of logits, in standard deviations, up to which a model patched at rest counts as its base."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A llama, and what it is run on; the default has 1.1 billion parameters."""
+
+    hidden: int = 2048
+    layers: int = 16
+    heads: int = 32
+    groups: int = 8
+    intermediate: int = 8192
+    vocabulary: int = 32_000
+    batch: int = 2
+    length: int = 4096
+    prompt: int = 2048
+    generated: int = 128
+    train_rounds: int = 8
+    generate_rounds: int = 3
+
+    @property
+    def dim(self) -> int:
+        """Head dim."""
+        return self.hidden // self.heads
+
+
+def jobs(size: Size) -> list[Job]:
+    """Training is a target; generation takes long and comes late."""
+    return [
+        Job(("train",), 1.2, partial(measure_training, size=size)),
+        Job(("generate",), 2.6, partial(measure_generation, size=size)),
+    ]
+
+
+def make_base(size: Size, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The unpatched model on PyTorch's attention, random weights."""
+    from transformers import AutoModelForCausalLM, LlamaConfig  # late: seconds
+
+    config = LlamaConfig(
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.groups,
+        intermediate_size=size.intermediate,
+        vocab_size=size.vocabulary,
+        max_position_embeddings=2 * max(size.length, size.prompt + size.generated),
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+
+
+def make_models(size: Size, device: torch.device) -> dict[str, Any]:
+    """The base, and a copy of it with each preset."""
+    base = make_base(size, device)
+    patched = {name: rolesafe.patch(copy.deepcopy(base), rolesafe.RoleConfig.preset(name)) for name in PRESETS}
+    return {UNPATCHED: base, **patched}
+
+
+def roles_for(name: str, roles: Tensor) -> dict[str, Tensor]:
+    """Role ids as the keyword argument of a patched model."""
+    return {} if name == UNPATCHED else {"role_ids": roles}
+
+
+def batch_of(size: Size, length: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and roles, (B, T) each."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, size.vocabulary, (rows, length), generator=generator)
+    return tokens.to(device), chat_roles(rows, length).to(device)
+
+
+def difference_at_rest(models: dict[str, Any], tokens: Tensor, roles: Tensor) -> float:
+    """Mean difference between the logits of the base and of its copy with a bias of zero, in standard deviations."""
+    with torch.no_grad():
+        base = models[UNPATCHED](input_ids=tokens).logits.float()
+        patched = models["bias"](input_ids=tokens, role_ids=roles).logits.float()
+    return float((base - patched).abs().mean() / base.std())
+
+
+def training_step(model: nn.Module, optimiser: torch.optim.Optimizer, tokens: Tensor, **roles: Tensor) -> None:
+    """Forward, backward and AdamW."""
+    loss = model(input_ids=tokens, labels=tokens, use_cache=False, **roles).loss
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def generate(model: Any, tokens: Tensor, new: int, **roles: Tensor) -> Tensor:
+    """Exactly `new` tokens, greedily."""
+    made: Tensor = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        **roles,
+    )
+    return made
+
+
+def measure_training(session: Session, size: Size) -> None:
+    """Seconds and memory of a step of each model."""
+    models = make_models(size, session.device)
+    tokens, roles = batch_of(size, size.length, size.batch, session.device)
+    short = min(512, size.length)
+    at_rest = difference_at_rest(models, tokens[:1, :short], roles[:1, :short])
+    refused = refusals(session, size)
+    steps: dict[str, Callable[[], Any]] = {}
+    for name, model in models.items():
+        model.train()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=session.device.type == "cuda")
+        steps[name] = partial(training_step, model, optimiser, tokens, **roles_for(name, roles))
+    extra = {"parameters": sum(p.numel() for p in models[UNPATCHED].parameters()), "difference_at_rest": at_rest}
+    if not at_rest <= LARGEST_DIFFERENCE:
+        wrong = f"patched at rest, logits differ from the base by {at_rest:.3f} standard deviations"
+        verdict = Verdict("bias", "bfloat16", "model", size.dim, False, FAILED, reason=wrong)
+        session.record.add_verdict(as_json(verdict))
+        refused["bias"] = {FAILED: wrong}
+    run_cell(session, "train", steps, refused, asdict(size) | extra, size.train_rounds, size.batch * size.length)
+
+
+def measure_generation(session: Session, size: Size) -> None:
+    """Tokens a second of each model, prompt included."""
+    models = make_models(size, session.device)
+    tokens, roles = batch_of(size, size.prompt, 1, session.device)
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, model in models.items():
+        model.eval()
+        chosen = roles_for(name, roles)
+        attempt(partial(generate, model, tokens, 2, **chosen), session.device)  # compiles; the next call tells why not
+        calls[name] = partial(generate, model, tokens, size.generated, **chosen)
+    run_cell(session, "generate", calls, refusals(session, size), asdict(size), size.generate_rounds, size.generated)
+
+
+def refusals(session: Session, size: Size) -> dict[str, dict[str, str]]:
+    """Models that are not timed, since the gate did not pass what they compute."""
+    refused = {}
+    for name, cases in NEEDS.items():
+        for case in cases:
+            status, reason = verdict_of(session.record.data["gate"], case, size.dim, decode=False)
+            if status != PASSED:
+                refused[name] = {status: f"{case}: {reason}"}
+    return refused
+
+
+def run_cell(
+    session: Session,
+    suite: str,
+    calls: dict[str, Callable[[], Any]],
+    refused: dict[str, dict[str, str]],
+    about: dict[str, Any],
+    rounds: int,
+    tokens: int,
+) -> None:
+    """Warm up, time and write down; `tokens` is what one call makes or learns from."""
+    ready: dict[str, Callable[[], Any]] = {}
+    extra: dict[str, dict[str, Any]] = {name: dict(no) for name, no in refused.items()}
+    for name, call in calls.items():
+        if name in refused:
+            continue
+        _, reason = attempt(call, session.device)
+        if reason:
+            extra[name] = {"failed": reason}
+        else:
+            ready[name] = call
+    plan = session.plan.fixed(rounds)
+    times: Times = interleave(ready, dict.fromkeys(ready, 1.0), session.timer, plan, session.clock.over)
+    for name, found in times.items():
+        middle = quantiles(list(found.values()))["p50_ms"]
+        peak, _ = attempt(partial(peak_mib, ready[name], session.device), session.device)
+        extra[name] = {"tokens_per_s": tokens / middle * 1e3, "peak_mib": peak}
+    session.record.add_cell(suite, cell(suite, about, times, extra, PAIRS))
+    said = [f"{name} {extra[name]['tokens_per_s']:.0f}" for name in times]
+    session.say(f"{suite}: tokens/s {', '.join(said)}")

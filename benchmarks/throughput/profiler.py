@@ -1,0 +1,112 @@
+"""Where the time of forward and backward goes: kernels by name, their work, registers and shared memory.
+
+B batch, H query heads, T queries, D head dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.throughput.attempt import attempt
+from benchmarks.throughput.cases import CASES
+from benchmarks.throughput.grid import DTYPE
+from benchmarks.throughput.inputs import Inputs, make_inputs
+from benchmarks.throughput.session import Job, Session
+from benchmarks.throughput.shapes import Shape, forward_flops
+
+REPEATS = 5
+CASE = "bias"
+PRODUCTS = {"role_attn_fwd_kernel": 2, "role_attn_bwd_dq_kernel": 3, "role_attn_bwd_dkdv_kernel": 4}
+"""Products of B H T S D operations in each kernel. Two passes backward make seven; the usual formula counts five."""
+MODULES = ("rolesafe_kernels.forward", "rolesafe_kernels.backward", "rolesafe_kernels.layout")
+
+
+def jobs(shapes: Sequence[Shape]) -> list[Job]:
+    """The shapes that matter most come first."""
+    return [
+        Job((f"profile {shape}",), 2.2 + place / 10, partial(measure, shape=shape))
+        for place, shape in enumerate(shapes)
+    ]
+
+
+def measure(session: Session, shape: Shape) -> None:
+    """Profile the bias case, forward and backward, at one shape."""
+    case = next(case for case in CASES if case.name == CASE)
+    no = session.refused(case, shape)
+    found: dict[str, Any] = {"unavailable": str(no)}
+    if no is None:
+        x = make_inputs(shape, DTYPE, session.device, gradients=True)[0]
+        kernels, reason = attempt(partial(profile, x, shape), session.device)
+        registers, why = attempt(compiled_kernels, session.device)
+        found = {"kernels": kernels, "compiled": registers} if kernels is not None else {"unavailable": reason}
+        if why:
+            found["compiled"] = {"unavailable": why}
+    session.record.data["profile"][f"profile {shape}"] = found
+    session.record.save()
+    rows = found.get("kernels") or []
+    said = [f"{row['name']} {row['ms']:.2f} ms" for row in rows[:4]]
+    session.say(f"profile {shape}: {', '.join(said) or found.get('unavailable')}")
+
+
+def profile(x: Inputs, shape: Shape) -> list[dict[str, Any]]:
+    """Kernels of one forward and backward, the longest first: milliseconds, calls, TFLOP/s where the work is known."""
+    case = next(case for case in CASES if case.name == CASE)
+    call, leaves = case.build(x).call, list(x.leaves(case.parts).values())
+
+    def step() -> None:
+        torch.autograd.grad(call(), leaves, x.grad)
+
+    step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        for _ in range(REPEATS):
+            step()
+        torch.cuda.synchronize()
+    return summarise(seen.key_averages(), shape)
+
+
+def summarise(events: Any, shape: Shape, repeats: int = REPEATS) -> list[dict[str, Any]]:
+    """Averages of a profile as rows."""
+    rows = []
+    for event in events:
+        if "CUDA" not in str(event.device_type):
+            continue
+        ms = event.self_device_time_total / 1e3 / repeats
+        if ms <= 0:
+            continue
+        row: dict[str, Any] = {"name": event.key, "ms": ms, "calls": event.count / repeats}
+        products = next((count for name, count in PRODUCTS.items() if name in event.key), None)
+        if products:
+            row["tflops"] = products / 2 * forward_flops(shape) / ms / 1e9
+        rows.append(row)
+    return sorted(rows, key=lambda row: -float(row["ms"]))
+
+
+def compiled_kernels() -> list[dict[str, Any]]:
+    """Registers, spills and shared memory of every kernel that this process has loaded."""
+    import importlib
+
+    rows = []
+    for module in MODULES:
+        for name, kernel in vars(importlib.import_module(module)).items():
+            for caches in getattr(kernel, "device_caches", {}).values():
+                rows += [describe(name, compiled) for compiled in caches[0].values()]
+    return [row for row in rows if row["registers"] is not None]
+
+
+def describe(name: str, compiled: Any) -> dict[str, Any]:
+    """What a compiled Triton kernel says of itself."""
+    metadata = getattr(compiled, "metadata", None)
+    return {
+        "name": name,
+        "registers": getattr(compiled, "n_regs", None),
+        "spills": getattr(compiled, "n_spills", None),
+        "shared_bytes": getattr(metadata, "shared", None),
+        "warps": getattr(metadata, "num_warps", None),
+        "stages": getattr(metadata, "num_stages", None),
+    }

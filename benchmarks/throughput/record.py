@@ -1,0 +1,102 @@
+"""The record of a run: one JSON file, written after everything that is finished, and gone on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+VERSION = 1
+SAME = ("commit", "sources", "gpu", "torch", "triton")
+"""What must be equal for a run to go on from a file."""
+
+
+class CannotResume(ValueError):
+    """The file is of another state of the sources, or of another machine."""
+
+
+class Record:
+    """What a run has found so far.
+
+    ``data`` holds `environment`, `settings`, `ceilings`, `gate` (verdicts), `cells` (by key: suite, shape, cases,
+    ratios), `profile`, `targets`, `left_out` (keys of what the budget did not reach), `messages` and `finished`.
+    """
+
+    def __init__(self, path: Path, environment: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {
+            "version": VERSION,
+            "environment": environment,
+            "settings": settings,
+            "ceilings": {},
+            "gate": [],
+            "cells": {},
+            "profile": {},
+            "targets": [],
+            "left_out": [],
+            "messages": [],
+            "finished": False,
+        }
+
+    def resume(self) -> None:
+        """Take over what the file holds, where it is of this state and machine.
+
+        Raises:
+            CannotResume: It is not.
+        """
+        if not self.path.exists():
+            return
+        old = load(self.path)
+        for name in SAME:
+            had, have = old["environment"].get(name), self.data["environment"].get(name)
+            if had != have:
+                raise CannotResume(
+                    f"`--resume`: {self.path} was measured with {name} {had!r}, this is {have!r}; "
+                    "choose another --output or leave --resume out"
+                )
+        for name in ("ceilings", "gate", "cells", "profile"):
+            self.data[name] = old[name]
+
+    def add_verdict(self, verdict: dict[str, Any]) -> None:
+        """Keep a verdict of the gate, in place of an earlier one of the same."""
+        same = ("case", "dtype", "shape")
+        gate = self.data["gate"]
+        gate[:] = [v for v in gate if any(v[name] != verdict[name] for name in same)] + [verdict]
+        self.save()
+
+    def has_verdict(self, case: str, dtype: str, shape: str) -> bool:
+        """Whether the case passed here before. What failed is checked again."""
+        wanted = {"case": case, "dtype": dtype, "shape": shape, "status": "passed"}
+        return any(all(v[name] == value for name, value in wanted.items()) for v in self.data["gate"])
+
+    def add_cell(self, key: str, cell: dict[str, Any]) -> None:
+        self.data["cells"][key] = cell
+        self.save()
+
+    def has_cell(self, key: str) -> bool:
+        return key in self.data["cells"]
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """Verdicts of the gate that say: wrong."""
+        return [v for v in self.data["gate"] if v["status"] == "failed"]
+
+    def save(self) -> None:
+        """Write the file; whoever reads it meanwhile sees the old one or the new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(self.path.name + ".new")
+        new.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
+        os.replace(new, self.path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The data of a record.
+
+    Raises:
+        ValueError: It was written by another version.
+    """
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if data.get("version") != VERSION:
+        raise ValueError(f"{path}: expected a record of version {VERSION}, got {data.get('version')!r}")
+    return data

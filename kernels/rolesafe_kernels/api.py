@@ -1,0 +1,289 @@
+"""`role_attention` of the fused kernel: checks a call, prepares what follows from the roles, chooses between the
+kernels.
+
+    B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rolesafe_kernels.call import MAX_ROLES, packed
+from rolesafe_kernels.decode import role_attn_decode
+from rolesafe_kernels.launch import INTERPRET, architecture, launch_of
+from rolesafe_kernels.ops import role_attn_fwd, role_blocks
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_DIM = 256
+DECODE_ROWS = 64
+"""Up to so many queries, those of all heads that share keys counted, the keys are divided among programs."""
+
+
+class RoleLayout:
+    """Roles of one problem as the kernels read them, prepared at the first use and kept: build one for all layers.
+
+    Args:
+        q_roles: (B, T) integer role ids of the queries. An id outside [0, 16) sees nothing and is seen by nobody.
+        k_roles: (B, S) of the keys.
+        privileged: Ids of the privileged roles.
+        key_mask: (B, S), 0 or False where a key is hidden; None: none is.
+    """
+
+    def __init__(
+        self, q_roles: Tensor, k_roles: Tensor, privileged: Sequence[int] = (0, 1), key_mask: Tensor | None = None
+    ) -> None:
+        self.q_roles, self.k_roles, self.key_mask = q_roles, k_roles, key_mask
+        self.privileged = sum(1 << role for role in set(privileged))
+        self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def keys(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
+        """Roles (B, S) int8 and lists of blocks for the `kernel`, for tokens such as `like` of head dim `dim`."""
+        return self._blocks("keys", self.k_roles, self.key_mask, like, dim, kernel)
+
+    def queries(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
+        """The same of the queries (B, T)."""
+        side = "keys" if self.q_roles is self.k_roles and self.key_mask is None else "queries"
+        return self._blocks(side, self.q_roles, None, like, dim, kernel)
+
+    def _blocks(
+        self, side: str, roles: Tensor, mask: Tensor | None, like: Tensor, dim: int, kernel: str
+    ) -> tuple[Tensor, Tensor]:
+        compiling = torch.compiler.is_compiling()
+        key = (side, kernel if compiling else getattr(launch_of(like.device, like.dtype, dim), kernel).block)
+        if key not in self._kept:
+            self._kept[key] = role_blocks(roles, mask, self.privileged, like.dtype, dim, kernel)
+        return self._kept[key]
+
+
+def unsupported(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+    """Why the kernels cannot run on such tensors (`dim`: the wider head dim), with the way out; None if they can."""
+    if dtype not in DTYPES:
+        return f"expected {', '.join(map(str, DTYPES))}, got {dtype}; use impl='sdpa' or 'reference'"
+    if dim > MAX_DIM:
+        return f"expected head dims up to {MAX_DIM}, got {dim}; use impl='sdpa'"
+    if INTERPRET:
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter multiplies bfloat16 wrongly, without saying so; use float16, float32, or a GPU"
+        if device.type != "cpu":
+            return f"TRITON_INTERPRET is set, so kernels run on CPU tensors; got tensors on {device}; unset it"
+        return None
+    if device.type != "cuda":
+        return f"expected tensors on a CUDA device, got {device}; use impl='sdpa', or move them with .to('cuda')"
+    if torch.version.hip is not None:
+        return "expected an NVIDIA GPU, this PyTorch is built for ROCm; use impl='sdpa'"
+    arch = architecture(device)
+    if arch < 80:
+        return f"expected compute capability 8.0 or newer, {device} has {arch / 10}; use impl='sdpa'"
+    return None
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_roles: Tensor | None,
+    k_roles: Tensor | None,
+    bias: Tensor | None,
+    share: Tensor | None,
+    sinks: Tensor | None,
+    mask: Tensor | None,
+    key_mask: Tensor | None,
+    privileged: Sequence[int],
+    dedicated: int,
+    integrity: bool,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    causal: bool,
+    layout: RoleLayout | None,
+    ranges: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Raise ValueError for what the kernels would read out of bounds or compute wrongly. Looks at no data."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4 or x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"`{name}`: expected 4 dimensions, {q.dtype} on {q.device} like `q`, got {describe(x)}")
+    batch, heads, length, dim = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    if k.shape[0] != batch or k.shape[3] != dim:
+        raise ValueError(f"`k`: expected shape ({batch}, G, S, {dim}) to match `q`, got {describe(k)}")
+    if v.shape[:3] != k.shape[:3] or not v.shape[3] or not dim:
+        raise ValueError(f"`v`: expected shape ({batch}, {groups}, {keys}, DV) to match `k`, DV > 0, got {describe(v)}")
+    if not groups or heads % groups:
+        raise ValueError(f"`k`: expected a number of heads that divides the {heads} of `q`, got {groups}")
+    reason = unsupported(q.device, q.dtype, max(dim, v.shape[3]))
+    if reason is not None:
+        raise ValueError(f"`q`: {reason}")
+    if (q_roles is None) != (k_roles is None):
+        missing = "q_roles" if q_roles is None else "k_roles"
+        raise ValueError(f"`{missing}`: expected roles of queries and keys, or of neither, got None")
+    asked = bias is not None or share is not None or key_mask is not None or dedicated or integrity
+    if q_roles is None and asked:
+        raise ValueError(
+            "`q_roles`: expected role ids, since a bias, a share, dedicated heads, integrity or a key mask "
+            "ask for them, got None"
+        )
+    shapes = (
+        ("q_roles", q_roles, (batch, length)),
+        ("k_roles", k_roles, (batch, keys)),
+        ("key_mask", key_mask, (batch, keys)),
+        ("share", share, (heads,)),
+        ("sinks", sinks, (heads,)),
+    )
+    for name, tensor, shape in shapes:
+        if tensor is not None and (tuple(tensor.shape) != shape or tensor.device != q.device):
+            raise ValueError(f"`{name}`: expected shape {shape} on {q.device}, got {describe(tensor)}")
+    for name, roles in (("q_roles", q_roles), ("k_roles", k_roles)):
+        if roles is not None and (roles.is_floating_point() or roles.is_complex() or roles.dtype == torch.bool):
+            raise ValueError(f"`{name}`: expected integer role ids, got {describe(roles)}")
+    for name, tensor in (("bias", bias), ("share", share), ("sinks", sinks)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"`{name}`: expected floating numbers, got {describe(tensor)}")
+    if layout is not None:
+        sides = (("q_roles", layout.q_roles, (batch, length)), ("k_roles", layout.k_roles, (batch, keys)))
+        for name, roles, shape in sides:
+            if q_roles is None or tuple(roles.shape) != shape or roles.device != q.device:
+                raise ValueError(f"`layout`: expected `{name}` of shape {shape} on {q.device}, got {describe(roles)}")
+        made_of = (layout.q_roles is q_roles, layout.k_roles is k_roles, layout.key_mask is key_mask)
+        if not all(made_of) or layout.privileged != sum(1 << role for role in set(privileged)):
+            raise ValueError(
+                "`layout`: expected one that was made of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this "
+                "call, got another; build it with RoleLayout(q_roles, k_roles, privileged, key_mask)"
+            )
+    if bias is not None:
+        square = bias.ndim == 3 and bias.shape[0] == heads and bias.shape[1] == bias.shape[2]
+        if not square or not 1 <= bias.shape[1] <= MAX_ROLES or bias.device != q.device:
+            raise ValueError(
+                f"`bias`: expected shape ({heads}, R, R), R <= {MAX_ROLES}, on {q.device}, got {describe(bias)}"
+            )
+    for name, pairs, size in () if ranges is None else (("ranges", ranges[0], length), ("ranges", ranges[1], keys)):
+        fits = tuple(pairs.shape) == (batch, 2, size) and pairs.dtype == torch.int32 and pairs.is_contiguous()
+        if not fits or pairs.device != q.device:
+            raise ValueError(
+                f"`{name}`: expected dense int32 ({batch}, 2, {size}) on {q.device}, got {describe(pairs)}"
+            )
+    if mask is not None:
+        fits = mask.ndim == 4 and mask.shape[0] in (1, batch) and mask.shape[1] in (1, heads)
+        if not fits or tuple(mask.shape[2:]) != (length, keys) or mask.dtype != torch.bool or mask.device != q.device:
+            raise ValueError(
+                f"`mask`: expected bool ({batch} | 1, {heads} | 1, {length}, {keys}) on {q.device}, "
+                f"got {describe(mask)}"
+            )
+    for role in privileged:
+        if not 0 <= role < MAX_ROLES:
+            raise ValueError(f"`privileged`: expected ids in [0, {MAX_ROLES}), got {role}")
+    if not 0 <= dedicated <= heads:
+        raise ValueError(f"`dedicated`: expected 0 to {heads} (the heads of `q`), got {dedicated}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"`scale`: expected a positive, finite number, got {scale}; use impl='sdpa' for others")
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"`window`: expected a positive length and causal=True, got {window} with causal={causal}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"`softcap`: expected a positive, finite number, got {softcap}")
+    if batch > 32_767 or heads > 65_535:
+        raise ValueError(
+            f"`q`: expected at most 32767 sequences and 65535 heads (the launch grid), got {batch} and {heads}"
+        )
+
+
+def describe(x: Tensor) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
+
+
+def document_ranges(cu_seqlens: Tensor, length: int, causal: bool, window: int | None) -> tuple[Tensor, Tensor]:
+    """For documents packed in one row: first and last + 1 key of each query (1, 2, T), and query of each key (1, 2,
+    S), int32.
+
+    Args:
+        cu_seqlens: (documents + 1,) integer, where each document starts, from 0 to `length`. What lies outside sees
+            nothing.
+        length: T, which is S here.
+    """
+    position = torch.arange(length, device=cu_seqlens.device)
+    starts = cu_seqlens.long().clamp(0, length)
+    document = torch.searchsorted(starts, position, right=True) - 1
+    inside = (document >= 0) & (document < starts.shape[0] - 1)
+    document = document.clamp(0, max(starts.shape[0] - 2, 0))
+    start, stop = starts[document], starts[document + 1]
+    first_key, last_key = start, position + 1 if causal else stop
+    first_query, last_query = position if causal else start, stop
+    if window is not None:
+        first_key = torch.maximum(first_key, position + 1 - window)
+        last_query = torch.minimum(last_query, position + window)
+    pairs = (torch.stack([first_key, last_key]), torch.stack([first_query, last_query]))
+    ranges, q_ranges = (torch.where(inside, pair, 0).to(torch.int32)[None] for pair in pairs)
+    return ranges, q_ranges
+
+
+def role_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_roles: Tensor | None = None,
+    k_roles: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    share: Tensor | None = None,
+    sinks: Tensor | None = None,
+    privileged: Sequence[int] = (0, 1),
+    dedicated: int = 0,
+    integrity: bool = False,
+    causal: bool = True,
+    key_mask: Tensor | None = None,
+    mask: Tensor | None = None,
+    ranges: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    layout: RoleLayout | None = None,
+) -> Tensor:
+    """Role-aware attention by the fused kernel. ``rolesafe.role_attention`` says what each argument means.
+
+    Args:
+        q: (B, H, T, D) fp16, bf16 or fp32 on a CUDA device. `k`: (B, G, S, D), `v`: (B, G, S, DV).
+        q_roles, k_roles: (B, T), (B, S) integer; None: plain attention.
+        key_mask: (B, S), 0 or False where a key is hidden. `mask`: bool (B | 1, H | 1, T, S), read tile by tile.
+        ranges: For packed documents, from :func:`document_ranges`, which then alone says what order and window leave
+            visible.
+        layout: Prepared :class:`RoleLayout` of `q_roles`, `k_roles`, `privileged`, `key_mask`, to share among layers.
+
+    Returns:
+        (B, H, T, DV), a view of (B, T, H, DV). Rows that see nothing are 0.
+
+    Raises:
+        ValueError: The kernels cannot compute this; the message names the argument, what was expected and what came.
+    """
+    check(
+        q, k, v, q_roles, k_roles, bias, share, sinks, mask, key_mask,
+        privileged, dedicated, integrity, scale, window, softcap, causal, layout, ranges,
+    )  # fmt: skip
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    dim, length = max(q.shape[3], v.shape[3]), q.shape[2]
+    q, k, v = packed(q), packed(k), packed(v)
+    if mask is not None and length == 1 and mask.shape[1] == 1 and q_roles is not None:
+        # one query: what it may see are keys that are there
+        seen = mask[:, 0, 0].expand(q.shape[0], -1)
+        key_mask, mask, layout = seen if key_mask is None else seen & key_mask.bool(), None, None
+    roles8: tuple[Tensor | None, Tensor | None] = (None, None)
+    train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, share, sinks))
+    decode = not train and ranges is None and length * (q.shape[1] // k.shape[1]) <= DECODE_ROWS
+    kernel = "decode" if decode else "forward"
+    blocks = dq_blocks = dkdv_blocks = None
+    if q_roles is not None and k_roles is not None:
+        if layout is None:
+            layout = RoleLayout(q_roles, k_roles, privileged, key_mask)
+        k_roles8, blocks = layout.keys(q, dim, kernel)
+        q_roles8, dkdv_blocks = layout.queries(q, dim, "dkdv" if train else kernel)
+        roles8 = (q_roles8, k_roles8)
+        if train:
+            dq_blocks = layout.keys(q, dim, "dq")[1]
+    bits = sum(1 << role for role in set(privileged))
+    settings = (scale, softcap or 0.0, window or 0, causal, dedicated, integrity, bits)
+    if decode:
+        return role_attn_decode(q, k, v, *roles8, blocks, bias, share, sinks, mask, *settings, 0)
+    tensors = (*roles8, blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, *(ranges or (None, None)))
+    return role_attn_fwd(q, k, v, *tensors, *settings, train)[0]

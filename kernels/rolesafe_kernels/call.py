@@ -1,0 +1,113 @@
+"""What every launch of a kernel needs: strides, constants, options.
+
+B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles, N blocks of a row
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rolesafe_kernels.launch import Tile, launch_of, width
+
+MAX_ROLES = 16
+
+
+def cdiv(a: int, b: int) -> int:
+    """`a / b`, rounded up."""
+    return (a + b - 1) // b
+
+
+def options(tile: Tile) -> dict[str, Any]:
+    """Launch options of a kernel."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def on(x: Tensor) -> AbstractContextManager[Any]:
+    """The device of `x` as the current one: kernels are launched there."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def is_packed(x: Tensor) -> bool:
+    """Whether the last dimension of `x` is dense."""
+    return x.stride(-1) == 1 or x.shape[-1] == 1
+
+
+def packed(x: Tensor) -> Tensor:
+    """`x` with its last dimension dense; a copy only where it is not."""
+    return x if is_packed(x) else x.contiguous()
+
+
+def dense(table: Tensor | None) -> Tensor | None:
+    """A table of numbers a head, as kernels read it: fp32, dense."""
+    return None if table is None else table.float().contiguous()
+
+
+def like(x: Tensor) -> Tensor:
+    """An unwritten tensor of the layout of `x`, its last dimension dense."""
+    y = torch.empty_like(x)
+    return y if is_packed(y) else x.new_empty(x.shape)
+
+
+def count_blocks(blocks: Tensor | None) -> int:
+    """N of the lists of `role_blocks`."""
+    return 0 if blocks is None else blocks.shape[-1] - 1
+
+
+def mask_strides(mask: Tensor | None) -> tuple[int, ...]:
+    """Strides of a (B | 1, H | 1, T, S) mask, 0 where it is shared."""
+    if mask is None:
+        return 0, 0, 0, 0
+    return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
+
+
+class Call:
+    """What the launches of forward, decode and backward have in common."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        roles: bool,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        ranges: Tensor | None,
+        softcap: float,
+        window: int,
+        causal: bool,
+        integrity: bool,
+    ) -> None:
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            if not is_packed(x):
+                raise ValueError(
+                    f"`{name}`: expected a dense last dimension, got strides {x.stride()}; call contiguous()"
+                )
+        self.batch, self.heads, self.length, dim = q.shape
+        self.groups, self.keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
+        self.launch = launch_of(q.device, q.dtype, max(dim, dim_v))
+        self.strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+        # a tensor that is not there is never read: any pointer will do
+        self.nothing = q
+        self.constants = {
+            "GROUP": self.heads // self.groups,
+            "R": MAX_ROLES if bias is None else bias.shape[-1],
+            "D": dim,
+            "DV": dim_v,
+            "BD": width(dim),
+            "BV": width(dim_v),
+            "ROLES": roles,
+            "BIAS": bias is not None,
+            "INTEGRITY": integrity,
+            "CAUSAL": causal,
+            "WINDOW": window > 0,
+            "SOFTCAP": softcap > 0,
+            "MASK": mask is not None,
+            "RANGES": ranges is not None,
+        }
+
+    def __call__(self, x: Tensor | None) -> Tensor:
+        return self.nothing if x is None else x

@@ -1,0 +1,81 @@
+"""Tile sizes, warps and stages of every kernel, by architecture: committed tables, no tuning at run time."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+TABLES = Path(__file__).parent / "launch"
+
+INTERPRET = bool(triton.knobs.runtime.interpret)
+"""Whether Triton's interpreter runs the kernels, on CPU tensors:
+
+the variable TRITON_INTERPRET when this was imported.
+"""
+
+
+class Tile(NamedTuple):
+    """`rows` that a program keeps, tokens of a `block` in its loop, `warps`, `stages` of the loop's pipeline."""
+
+    rows: int
+    block: int
+    warps: int
+    stages: int
+
+
+class Launch(NamedTuple):
+    """How the kernels of one architecture, precision and head dim are launched.
+
+    Rows are queries and blocks are keys, except in dkdv, where it is the other way round.
+    """
+
+    forward: Tile
+    decode: Tile
+    dq: Tile
+    dkdv: Tile
+
+
+def width(dim: int) -> int:
+    """The head dim as kernels see it: the next power of two, at least 16."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def architecture(device: torch.device) -> int:
+    """Compute capability as one number: 90 for an H100. 0 under the interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@cache
+def table(arch: int) -> dict[str, Launch]:
+    """The table for `arch`, else the nearest older one."""
+    known = sorted(int(path.stem.split("_")[1]) for path in TABLES.glob("sm_*.json"))
+    if not known:
+        raise RuntimeError(f"no launch table in {TABLES}: the package was installed without its launch/*.json")
+    below = [a for a in known if a <= arch] or known[:1]
+    data = json.loads((TABLES / f"sm_{below[-1]}.json").read_text(encoding="utf-8"))
+    return {key: parse(entry) for key, entry in data["entries"].items()}
+
+
+def parse(entry: dict[str, Any]) -> Launch:
+    """A table's entry: four numbers a kernel."""
+    return Launch(**{name: Tile(*entry[name]) for name in Launch._fields})
+
+
+def launch_of(device: torch.device, dtype: torch.dtype, dim: int) -> Launch:
+    """The launch of tensors of `dtype` whose wider head dim is `dim`."""
+    if INTERPRET and device.type == "cpu":
+        return INTERPRETED
+    return table(architecture(device))[f"{dtype.itemsize * 8}/{width(dim)}"]
+
+
+INTERPRETED = Launch(Tile(32, 16, 1, 1), Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(32, 16, 1, 1))
+"""Small tiles: the interpreter is slow, and many small blocks test more than a few large ones."""

@@ -1,0 +1,92 @@
+"""Which roles stand in which block of tokens: computed once per forward pass, read by every kernel.
+
+    S tokens of a row, N = ceil(S / BLOCK) blocks
+    bits[n]    bit r is set where block n holds a token of role r; bit PAD where it holds padding or ends the row
+    clean      a block of one role and no padding: its bias is one number per query
+    mixed      any other block with a role in it: looked at token by token
+
+Three lists, ALL, PRIVILEGED and UNPRIVILEGED, name the blocks that hold any token of that kind, clean ones and mixed
+ones apart, in order. `before[n]` counts the entries of a list that stand before block n, so a range of blocks is a
+range of the list. Entry N of a list of clean blocks holds all their roles.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+# Arguments stand in groups.
+# fmt: off
+@triton.jit
+def bit_or(a, b):
+    return a | b
+
+PAD = tl.constexpr(16)
+"""The role of a key that nobody sees."""
+ROLE_BITS = tl.constexpr(0xFFFF)
+
+# rows of `blocks` [B, ROWS, N + 1]
+BITS = tl.constexpr(0)
+BEFORE_CLEAN = tl.constexpr(1)
+BEFORE_MIXED = tl.constexpr(4)
+CLEAN = tl.constexpr(7)
+MIXED = tl.constexpr(10)
+ROWS = tl.constexpr(13)
+
+# lists: added to the first row of each kind
+ALL = tl.constexpr(0)
+PRIVILEGED = tl.constexpr(1)
+UNPRIVILEGED = tl.constexpr(2)
+
+
+@triton.jit(do_not_specialize=["S", "N"])
+def role_bits_kernel(
+    roles, mask, roles8, blocks, stride_rb, stride_rs, stride_mb, stride_ms, S, N,
+    HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """Roles as int8 with PAD where the mask hides a key, and the bits of each block. Grid (N, B)."""
+    i_n, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o_s = i_n * BLOCK + tl.arange(0, BLOCK)
+    inside = o_s < S
+    b_r = tl.load(roles + i_b * stride_rb + o_s * stride_rs, mask=inside, other=PAD)  # [BLOCK]
+    if HAS_MASK:
+        b_seen = tl.load(mask + i_b * stride_mb + o_s * stride_ms, mask=inside, other=0)
+        b_r = tl.where(b_seen != 0, b_r, PAD)
+    # an id that is no role is seen by nobody and sees nobody
+    b_r = tl.where((b_r >= 0) & (b_r < PAD), b_r, PAD)
+    b_r = b_r.to(tl.int32)
+    tl.store(roles8 + i_b * S + o_s, b_r.to(tl.int8), mask=inside)
+    bits = tl.reduce(1 << b_r, 0, bit_or)
+    tl.store(blocks + i_b * ROWS * (N + 1) + BITS * (N + 1) + i_n, bits)
+
+
+@triton.jit(do_not_specialize=["privileged", "N"])
+def role_lists_kernel(blocks, privileged, N, BN: tl.constexpr):
+    """One list of one row from its bits, BN blocks at a time. Grid (B, 3)."""
+    i_b, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = blocks + i_b * ROWS * (N + 1)
+    n_clean, n_mixed, seen = N * 0, N * 0, N * 0
+    for i_n in range(0, N + 1, BN):
+        o_n = i_n + tl.arange(0, BN)
+        b_bits = tl.load(row + BITS * (N + 1) + o_n, mask=o_n < N, other=0)  # [BN]
+        b_roles = b_bits & ROLE_BITS
+        clean = (b_roles == b_bits) & ((b_bits & (b_bits - 1)) == 0)
+        # position of the one bit that is set
+        b_role = tl.zeros([BN], tl.int32)
+        for r in tl.static_range(16):
+            b_role = tl.where(b_roles == (1 << r), r, b_role)
+        b_kind = tl.where(which == 0, b_roles, tl.where(which == 1, b_roles & privileged, b_roles & ~privileged))
+        b_clean = ((b_kind != 0) & clean).to(tl.int32)
+        b_mixed = ((b_kind != 0) & (clean == 0)).to(tl.int32)
+        b_before_clean = n_clean + tl.cumsum(b_clean, 0) - b_clean
+        b_before_mixed = n_mixed + tl.cumsum(b_mixed, 0) - b_mixed
+        tl.store(row + (BEFORE_CLEAN + which) * (N + 1) + o_n, b_before_clean, mask=o_n <= N)
+        tl.store(row + (BEFORE_MIXED + which) * (N + 1) + o_n, b_before_mixed, mask=o_n <= N)
+        tl.store(row + (CLEAN + which) * (N + 1) + b_before_clean, o_n * 32 + b_role, mask=b_clean != 0)
+        tl.store(row + (MIXED + which) * (N + 1) + b_before_mixed, o_n * 32, mask=b_mixed != 0)
+        n_clean += tl.sum(b_clean, 0)
+        n_mixed += tl.sum(b_mixed, 0)
+        seen = seen | tl.reduce(tl.where(b_clean != 0, b_roles, 0), 0, bit_or)
+    # behind the last entry: all roles of the list
+    tl.store(row + (CLEAN + which) * (N + 1) + N, seen)

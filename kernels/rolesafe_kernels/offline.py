@@ -1,0 +1,292 @@
+"""Compiles kernels for architectures that are not at hand, and reads what the assembler made of them. No GPU is needed.
+
+    python -m rolesafe_kernels.offline [--arch 90 ...] [--only 16/128 ...] [--record FILE] [--write]
+
+Every entry of the launch tables is built, and compared with the record of the same version of Triton: more spilled
+registers, other matrix instructions or too much shared memory are faults. Spills show as stack bytes; `LOCAL` of
+cuobjdump stays 0 even then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from rolesafe_kernels import backward, forward, layout
+from rolesafe_kernels.launch import INTERPRET, TABLES, Launch, Tile, table
+
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Bytes of shared memory that one program may have."""
+
+KERNELS = {
+    "lists": layout.role_lists_kernel,
+    "rows": backward.role_attn_bwd_rows_kernel,
+    "merge": forward.role_attn_merge_kernel,
+    "forward": forward.role_attn_fwd_kernel,
+    "decode": forward.role_attn_fwd_kernel,
+    "dq": backward.role_attn_bwd_dq_kernel,
+    "dkdv": backward.role_attn_bwd_dkdv_kernel,
+}
+
+PLAIN = {
+    "ROLES": False, "BIAS": False, "INTEGRITY": False, "CAUSAL": True, "WINDOW": False, "SOFTCAP": False,
+    "SINKS": False, "MASK": False, "RANGES": False, "SHARE": False, "TABLE": False, "LOOK": "all", "SPLIT": False,
+    "DIFF": False,
+    "COUNT": False,
+}  # fmt: skip
+BIAS = {**PLAIN, "ROLES": True, "BIAS": True, "TABLE": True}
+CHANNEL = {**BIAS, "INTEGRITY": True, "SHARE": True, "LOOK": "rest", "DIFF": True}
+
+MASKED = {**BIAS, "MASK": True, "stride_ms": 1}
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "forward": {"plain": PLAIN, "bias": BIAS, "channel": CHANNEL, "mask": MASKED},
+    "decode": {
+        "plain": {**PLAIN, "SPLIT": True},
+        "mask": {**MASKED, "SPLIT": True},
+        "channel": {**CHANNEL, "SPLIT": True, "LOOK": "both", "DIFF": False},
+    },
+    "dq": {"plain": PLAIN, "bias": BIAS, "channel": CHANNEL, "mask": MASKED},
+    "dkdv": {"plain": PLAIN, "bias": BIAS, "channel": CHANNEL, "mask": MASKED},
+    "lists": {"all": {"BN": 512}},
+    "rows": {"channel": {**CHANNEL, "SINKS": True}},
+    "merge": {"channel": {**CHANNEL, "SINKS": True, "BN": 64}},
+}
+"""What is switched on: nothing, a table, all parts of the privileged channel, a (T, S) mask beside a table."""
+
+SMALL = {"lists": Tile(1, 1, 4, 1), "rows": Tile(16, 1, 4, 1), "merge": Tile(1, 1, 4, 1)}
+"""Kernels without an entry in the tables, as `ops` and `decode` launch them."""
+
+TOKENS = ("q", "k", "v", "o", "diff", "do", "dq", "dk", "dv")
+POINTERS = {
+    **dict.fromkeys(("lse", "lse_p", "rows", "sums", "dbias", "bias", "share", "sinks", "o_part", "lse_part"), "*fp32"),
+    **dict.fromkeys(("blocks", "q_blocks", "k_blocks", "ranges", "q_ranges", "counts"), "*i32"),
+    "q_roles": "*i8", "k_roles": "*i8", "mask": "*i1", "scale": "fp32", "softcap": "fp32",
+}  # fmt: skip
+
+
+class Job(NamedTuple):
+    """One compilation."""
+
+    arch: int
+    bits: int
+    width: int
+    kernel: str
+    variant: str
+    tile: Tile
+
+    @property
+    def name(self) -> str:
+        return f"sm_{self.arch} {self.bits}/{self.width} {self.kernel} {self.variant}"
+
+
+class Report(NamedTuple):
+    """What came of one: registers per thread, bytes of stack and shared memory, matrix and copy instructions."""
+
+    registers: int
+    stack: int
+    shared: int
+    wgmma: int
+    mma: int
+    tcgen05: int
+    cp_async: int
+    bulk: int
+
+
+def source_hash() -> str:
+    """Fingerprint of what the kernels and their tables say, comments and docstrings apart:
+
+    other ones make a record stale.
+    """
+    here, parts = Path(__file__).parent, []
+    for name in ("layout.py", "tiles.py", "forward.py", "backward.py"):
+        tree = ast.parse((here / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]  # type: ignore[attr-defined]
+        parts.append(ast.dump(tree))
+    tables = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(TABLES.glob("sm_*.json")))
+    parts += [json.dumps(data["entries"], sort_keys=True) for data in tables]
+    return sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+def build(job: Job) -> Report:
+    """Compile `job`."""
+    kernel = KERNELS[job.kernel]
+    rows, block, warps, stages = job.tile
+    tiles = (block, rows) if job.kernel == "dkdv" else (rows, block)
+    constants: dict[str, Any] = {
+        **VARIANTS[job.kernel][job.variant],
+        "GROUP": 4, "R": 5, "D": job.width, "DV": job.width, "BD": job.width, "BV": job.width,
+        "BT": tiles[0], "BS": tiles[1],
+    }  # fmt: skip
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    token = "*fp32" if job.bits == 32 else "*bf16"
+    kinds = {**POINTERS, **dict.fromkeys(TOKENS, token), **dict.fromkeys(constants, "constexpr")}
+    signature = {name: kinds.get(name, "i32") for name in names}
+    if job.kernel == "decode":
+        signature["o"] = "*fp32"
+    aligned = {i: [["tt.divisibility", 16]] for i, name in enumerate(names) if is_aligned(name, signature[name])}
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(i,): attribute for i, attribute in aligned.items()},
+    )
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    usage = resource_usage(compiled.asm["cubin"])
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, ptx))
+
+    return Report(
+        *usage,
+        compiled.metadata.shared,
+        count(r"wgmma\.mma_async"),
+        count(r"\bmma\.sync"),
+        count(r"tcgen05\.mma"),
+        count(r"cp\.async\.c[ag]"),
+        count(r"cp\.async\.bulk\.tensor"),
+    )
+
+
+def is_aligned(name: str, kind: str) -> bool:
+    """Whether the launcher finds the argument divisible by 16: pointers, and the strides of q, k, v and their like."""
+    return kind.startswith("*") or (name.startswith("stride_") and not name.startswith("stride_m"))
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a compiled kernel."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", out)
+    if found is None:
+        raise RuntimeError(f"cuobjdump: expected a line with REG and STACK, got {out!r}")
+    return int(found[1]), int(found[2])
+
+
+def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
+    """All compilations that one entry of a launch table stands for."""
+    for kernel, variants in VARIANTS.items():
+        tile = SMALL[kernel] if kernel in SMALL else getattr(launch, kernel)
+        for variant in variants:
+            yield Job(arch, bits, width, kernel, variant, tile)
+
+
+def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> list[Job]:
+    """The compilations of the committed tables, or of their entries `only`."""
+    jobs: list[Job] = []
+    for arch in arches:
+        for key, launch in table(arch).items():
+            if only is None or key in only:
+                bits, dim = map(int, key.split("/"))
+                jobs += jobs_of(arch, bits, dim, launch)
+    return jobs
+
+
+def try_build(job: Job) -> tuple[Job, Report | str]:
+    """`build`, with an error as text."""
+    try:
+        return job, build(job)
+    except Exception as error:  # a compiler's crash is a result here
+        return job, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+def faults(job: Job, report: Report | str, known: dict[str, int] | None = None) -> str | None:
+    """What is wrong with a compiled kernel; None if nothing is.
+
+    fp32, head dims above 128 and kernels with a mask may spill, but not more than in the record (`known`).
+    """
+    if isinstance(report, str):
+        return report
+    spills = 0
+    if job.bits == 32 or job.width > 128 or job.variant == "mask":
+        spills = report.stack if known is None else known["stack"]
+    if report.stack > spills:
+        return f"{report.stack} bytes of spilled registers, expected {spills}"
+    if report.shared > SHARED_LIMIT[job.arch]:
+        return f"{report.shared} bytes of shared memory, limit {SHARED_LIMIT[job.arch]}"
+    if job.kernel not in SMALL and not (report.wgmma or report.mma or report.tcgen05):
+        return "no matrix instruction"
+    for name in ("wgmma", "tcgen05"):
+        if known is not None and known[name] and not getattr(report, name):
+            return f"no {name} instruction, expected {known[name]}"
+    return None
+
+
+def run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Report | str]]:
+    """Build all, in `workers` processes; results as they come."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap_unordered(try_build, jobs)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The committed record: per version of Triton the fingerprint of the source and a report a kernel."""
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return data
+
+
+def check(jobs: list[Job], record: Path | None, write: bool, workers: int) -> int:
+    """Build `jobs`, print a line for each; 1 if any is at fault. With `write` the record is made anew."""
+    known = {}
+    if record is not None and not write:
+        if triton.__version__ not in read_record(record):
+            print(f"{record} has no triton {triton.__version__}: nothing to compare with; use --write to make a record")
+            return 1
+        known = read_record(record)[triton.__version__]["kernels"]
+    wrong, found = 0, {}
+    for done, (job, report) in enumerate(run(jobs, workers), 1):
+        fault = faults(job, report, known.get(job.name))
+        wrong += fault is not None
+        if not isinstance(report, str):
+            found[job.name] = report._asdict()
+        print(f"[{done}/{len(jobs)}] {job.name:40} {'FAULT: ' + fault if fault else 'ok'}", flush=True)
+    if record is not None and write:
+        data = read_record(record)
+        data[triton.__version__] = {"source": source_hash(), "kernels": dict(sorted(found.items()))}
+        # a kernel a line
+        text = re.sub(
+            r"\{\s+(\"registers[^}]*?)\s+\}", lambda m: f"{{{' '.join(m[1].split())}}}", json.dumps(data, indent=1)
+        )
+        record.write_text(text + "\n", encoding="utf-8")
+    print(f"triton {triton.__version__}: {len(jobs) - wrong} of {len(jobs)} without fault")
+    return int(wrong > 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--only", nargs="+", help="entries of the tables, bits/width")
+    parser.add_argument("--record", type=Path, help="what was found before, by version of Triton")
+    parser.add_argument("--write", action="store_true", help="write the record instead of comparing with it")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    if INTERPRET:
+        parser.error("TRITON_INTERPRET is set: nothing would be compiled; unset it")
+    return check(committed_jobs(arguments.arch, arguments.only), arguments.record, arguments.write, arguments.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""Times tiles on the GPU at hand and rewrites the launch table of its architecture.
+
+    python -m rolesafe_kernels.tune [--dtype bf16] [--dim 128 64] [--kernel forward ...] [--budget SECONDS] [--dry-run]
+
+For every kernel and entry, all tiles that may fit are compiled in parallel, checked against eager attention in fp64 and
+timed in interleaved rounds, the best ones longest. One replaces the entry only if it is faster by more than the noise.
+Each result is written at once; `--log` keeps the raw measurements, and a run with the same log goes on where the last
+one stopped. New entries are to be built for other versions of Triton too: python -m rolesafe_kernels.offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import triton
+
+from rolesafe_kernels import launch
+from rolesafe_kernels.launch import INTERPRET, Launch, Tile, architecture, table, width
+from rolesafe_kernels.offline import SHARED_LIMIT, source_hash
+from rolesafe_kernels.timing import Gpu, Pair, Times, Usage
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ROUNDS = (3, 7, 25)
+"""Rounds of all candidates, of the best third, of the best four."""
+GAIN = 0.01
+"""A tile must be faster by this much at least, and its whole 95% interval faster than the current one."""
+
+
+class Verdict(NamedTuple):
+    """Time over that of the current tile: median, and the ends of its 95% interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def faster(self) -> bool:
+        return self.ratio < 1 - GAIN and self.high < 1
+
+
+class Bench(Protocol):
+    """What selection asks of a machine; tests bring their own."""
+
+    def build(self, pair: Pair, tiles: Sequence[Tile]) -> dict[Tile, Usage | str]: ...
+
+    def check(self, pair: Pair, tile: Tile) -> str | None: ...
+
+    def measure(self, pair: Pair, tiles: Sequence[Tile], rounds: int) -> Times: ...
+
+
+def candidates(arch: int, pair: Pair, current: Tile) -> list[Tile]:
+    """Tiles worth compiling, the current one first."""
+    rows = (16, 32) if pair.kernel == "decode" else (32, 64, 128, 256)
+    # a wide fp32 head leaves room for little
+    blocks = (16, 32, 64) if pair.bits * pair.width > 4096 else (32, 64, 128)
+    warps = (2, 4, 8) if pair.kernel == "decode" else (4, 8)
+    stages = (2, 3, 4, 5) if pair.kernel == "decode" else (2, 3, 4)
+    found = [Tile(*numbers) for numbers in product(rows, blocks, warps, stages)]
+    return [current, *(tile for tile in found if tile != current and may_fit(arch, pair, tile))]
+
+
+def may_fit(arch: int, pair: Pair, tile: Tile) -> bool:
+    """Whether operands fit in shared memory and accumulators in registers, by the least that a tile can do with."""
+    backward, decode = pair.kernel in ("dq", "dkdv"), pair.kernel == "decode"
+    buffers = tile.stages if arch >= 90 else max(tile.stages - 1, 1)
+    kept = 2 if backward else 1
+    shared = pair.bits // 8 * pair.width * (kept * tile.rows + 2 * buffers * tile.block)
+    limit = SHARED_LIMIT[max(known for known in SHARED_LIMIT if known <= max(arch, 80))]
+    outputs = 2 if pair.kernel == "dkdv" else 1
+    registers = tile.rows * (outputs * pair.width + kept * tile.block) / (32 * tile.warps)
+    small = pair.width >= 256 or pair.bits == 32
+    enough_rows = decode or (tile.rows >= 8 * tile.warps and (tile.rows > 32 or small))
+    return shared <= limit and registers <= 200 and enough_rows
+
+
+def costs(times: Mapping[str, Sequence[float]]) -> list[float]:
+    """Geometric mean over the shapes, of each round."""
+    rounds = zip(*times.values(), strict=True)
+    return [math.exp(sum(map(math.log, one)) / len(one)) for one in rounds]
+
+
+def compare(own: Sequence[float], current: Sequence[float], samples: int = 1000) -> Verdict:
+    """Costs in the same rounds, as one ratio; its interval by the bootstrap over rounds."""
+    ratios = [a / b for a, b in zip(own, current, strict=True)]
+    make = random.Random(0)
+    medians = sorted(median(make.choices(ratios, k=len(ratios))) for _ in range(samples))
+    return Verdict(median(ratios), medians[int(0.025 * samples)], medians[int(0.975 * samples) - 1])
+
+
+def choose(times: Times, current: Tile) -> tuple[Tile, Verdict]:
+    """The fastest tile that beats the current one beyond the noise, else that one; the fastest if it is not there."""
+    paid = {tile: costs(own) for tile, own in times.items()}
+    fastest = min(paid, key=lambda tile: median(paid[tile]))
+    verdicts = {tile: compare(own, paid.get(current, paid[fastest])) for tile, own in paid.items()}
+    if current not in paid:
+        return fastest, verdicts[fastest]
+    better = [tile for tile in paid if tile != current and verdicts[tile].faster]
+    best = min(better, key=lambda tile: verdicts[tile].ratio, default=current)
+    return best, verdicts[best]
+
+
+class Log:
+    """Raw measurements as JSON lines. Knows what an earlier run on the same GPU, versions and kernels left in it.
+
+    Attributes:
+        done: Pairs that have a result.
+        lost: Candidates whose check was begun and never ended: they took the process with them.
+    """
+
+    def __init__(self, path: Path | None, environment: Mapping[str, Any], resume: bool = True) -> None:
+        self.path = path
+        self.done: set[Pair] = set()
+        self.lost: set[tuple[Pair, Tile]] = set()
+        same = False
+        lines = path.read_text(encoding="utf-8").splitlines() if resume and path is not None and path.exists() else []
+        for line in map(parse_line, lines):
+            if line.get("kind") == "session":
+                same = line["environment"] == dict(environment)
+            elif same and "tile" in line:
+                pair, tile = Pair(line["bits"], line["width"], line["kernel"]), Tile(*line["tile"])
+                if line["kind"] == "check":
+                    self.lost.add((pair, tile))
+                elif line["kind"] == "candidate":
+                    self.lost.discard((pair, tile))
+                elif line["kind"] == "result":
+                    self.done.add(pair)
+        self._append({"kind": "session", "environment": dict(environment)})
+
+    def write(self, kind: str, pair: Pair, tile: Tile, **fields: Any) -> None:
+        self._append({"kind": kind, **pair._asdict(), "tile": list(tile), **fields})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def parse_line(line: str) -> dict[str, Any]:
+    """A line of the log; nothing for one that was cut short."""
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return found
+
+
+def sound(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log) -> list[Tile]:
+    """Candidates that compile and compute the right thing; spilling ones only if no other does, or if current."""
+    tiles = [tile for tile in candidates(arch, pair, current) if (pair, tile) not in log.lost]
+    built = bench.build(pair, tiles)
+    usages = {tile: usage for tile, usage in built.items() if isinstance(usage, Usage)}
+    clean = [tile for tile in tiles if tile in usages and (tile == current or not usages[tile].stack)]
+    spilled = [tile for tile in usages if tile not in clean]
+    for tile, usage in built.items():
+        if isinstance(usage, str):
+            log.write("candidate", pair, tile, usage=None, note=usage)
+    passed: list[Tile] = []
+    for tile in (*clean, *spilled):
+        if tile in spilled and any(other in clean for other in passed):
+            note: str | None = "spills"
+        else:
+            log.write("check", pair, tile)
+            note = bench.check(pair, tile)
+        log.write("candidate", pair, tile, usage=usages[tile]._asdict(), note=note)
+        if note is None:
+            passed.append(tile)
+    print(
+        f"  {len(tiles)} candidates, {len(usages)} compiled, {len(spilled)} spilled, {len(passed)} to time", flush=True
+    )
+    return passed
+
+
+def tune_pair(
+    bench: Bench, arch: int, pair: Pair, current: Tile, log: Log, until: float
+) -> tuple[Tile, Verdict] | None:
+    """The tile that `pair` is to have; None: time ran out, or no candidate works."""
+    tiles = sound(bench, arch, pair, current, log)
+    times: Times = {}
+    for stage, rounds in enumerate(ROUNDS):
+        if not tiles or time.monotonic() >= until:
+            return None
+        times = bench.measure(pair, tiles, rounds)
+        for tile, own in times.items():
+            log.write("times", pair, tile, stage=stage, ms=own)
+        ranked = sorted(tiles, key=lambda tile: median(costs(times[tile])))
+        keep = max(4, math.ceil(len(tiles) / 3)) if stage == 0 else 4
+        tiles = [tile for place, tile in enumerate(ranked) if place < keep or tile == current]
+    return choose(times, current)
+
+
+def tune(
+    bench: Bench, arch: int, pairs: Sequence[Pair], log: Log, timed_on: Mapping[str, Any], until: float = math.inf
+) -> int:
+    """Tune `pairs` one after the other, each result written at once. Returns how many have none."""
+    left = [pair for pair in pairs if pair not in log.done]
+    if len(left) < len(pairs):
+        print(f"{len(pairs) - len(left)} of {len(pairs)} have a result in the log")
+    begin, without = time.monotonic(), 0
+    for number, pair in enumerate(left):
+        took = time.monotonic() - begin
+        rest = f", {took / number * (len(left) - number):.0f} s to go" if number else ""
+        print(f"[{number + 1}/{len(left)}] {pair.entry} {pair.kernel}: {took:.0f} s{rest}", flush=True)
+        current: Tile = getattr(table(arch)[pair.entry], pair.kernel)
+        found = tune_pair(bench, arch, pair, current, log, until) if time.monotonic() < until else None
+        if found is None:
+            print("  no result", flush=True)
+            without += 1
+            continue
+        tile, verdict = found
+        rewrite(arch, pair, tile, timed_on)
+        log.write("result", pair, tile, current=list(current), **verdict._asdict())
+        change = f"{tuple(current)} -> {tuple(tile)}" if tile != current else f"{tuple(current)} stays"
+        print(f"  {change}, x{verdict.ratio:.3f} [{verdict.low:.3f}, {verdict.high:.3f}]", flush=True)
+    return without
+
+
+def rewrite(arch: int, pair: Pair, tile: Tile, timed_on: Mapping[str, Any]) -> None:
+    """Put `tile` into the table of `arch`, in one step; all else stays. An architecture without a table gets one."""
+    path = launch.TABLES / f"sm_{arch}.json"
+    if path.exists():
+        data = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        entries = {key: {name: list(own) for name, own in one._asdict().items()} for key, one in table(arch).items()}
+        data = {"arch": arch, "timed_on": None, "triton": [], "entries": entries}
+    before = data["timed_on"] if isinstance(data["timed_on"], dict) else {}
+    kept = before.get("timed", []) if {**before, "timed": 0, "date": 0} == {**timed_on, "timed": 0, "date": 0} else []
+    data["timed_on"] = {**timed_on, "timed": sorted({*kept, f"{pair.entry} {pair.kernel}"})}
+    data["entries"][pair.entry][pair.kernel] = list(tile)
+    partly = path.with_suffix(".json.new")
+    partly.write_text(render(data), encoding="utf-8")
+    os.replace(partly, path)
+    table.cache_clear()
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """A table as JSON, an entry a line."""
+    entries = ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in data["entries"].items())
+    others = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items() if key != "entries")
+    return f'{{\n{others} "entries": {{\n{entries}\n }}\n}}\n'
+
+
+def gpu() -> dict[str, Any]:
+    """The device and versions that timings hold for."""
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver,
+        "triton": triton.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", nargs="+", default=["bf16"], choices=DTYPES)
+    parser.add_argument("--dim", type=int, nargs="+", default=[128, 64], help="head dims")
+    parser.add_argument("--kernel", nargs="+", default=list(Launch._fields), choices=Launch._fields)
+    parser.add_argument("--budget", type=float, default=math.inf, metavar="SECONDS")
+    parser.add_argument(
+        "--log", type=Path, help="raw measurements, JSON lines; read to go on where the last run stopped"
+    )
+    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what the log holds")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 1)), help="compiling processes"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the candidates; needs no GPU")
+    chosen = parser.parse_args(arguments)
+    available = torch.cuda.is_available() and not INTERPRET
+    if not available and not chosen.dry_run:
+        print(
+            "tune: expected a CUDA device and no TRITON_INTERPRET: speed is measured, not guessed; see --dry-run",
+            file=sys.stderr,
+        )
+        return 2
+    arch = architecture(torch.device("cuda")) if available else 90
+    # fp16 and bf16 share an entry: the first one named is timed
+    dtypes = {dtype.itemsize * 8: dtype for dtype in (DTYPES[name] for name in reversed(chosen.dtype))}
+    pairs = [Pair(bits, width(dim), kernel) for bits in dtypes for dim in chosen.dim for kernel in chosen.kernel]
+    pairs = list(dict.fromkeys(pairs))
+    if missing := sorted({pair.entry for pair in pairs} - set(table(arch))):
+        print(
+            f"tune: `--dim`: expected head dims of the table of sm_{arch}, it has no {', '.join(missing)}",
+            file=sys.stderr,
+        )
+        return 2
+    if chosen.dry_run:
+        for pair in pairs:
+            tiles = candidates(arch, pair, getattr(table(arch)[pair.entry], pair.kernel))
+            print(f"sm_{arch} {pair.entry} {pair.kernel}: {len(tiles)} candidates {[tuple(tile) for tile in tiles]}")
+        return 0
+    timed_on = {**gpu(), "date": datetime.now(timezone.utc).date().isoformat()}
+    environment = {**gpu(), "source": source_hash(), "arch": arch}
+    until = time.monotonic() + chosen.budget
+    bench = Gpu(dtypes, until, chosen.workers)
+    try:
+        without = tune(bench, arch, pairs, Log(chosen.log, environment, chosen.resume), timed_on, until)
+    finally:
+        bench.crew.close()
+    print(f"{without} of {len(pairs)} without a result")
+    return int(without > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

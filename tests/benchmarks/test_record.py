@@ -1,0 +1,150 @@
+"""The record, what it is gone on from, targets, tables, chart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.throughput import table
+from benchmarks.throughput.chart import draw
+from benchmarks.throughput.environment import digest, environment
+from benchmarks.throughput.profiler import summarise
+from benchmarks.throughput.record import CannotResume, Record, load
+from benchmarks.throughput.shapes import Shape, forward_flops
+from benchmarks.throughput.targets import TARGETS, evaluate
+from tests.benchmarks.records import ENVIRONMENT, synthetic
+from tests.benchmarks.test_inputs import CPU
+
+
+def test_every_step_is_on_disk_at_once(tmp_path: Path) -> None:
+    record = Record(tmp_path / "new" / "a.json", dict(ENVIRONMENT), {})
+    record.add_cell("forward x", {"suite": "forward", "cases": {}})
+    assert load(record.path)["cells"] == {"forward x": {"suite": "forward", "cases": {}}}
+    record.add_verdict({"case": "bias", "dtype": "d", "shape": "s", "status": "failed"})
+    record.add_verdict({"case": "bias", "dtype": "d", "shape": "s", "status": "passed"})
+    assert [v["status"] for v in load(record.path)["gate"]] == ["passed"]
+    assert [path.name for path in record.path.parent.iterdir()] == ["a.json"]
+
+
+def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
+    old = synthetic(tmp_path / "a.json")
+    old.add_verdict({"case": "bias", "dtype": "bfloat16", "shape": "s", "status": "passed"})
+    new = Record(old.path, dict(ENVIRONMENT), {})
+    new.resume()
+    assert new.data["cells"] == old.data["cells"]
+    assert new.has_cell("train")
+    assert new.has_verdict("bias", "bfloat16", "s")
+    assert not new.has_verdict("bias", "float16", "s")
+
+
+@pytest.mark.parametrize("name", ["commit", "sources", "gpu", "torch"])
+def test_resume_refuses_another_state(tmp_path: Path, name: str) -> None:
+    synthetic(tmp_path / "a.json")
+    with pytest.raises(CannotResume, match=f"{name} .*'other'"):
+        Record(tmp_path / "a.json", {**ENVIRONMENT, name: "other"}, {}).resume()
+
+
+def test_resume_without_a_file_starts_anew(tmp_path: Path) -> None:
+    record = Record(tmp_path / "a.json", dict(ENVIRONMENT), {})
+    record.resume()
+    assert record.data["cells"] == {}
+
+
+def test_other_versions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"version": 0}), encoding="utf-8")
+    with pytest.raises(ValueError, match="version 1, got 0"):
+        load(tmp_path / "a.json")
+
+
+def test_targets_of_known_times(tmp_path: Path) -> None:
+    found = {line["name"]: line for line in evaluate(synthetic(tmp_path / "a.json").data)}
+    assert len(found) == len(TARGETS)
+    on_off = found["forward: time with roles (bias) by time without"]
+    assert (on_off["reached"], on_off["goal"]) == (True, "<= 1.05x")
+    assert on_off["worst"] == pytest.approx(1.04)
+    assert found["forward: speed by FlexAttention, same bias"]["worst"] == pytest.approx(1.5 / 1.04)
+    backward = found["backward: speed by FlexAttention, same bias and its gradient"]
+    assert (backward["reached"], backward["worst"]) == (True, pytest.approx(15 / 1.04))
+    assert found["forward: speed (bias) by cuDNN without roles"]["reached"] is True
+    assert found["forward: speed (bias) by cuDNN without roles, further goal"]["reached"] is False
+    assert found["forward: speed, half of the heads dedicated, by cuDNN without roles"]["reached"] is True
+    decode = found["decode: k and v read, of copy bandwidth (bias)"]
+    assert (decode["reached"], decode["worst"], decode["best"]) == (False, 0.5, 0.9)
+    assert found["training step: time patched (bias) by unpatched"]["worst"] == pytest.approx(1.02)
+    assert found["forward: peak memory (bias) by SDPA flash"]["worst"] == 1.0
+
+
+def test_the_worst_length_decides(tmp_path: Path) -> None:
+    record = synthetic(tmp_path / "a.json")
+    cell = next(c for c in record.data["cells"].values() if c["suite"] == "forward" and c["shape"]["keys"] == 8192)
+    cell["ratios"]["bias / off"]["median"] = 1.2
+    line = evaluate(record.data)[0]
+    assert (line["reached"], line["worst"], line["where"]) == (False, 1.2, "T=8192")
+
+
+def test_nothing_measured_is_not_reached(tmp_path: Path) -> None:
+    record = Record(tmp_path / "a.json", dict(ENVIRONMENT), {})
+    assert all(line["reached"] is None for line in evaluate(record.data))
+    assert {row[-1] for row in table.target_rows(record.data)} == {"not measured"}
+
+
+def test_tables_show_what_was_measured_and_what_was_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = synthetic(tmp_path / "a.json")
+    shape = next(key for key in record.data["cells"] if key.startswith("forward B8 "))
+    record.data["cells"][shape]["cases"]["sdpa cudnn"] = {"unavailable": "RuntimeError: No | kernel"}
+    record.save()
+    table.main([str(record.path)])
+    text = capsys.readouterr().out
+    assert "NVIDIA Test, driver 1, CUDA 13.0" in text
+    assert "Forward, D=128: milliseconds (TFLOP/s), p50" in text
+    assert "Backward, D=64" in text
+    assert "| T=1 B=32 S=32768 |" in text
+    assert "| train, bias | 102.5 |" in text
+    assert "- sdpa cudnn: unavailable; forward B8" in text
+    assert "No / kernel" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    width = None
+    for row in rows:  # every table has as many cells in each row as in its head
+        if not set(row) <= set("|-: "):
+            width = row.count("|") if width is None or row.startswith(("|  |", "| target", "| model")) else width
+        assert row.count("|") == width
+
+
+def test_chart_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "new" / "chart.png"
+    draw(synthetic(tmp_path / "a.json").data, path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match="holds no cell"):
+        draw(Record(tmp_path / "b.json", dict(ENVIRONMENT), {}).data, path)
+
+
+def test_profile_counts_the_work_of_known_kernels() -> None:
+    event = {"device_type": "DeviceType.CUDA", "count": 5}
+    events = [
+        SimpleNamespace(key="role_attn_bwd_dkdv_kernel", self_device_time_total=10_000.0, **event),
+        SimpleNamespace(key="role_attn_fwd_kernel", self_device_time_total=5_000.0, **event),
+        SimpleNamespace(key="elementwise", self_device_time_total=1.0, **event),
+        SimpleNamespace(key="aten::add", self_device_time_total=9.0, **event | {"device_type": "DeviceType.CPU"}),
+    ]
+    shape = Shape(1, 32, 8, 4096, 4096, 128)
+    rows = summarise(events, shape, repeats=5)
+    assert [row["name"] for row in rows] == ["role_attn_bwd_dkdv_kernel", "role_attn_fwd_kernel", "elementwise"]
+    assert rows[1]["ms"] == 1.0
+    assert rows[1]["tflops"] == pytest.approx(forward_flops(shape) / 1e9)
+    assert rows[0]["tflops"] == pytest.approx(rows[1]["tflops"])  # twice the products in twice the time
+    assert "tflops" not in rows[2]
+
+
+def test_environment_says_what_numbers_depend_on(tmp_path: Path) -> None:
+    found = environment(CPU, commit="told")
+    assert found["commit"]
+    assert found["torch"]
+    assert found["sources"] == digest()
+    (tmp_path / "a.py").write_text("a = 1", encoding="utf-8")
+    before = digest(tmp_path, (".",))
+    (tmp_path / "a.py").write_text("a = 2", encoding="utf-8")
+    assert digest(tmp_path, (".",)) != before

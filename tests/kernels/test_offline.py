@@ -1,0 +1,126 @@
+"""Every launch-table entry compiles for GPUs that are not at hand: what the assembler made of it is on record."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is for Linux")
+
+from rolesafe_kernels import launch, offline
+from rolesafe_kernels.launch import Launch, Tile
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "kernels" / "compiled.json"
+VERSIONS = ("3.6.0", "3.9.0")
+ARCHITECTURES = (80, 90, 100)
+TABLES = sorted(launch.TABLES.glob("sm_*.json"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_record_is_of_this_source_and_without_fault(version: str) -> None:
+    record = offline.read_record(RECORD)[version]
+    assert record["source"] == offline.source_hash(), "kernels or tables changed: run `make kernel-check WRITE=--write`"
+    jobs = offline.committed_jobs(ARCHITECTURES)
+    assert {job.name for job in jobs} == set(record["kernels"])
+    for job in jobs:
+        report = offline.Report(**record["kernels"][job.name])
+        assert offline.faults(job, report, record["kernels"][job.name]) is None, job.name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_half_precision_keeps_to_the_matrix_units_of_its_architecture(version: str) -> None:
+    record = offline.read_record(RECORD)[version]["kernels"]
+    for job in offline.committed_jobs(ARCHITECTURES, ["16/64", "16/128"]):
+        if job.kernel in ("forward", "dq", "dkdv"):
+            report = record[job.name]
+            assert report["wgmma"] or job.arch != 90, job.name
+            assert report["cp_async"] or report["bulk"] or job.tile.stages == 1, f"{job.name}: its loop is no pipeline"
+
+
+def test_a_sample_compiles_here() -> None:
+    """The entry that matters most, with the Triton of this environment, compared with its record."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "kernels")
+    command = [sys.executable, "-W", "ignore", "-m", "rolesafe_kernels.offline"]
+    done = subprocess.run(
+        [*command, "--arch", "90", "--only", "16/128", "--record", str(RECORD), "--workers", "1"],
+        env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of 18 without fault" in done.stdout
+
+
+def test_nothing_is_compiled_under_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "kernels")}
+    command = [sys.executable, "-m", "rolesafe_kernels.offline"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert "unset it" in done.stderr
+
+
+def report(**changes: int) -> offline.Report:
+    values = {
+        "registers": 200,
+        "stack": 0,
+        "shared": 1024,
+        "wgmma": 8,
+        "mma": 0,
+        "tcgen05": 0,
+        "cp_async": 8,
+        "bulk": 0,
+    }
+    return offline.Report(**{**values, **changes})
+
+
+def job(bits: int = 16, width: int = 128, arch: int = 90, kernel: str = "forward") -> offline.Job:
+    return offline.Job(arch, bits, width, kernel, "bias", Tile(128, 64, 8, 3))
+
+
+@pytest.mark.parametrize(
+    "which, what, known, fault",
+    [
+        (job(), report(), None, None),
+        (job(), report(stack=8), None, "8 bytes of spilled registers, expected 0"),
+        (job(), report(stack=8), report(stack=8)._asdict(), "8 bytes of spilled registers, expected 0"),
+        (job(32), report(stack=8), report(stack=8)._asdict(), None),
+        (job(32), report(stack=16), report(stack=8)._asdict(), "16 bytes of spilled registers, expected 8"),
+        (job(arch=86), report(shared=110_000), None, "limit 101376"),
+        (job(), report(wgmma=0), None, "no matrix instruction"),
+        (job(), report(wgmma=0, mma=8), report()._asdict(), "no wgmma instruction, expected 8"),
+        (job(), "PTXASError: died", None, "PTXASError"),
+    ],
+)
+def test_what_counts_as_a_fault(which: Any, what: Any, known: dict[str, int] | None, fault: str | None) -> None:
+    found = offline.faults(which, what, known)
+    assert found is None if fault is None else fault in str(found)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_tables_are_whole(path: Path) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["arch"] == int(path.stem.removeprefix("sm_"))
+    assert "timed_on" in data
+    assert set(data["entries"]) == {f"{bits}/{dim}" for bits in (16, 32) for dim in (16, 32, 64, 128, 256)}
+    for entry in data["entries"].values():
+        parsed = launch.parse(entry)
+        assert isinstance(parsed, Launch)
+        for tile in parsed:
+            assert all(n > 0 and n & (n - 1) == 0 for n in tile[:3])
+            assert min(tile.rows, tile.block) >= 16
+            assert 1 <= tile.stages <= 8
+
+
+@pytest.mark.parametrize(
+    "arch, table", [(80, 80), (86, 86), (87, 86), (89, 86), (90, 90), (100, 100), (103, 100), (121, 120)]
+)
+def test_an_architecture_takes_the_next_older_table(arch: int, table: int) -> None:
+    assert launch.table(arch) == launch.table(table)
+    own = json.loads((launch.TABLES / f"sm_{table}.json").read_text(encoding="utf-8"))["entries"]
+    assert launch.table(arch)["16/128"] == launch.parse(own["16/128"])
