@@ -1,8 +1,8 @@
 """Forward: o = softmax(softcap(scale q k^T) + bias) v over the keys that roles, order and masks leave visible.
 
 With a reserved share there are two launches. The first looks at the privileged keys alone and leaves their softmax p
-and its lse. The second goes on from that state with the other keys, which gives the ordinary channel o without
-reading a key twice, and mixes both.
+and its lse. The second goes on from that state with the other keys, which gives the ordinary channel o, and mixes
+both. Only blocks that hold keys of both kinds, and edges, are read twice.
 """
 
 from __future__ import annotations
