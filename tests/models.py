@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import rolesafe
 from rolesafe import RoleConfig
+from rolesafe.patching.caches import cache_argument, output_cache
 
+CACHE = cache_argument(LlamaForCausalLM.forward)
 VOCAB = 97
 LAYERS = 2
 HEADS, GROUPS, HEAD_DIM, HIDDEN = 4, 2, 16, 64
@@ -211,6 +213,11 @@ def logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     return model(**batch).logits[batch["attention_mask"].bool()]
 
 
+def with_cache(cache: Any) -> dict[str, Any]:
+    """The argument `cache`, under the name that the installed transformers gives it."""
+    return {CACHE: cache}
+
+
 def cached_logits(model: PreTrainedModel, batch: dict[str, Tensor], chunks: tuple[int, ...] = (9, 1, 1, 3)) -> Tensor:
     """The same, the tokens fed chunk by chunk through a dynamic cache."""
     cache, parts, start = None, [], 0
@@ -220,8 +227,8 @@ def cached_logits(model: PreTrainedModel, batch: dict[str, Tensor], chunks: tupl
         step["input_ids"] = batch["input_ids"][:, start:stop]
         if "position_ids" in batch:
             step["position_ids"] = batch["position_ids"][:, start:stop]
-        output = model(**step, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(**step, **with_cache(cache), use_cache=True)
+        cache = output_cache(output)
         parts.append(output.logits)
         start = stop
     return torch.cat(parts, 1)[batch["attention_mask"].bool()]

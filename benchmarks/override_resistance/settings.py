@@ -57,7 +57,8 @@ class Study:
     Args:
         sizes: Labels out of :data:`SIZES`; the first one gets all arms.
         seeds: Every arm is trained once for each.
-        arms: Names out of :data:`benchmarks.override_resistance.arms.ARMS`; steering needs "plain" among them.
+        arms: Names out of :data:`benchmarks.override_resistance.arms.ARMS`; what needs no training stands on
+            the plain model.
         families: Task families.
         training: Dials of the training conversations; each is drawn up to its value.
         triggers: Share of training conversations with the words of attacks in harmless sentences.

@@ -12,6 +12,7 @@ from typing import Any
 from rolesafe.attacks import Rate
 from rolesafe.audit.decode import decode
 from rolesafe.evaluation import Environment
+from rolesafe.evaluation.files import read_versioned, write_whole
 from rolesafe.evaluation.mass import MassMap
 from rolesafe.tasks import FAMILIES
 
@@ -271,28 +272,14 @@ class AuditReport:
         Raises:
             ValueError: It is not such a text, or of a newer version.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`text`: expected the JSON of an audit, got something else: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"`text`: expected a JSON object, got {type(values).__name__}")
-        version = values.pop("schema_version", None)
-        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-            raise ValueError(
-                f"`schema_version`: expected 1 to {SCHEMA_VERSION}, got {version!r}; upgrade rolesafe for newer files"
-            )
+        values = read_versioned(text, SCHEMA_VERSION, "an audit")
         values.pop("verdicts", None)
         report: AuditReport = decode(cls, values, "text")
         return report
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to `path`; an interruption leaves the old file or the new one, never half of one."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(target.name + ".part")
-        scratch.write_text(self.to_json(), encoding="utf-8")
-        os.replace(scratch, target)
+        write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AuditReport:

@@ -22,6 +22,7 @@ from rolesafe.attacks.replies import Progress, role_config
 from rolesafe.attention import Problem
 from rolesafe.attention.api import compute
 from rolesafe.config import RoleConfig
+from rolesafe.patching.caches import cache_argument, output_cache
 from rolesafe.patching.families import attention_modules
 from rolesafe.patching.observe import observing
 from rolesafe.roles.encoding import encode_one
@@ -219,11 +220,16 @@ def _read_plain(model: Any, ids: Tensor, names: dict[int, str], tally: _Tally) -
                 piece = ids[:, seen : seen + rows]
                 output = model(
                     input_ids=piece,
-                    past_key_values=cache,
                     use_cache=length > rows,
+                    **({} if cache is None else {cache_argument(model.forward): cache}),
                     **({} if modules else {"output_attentions": True}),
                 )
-                cache = getattr(output, "past_key_values", None)
+                cache = output_cache(output)
+                if cache is None and seen + rows < length:
+                    raise ValueError(
+                        f"`model`: expected {type(model).__name__} to keep keys and values, so that {length} "
+                        "tokens can be read in pieces; got no cache: use shorter conversations"
+                    )
                 if not modules:  # attention of its own: all layers at once
                     for i, weights in enumerate(getattr(output, "attentions", None) or ()):
                         if isinstance(weights, Tensor) and weights.ndim == 4:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rolesafe.attacks import Outcome, Rate
+from rolesafe.evaluation.files import read_versioned, write_whole
 from rolesafe.evaluation.records import AttackPoint, Environment, Run
 from rolesafe.evaluation.utility import Utility
 from rolesafe.tasks import Message
@@ -112,17 +113,7 @@ class Results:
         Raises:
             ValueError: It is not such a text, or of a newer version.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`text`: expected the JSON of results, got something else: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"`text`: expected a JSON object, got {type(values).__name__}")
-        version = values.pop("schema_version", None)
-        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-            raise ValueError(
-                f"`schema_version`: expected 1 to {SCHEMA_VERSION}, got {version!r}; upgrade rolesafe for newer files"
-            )
+        values = read_versioned(text, SCHEMA_VERSION, "results")
         try:
             environment = values.pop("environment")
             environment["versions"] = tuple((name, number) for name, number in environment["versions"])
@@ -139,10 +130,7 @@ class Results:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to `path`; an interruption leaves the old file or the new one, never half of one."""
-        target = Path(path)
-        scratch = target.with_name(target.name + ".part")
-        scratch.write_text(self.to_json(), encoding="utf-8")
-        os.replace(scratch, target)
+        write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Results:

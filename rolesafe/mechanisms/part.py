@@ -32,7 +32,8 @@ def set_strength(model: Any, strength: float) -> None:
     - positions: moved by the rounded fraction `strength` of what they are moved by at 1.
 
     What a guarantee says holds at 1. Keys that are in a cache already keep the strength they were computed with.
-    `save_pretrained` and `save_role_layer` save the strength, and loading brings it back.
+    `save_pretrained` and `save_role_layer` save the strength; what was saved with less than 1 loads only where
+    `from_pretrained(strength=...)` says how much is wanted.
 
     Args:
         model: A patched model, or a wrapper of one (PEFT, DDP).

@@ -90,20 +90,25 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
     checkpoint.save_role_layer(model, directory, base_model=base_model)
 
 
-def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) -> PreTrainedModel:
+def from_pretrained(
+    path: str | Path, *, base_model: Any = None, strength: float | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """Load a model together with its role layer.
 
     Args:
         path: What `model.save_pretrained` or :func:`save_role_layer` wrote: a directory or a hub id.
         base_model: Only for a role layer saved alone: a model, hub id or path in place of the recorded one.
+        strength: How much of the role layer is in force, in [0, 1]; see :func:`rolesafe.mechanisms.set_strength`.
+            ``None``: all of it. Where it was saved with less, in the middle of an annealing say, it has to be given.
         **kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
     Returns:
         The patched model, in eval mode.
 
     Raises:
-        ValueError: There is no role layer at `path`, it does not fit the base model, or remote code was asked for.
+        ValueError: There is no role layer at `path`, it does not fit the base model, it was saved with less than its
+            full strength and `strength` is not given, or remote code was asked for.
     """
     from rolesafe.patching import checkpoint
 
-    return checkpoint.from_pretrained(path, base_model=base_model, **kwargs)
+    return checkpoint.from_pretrained(path, base_model=base_model, strength=strength, **kwargs)

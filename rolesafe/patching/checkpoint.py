@@ -81,7 +81,9 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
     (directory / ROLE_CONFIG_NAME).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) -> PreTrainedModel:
+def from_pretrained(
+    path: str | Path, *, base_model: Any = None, strength: float | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """See :func:`rolesafe.patching.from_pretrained`."""
     if kwargs.pop("trust_remote_code", False):
         raise ValueError("`trust_remote_code`: rolesafe never runs code from a checkpoint; expected False, got True")
@@ -90,7 +92,7 @@ def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) 
             raise ValueError(f"`{name}`: expected False, got True; a role layer that does not fit is never skipped")
     alone = _read_json(path, ROLE_CONFIG_NAME, kwargs)
     if alone is not None:
-        return _load_role_layer(path, alone, base_model, kwargs)
+        return _load_role_layer(path, alone, base_model, strength, kwargs)
     if base_model is not None:
         raise ValueError(
             f"`base_model`: is only for a role layer saved alone, but {str(path)!r} has no {ROLE_CONFIG_NAME}"
@@ -110,7 +112,7 @@ def from_pretrained(path: str | Path, *, base_model: Any = None, **kwargs: Any) 
     base["model_type"] = base.pop("base_model_type")
     config = base_class.config_class.from_dict(base)
     config.rolesafe = RoleConfig.from_dict(about["rolesafe"]).to_dict()
-    config.rolesafe_strength = _strength(path, about)
+    config.rolesafe_strength = _strength(path, about, strength)
     model, info = role_aware_class(base_class).from_pretrained(
         path, config=config, output_loading_info=True, trust_remote_code=False, use_safetensors=True, **kwargs
     )
@@ -145,8 +147,11 @@ def _check_table(path: Any, name: str, table: torch.Tensor) -> None:
         raise ValueError(f"`path`: {name} in {str(path)!r} holds NaN or infinite numbers; expected finite ones")
 
 
-def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _load_role_layer(
+    path: Any, about: dict[str, Any], base_model: Any, strength: float | None, kwargs: dict[str, Any]
+) -> PreTrainedModel:
     _check_version(about)
+    strength = _strength(path, about, strength)
     base = base_model if base_model is not None else about["base_model_name_or_path"]
     hub = _hub_options(kwargs)
     model = base
@@ -159,7 +164,7 @@ def _load_role_layer(path: Any, about: dict[str, Any], base_model: Any, kwargs: 
             f"`base_model`: expected a {about['base_model_type']!r} model, got {model.config.model_type!r}"
         )
     model = patch(model, RoleConfig.from_dict(about["rolesafe"]), allow_untested=True)
-    set_strength(model, _strength(path, about))
+    set_strength(model, strength)
     saved = load_file(cached_file(path, ROLE_WEIGHTS_NAME, **hub))
     parameters = dict(role_parameters(model))
     if saved.keys() != parameters.keys():
@@ -184,12 +189,23 @@ def _check_version(about: dict[str, Any]) -> None:
         )
 
 
-def _strength(path: Any, about: dict[str, Any]) -> float:
-    """How much of the role layer was in force when it was saved. Checkpoints of format 1 know full strength only."""
+def _strength(path: Any, about: dict[str, Any], wanted: float | None) -> float:
+    """How much of the role layer is to be in force. What was saved with less than all of it loads on demand only: a
+    model whose role layer is off, or half off, must not come back as if it were whole.
+
+    Checkpoints of format 1 know full strength only.
+    """
     value = about.get("strength", 1.0 if about.get("format_version", 0) < 2 else None)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ValueError(f"`path`: expected `strength`, a number in [0, 1], in {str(path)!r}, got {value!r}")
-    return float(value)
+    if wanted is not None:
+        return wanted
+    if value != 1.0:
+        raise ValueError(
+            f"`strength`: the role layer in {str(path)!r} was saved with strength {value} of 1, where its guarantees "
+            f"do not hold; pass strength={value} to have it like that, or strength=1.0 for all of it"
+        )
+    return 1.0
 
 
 def read_config(path: Any) -> dict[str, Any] | None:

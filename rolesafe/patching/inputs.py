@@ -21,7 +21,7 @@ class RoleInputs:
     Args:
         role_ids: (B, N) roles of all tokens from position 0: those in the cache, then the T new ones.
         length: T.
-        past_key_values: The cache, or None.
+        cache: The cache, or None.
         layers: Layer indices under which attention modules find their keys in the cache (`families.cache_layer`), to
             ask the cache for what it will return to each.
         config: The model's role configuration.
@@ -30,17 +30,15 @@ class RoleInputs:
         ValueError: `role_ids` has another length than the tokens, or holds an id that is no role.
     """
 
-    def __init__(
-        self, role_ids: Tensor, length: int, past_key_values: Any, layers: Iterable[int], config: RoleConfig
-    ) -> None:
+    def __init__(self, role_ids: Tensor, length: int, cache: Any, layers: Iterable[int], config: RoleConfig) -> None:
         self.config = config
         self.length = length
         self.seen: set[int] = set()
         self.impl = config.impl
         self.see: Callable[[torch.nn.Module, Problem], None] | None = None  # see `observe`
         self._indices: dict[tuple[int, int, torch.device, int], RoleIndex] = {}
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        _check_length(role_ids, past, length, past_key_values)
+        past = 0 if cache is None else cache.get_seq_length()
+        _check_length(role_ids, past, length, cache)
         _check_ids(role_ids, len(config.roles))
         self.role_ids = role_ids.long()
         if isinstance(past, Tensor):  # a static cache counts on the device: no wait for it
@@ -49,9 +47,7 @@ class RoleInputs:
             self.q_roles = self.role_ids[:, past : past + length]
         # The cache tells how many keys it will return to each layer and where the first of them stands: the same
         # numbers that transformers builds its masks from.
-        self._layouts = (
-            {} if past_key_values is None else {i: past_key_values.get_mask_sizes(length, i) for i in layers}
-        )
+        self._layouts = {} if cache is None else {i: cache.get_mask_sizes(length, i) for i in layers}
 
     def index(self, layer: int, keys: int, device: torch.device, padding: Tensor | None = None) -> RoleIndex:
         """Roles of the queries, and of the `keys` keys that layer `layer` of the cache returns, on `device`.

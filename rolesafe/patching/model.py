@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import RoleEmbedding, get_strength, set_strength
+from rolesafe.patching.caches import given_cache
 from rolesafe.patching.inputs import RoleInputs
 from rolesafe.patching.positions import place, role_positions
 
@@ -69,7 +70,7 @@ class RoleAwareMixin:
         if inputs_embeds is not None:  # named above because `generate` looks for it in the signature
             kwargs["inputs_embeds"] = inputs_embeds
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = given_cache(kwargs), kwargs.get("attention_mask")
         tokens = model_inputs.get("input_ids")
         tokens = model_inputs["inputs_embeds"] if tokens is None else tokens
         if mask is not None and mask.ndim == 2:
@@ -165,7 +166,7 @@ def role_aware_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
                 "`output_attentions`: expected False, got True; role-aware attention does not keep its weights. "
                 "rolesafe.attention.reference computes them for one layer"
             )
-        inputs = _role_inputs(self, role_ids, tokens, given.get("past_key_values"))
+        inputs = _role_inputs(self, role_ids, tokens, given_cache(given))
         if self.rolesafe_layers.moves_positions:
             layers = self.rolesafe_layers
             assert tokens is not None  # `_role_inputs` checked

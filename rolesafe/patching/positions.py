@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from rolesafe.attention.problem import is_privileged
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
+from rolesafe.patching.caches import given_cache
 
 
 def role_positions(
@@ -124,7 +125,7 @@ def place(
 
     `positions` are those that `prepare_inputs_for_generation` made already, where the padding was still at hand.
     """
-    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    cache, mask = given_cache(given), given.get("attention_mask")
     past = 0 if cache is None else cache.get_seq_length()
     if positions is None:
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rolesafe.evaluation import Results
+from rolesafe.evaluation.files import write_whole
 from rolesafe.report.build import build_view
 from rolesafe.report.chart import draw_chart
 from rolesafe.report.comparison.build import build_comparison
@@ -37,12 +38,12 @@ def markdown_table(results: Results) -> str:
 
 def write_chart(results: Results, path: str | os.PathLike[str]) -> Path:
     """Write the chart of `results`, a PNG image, to `path`."""
-    return _write(path, draw_chart(build_view(results)))
+    return write_whole(path, draw_chart(build_view(results)))
 
 
 def write_page(results: Results, path: str | os.PathLike[str]) -> Path:
     """Write `results` as one self-contained HTML page to `path`; the chart is in it, for light and for dark screens."""
-    return _write(path, render_page(build_view(results)).encode("utf-8"))
+    return write_whole(path, render_page(build_view(results)))
 
 
 def write_report(results: Results, directory: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -51,7 +52,7 @@ def write_report(results: Results, directory: str | os.PathLike[str]) -> tuple[P
     return (
         write_page(results, folder / PAGE),
         write_chart(results, folder / CHART),
-        _write(folder / MARKDOWN, markdown_table(results).encode("utf-8")),
+        write_whole(folder / MARKDOWN, markdown_table(results)),
     )
 
 
@@ -67,17 +68,7 @@ def write_comparison(results: Results, directory: str | os.PathLike[str]) -> tup
     target = Path(directory) / COMPARISON
     view = build_comparison(results)
     return (
-        _write(target.with_suffix(".html"), render_comparison(view).encode("utf-8")),
-        _write(target.with_suffix(".md"), render_comparison_markdown(view).encode("utf-8")),
-        _write(target.with_suffix(".csv"), render_csv(results).encode("utf-8")),
+        write_whole(target.with_suffix(".html"), render_comparison(view)),
+        write_whole(target.with_suffix(".md"), render_comparison_markdown(view)),
+        write_whole(target.with_suffix(".csv"), render_csv(results)),
     )
-
-
-def _write(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write `content` as a whole or not at all: an interrupted run leaves no half of a page."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(target)
-    return target

@@ -22,10 +22,11 @@ class AnnealRoles(TrainerCallback):
 
     The strength is a function of the Trainer's global step alone: a run that is resumed from a checkpoint goes on where
     it was. Evaluation and checkpoints have the strength of the step that comes next; a checkpoint that is saved before
-    the end loads with the strength it was saved with. Under `torch.compile` every change of the strength compiles anew.
+    the end loads only with `rolesafe.from_pretrained(path, strength=...)`. Under `torch.compile` every change of the
+    strength compiles anew.
 
     It takes steps enough to learn in: as long as a little of the plain attention is left, a model can live on it, so
-    with too few steps the rise of the loss is smaller but comes late, near full strength.
+    with too few steps the loss rises all the same, late, near full strength.
 
     Args:
         steps: Over how many optimizer steps (int), or over which share of all of them in (0, 1] (float).

@@ -14,10 +14,14 @@ from benchmarks.override_resistance.arms import ARMS, BASELINES, SECOND_SIZE, tr
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.measure import attacks, stratified
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
+from benchmarks.override_resistance.table import table
 from benchmarks.override_resistance.train import noise
+from benchmarks.throughput import ROOT
 from rolesafe.attacks import attackable
 from rolesafe.demo.pool import Update
-from rolesafe.evaluation import Results, Store
+from rolesafe.evaluation import Results, Store, seed_mean
+from rolesafe.report.comparison.build import build_comparison
+from rolesafe.report.comparison.markdown import render_markdown
 from rolesafe.tasks import generate, training_conversations, vocabulary
 
 TINY = Study(
@@ -157,3 +161,22 @@ def test_settings_survive_json_and_name_their_command():
 def test_bad_settings_say_so(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
+
+
+def test_the_page_says_what_the_record_says():
+    """Every figure of the two tables, and those of the README, from the committed record."""
+    results = Results.load(ROOT / "benchmarks" / "results" / "override_resistance.json")
+    page = (ROOT / "docs" / "override-resistance.md").read_text(encoding="utf-8")
+    assert table(results) in page
+    assert results.settings["comparison"]["candidate"] == "channel"
+    for line in render_markdown(build_comparison(results)).splitlines():
+        if line.startswith(("| worst case against", "| utility against", "| dilution", "| place of", "| role forging")):
+            assert line in page
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    order = ("plain", "pft", "aside", "ise", "air", "channel")
+    worst = [seed_mean([run.worst_case for run in results.of("0.1M", name)]) for name in order]
+    assert "| examples lost | {} |".format(" | ".join(f"{mean.value:.1%}" for mean in worst)) in readme.replace(
+        "**", ""
+    )
+    interval = " | ".join(f"{100 * mean.low:.1f} to {100 * mean.high:.1f}" for mean in worst)
+    assert f"| 95% interval over chance and seeds | {interval} |" in readme

@@ -13,7 +13,8 @@ import rolesafe.patching.attention
 from rolesafe import RoleConfig
 from rolesafe.attention import Problem
 from rolesafe.attention.reference import reference_channels
-from tests.models import MIXTURES, NAMED, VOCAB, cached_logits, logits, random_batch, role_model
+from rolesafe.patching.caches import output_cache
+from tests.models import MIXTURES, NAMED, VOCAB, cached_logits, logits, random_batch, role_model, with_cache
 
 named = pytest.mark.parametrize("family", NAMED)
 FULL = RoleConfig.preset("channel", share=0.3)
@@ -87,7 +88,7 @@ def test_the_privileged_channel_is_the_same_through_a_cache(family: str) -> None
         whole = model(ids, role_ids=roles).logits
         first = model(ids[:, :6], role_ids=roles[:, :6], use_cache=True)
         torch.testing.assert_close(first.logits, whole[:, :6], rtol=0, atol=1e-5)
-        rest = model(ids[:, 6:], role_ids=roles, past_key_values=first.past_key_values)
+        rest = model(ids[:, 6:], role_ids=roles, **with_cache(output_cache(first)))
         torch.testing.assert_close(rest.logits, whole[:, 6:], rtol=0, atol=1e-5)
 
 

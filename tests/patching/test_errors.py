@@ -12,7 +12,8 @@ from torch import nn
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching import is_patched
-from tests.models import base_model, logits, plain, random_batch, role_model, tiny_model
+from rolesafe.patching.caches import output_cache
+from tests.models import base_model, logits, plain, random_batch, role_model, tiny_model, with_cache
 
 few = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 
@@ -183,8 +184,8 @@ def test_a_cache_of_another_length_than_it_announced(family: str) -> None:
     start = {name: value[:, :9] for name, value in batch.items()}
     with torch.no_grad():
         first = model(**start, use_cache=True)
-    cache = copy.deepcopy(first.past_key_values)
+    cache = copy.deepcopy(output_cache(first))
     for layer in cache.layers:
         layer.get_mask_sizes = lambda length: (length + 4, 0)
     with pytest.raises((RuntimeError, ValueError), match="role"):
-        model(batch["input_ids"][:, 9:], role_ids=batch["role_ids"], past_key_values=cache)
+        model(batch["input_ids"][:, 9:], role_ids=batch["role_ids"], **with_cache(cache))

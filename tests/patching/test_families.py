@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching import is_patched
-from tests.models import EAGER_ONLY, NAMED, base_model, logits, plain, random_batch, randomise, role_model
+from rolesafe.patching.caches import output_cache
+from tests.models import EAGER_ONLY, NAMED, base_model, logits, plain, random_batch, randomise, role_model, with_cache
 
 named = pytest.mark.parametrize("family", NAMED)
 BASES = [(f, a) for f in NAMED for a in ("sdpa", "eager") if a == "eager" or f not in EAGER_ONLY]
@@ -45,8 +46,8 @@ def test_at_rest_without_a_mask_and_token_by_token(family: str, attn: str) -> No
         theirs = base(ids[:, :12], use_cache=True)
         for i in (12, 13):
             new = ids[:, i : i + 1]
-            ours = model(new, role_ids=roles[:, : i + 1], past_key_values=ours.past_key_values)
-            theirs = base(new, past_key_values=theirs.past_key_values)
+            ours = model(new, role_ids=roles[:, : i + 1], **with_cache(output_cache(ours)))
+            theirs = base(new, **with_cache(output_cache(theirs)))
             assert torch.equal(ours.logits, theirs.logits)
 
 

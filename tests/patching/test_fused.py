@@ -33,8 +33,17 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture
 def compact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Masks as they are made on a GPU."""
-    monkeypatch.setattr(masks, "COMPACT_DEVICES", ("cpu",))
+    monkeypatch.setattr(masks, "COMPACT_DEVICES", ("cpu", "cuda"))
     return
+
+
+def fused_device() -> str:
+    """Where the fused kernel runs: on CPU tensors by the interpreter, else on the GPU."""
+    return "cpu" if importlib.import_module("rolesafe_kernels.launch").INTERPRET else "cuda"
+
+
+def moved(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 @pytest.mark.parametrize("family", KNOWN)
@@ -75,13 +84,12 @@ def test_a_causal_mask_is_its_padding_and_others_are_whole() -> None:
 def test_the_fused_kernel_in_a_model(family: str) -> None:
     """Logits and every gradient, beside those of the specification."""
     pytest.importorskip("triton")
-    if not importlib.import_module("rolesafe_kernels.launch").INTERPRET:
-        pytest.skip("no interpreter: a GPU is at hand, whose checks are in kernels/gpu.py")
+    device = fused_device()
     found = {}
     for impl in ("reference", "triton"):
         config = RoleConfig.preset("channel", impl=impl)
         model = randomise(rolesafe.patch(base_model(family), config))
-        batch = random_batch()
+        model, batch = model.to(device), moved(random_batch(), device)
         out = logits(model, batch)
         out.square().mean().backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -97,10 +105,9 @@ def test_the_fused_kernel_in_a_model(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_the_fused_kernel_with_a_cache(family: str) -> None:
     pytest.importorskip("triton")
-    if not importlib.import_module("rolesafe_kernels.launch").INTERPRET:
-        pytest.skip("no interpreter: a GPU is at hand, whose checks are in kernels/gpu.py")
+    device = fused_device()
     model = randomise(rolesafe.patch(base_model(family), RoleConfig.preset("channel", impl="triton")))
-    batch = random_batch()
+    model, batch = model.to(device), moved(random_batch(), device)
     with torch.no_grad():
         whole, steps = logits(model, batch), cached_logits(model, batch)
     torch.testing.assert_close(steps, whole, rtol=1e-3, atol=1e-4)

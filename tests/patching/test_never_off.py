@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, StaticCache
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching.attention import register
-from tests.models import base_model, logits, plain, random_batch, role_model
+from tests.models import base_model, logits, plain, random_batch, role_model, with_cache
 
 families = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "gpt_oss"])
 FULL = RoleConfig.preset("channel", share=0.3)
@@ -292,8 +292,8 @@ def test_compiled_decoding_with_a_static_cache(family: str) -> None:
     with torch.no_grad():
         full = model(ids, role_ids=batch["role_ids"], use_cache=False).logits
         cache = StaticCache(config=model.config, max_cache_len=16)
-        model(ids[:, :9], role_ids=roles, past_key_values=cache)
+        model(ids[:, :9], role_ids=roles, **with_cache(cache))
         step = torch.compile(model, backend="eager", fullgraph=True)
         for i in (9, 10, 11):
-            got = step(ids[:, i : i + 1], role_ids=roles, past_key_values=cache).logits
+            got = step(ids[:, i : i + 1], role_ids=roles, **with_cache(cache)).logits
             close(got[:, 0], full[:, i])

@@ -14,8 +14,10 @@ from torch import Tensor
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.mechanisms import set_strength
+from rolesafe.patching.caches import output_cache
 from rolesafe.patching.positions import role_positions
 from tests.models import (
+    CACHE,
     VOCAB,
     base_model,
     cached_logits,
@@ -25,6 +27,7 @@ from tests.models import (
     randomise,
     role_model,
     tiny_model,
+    with_cache,
 )
 
 OWN = RoleConfig(own_positions=True)
@@ -155,7 +158,7 @@ def test_a_prefix_cache_of_the_system_text_serves_every_place() -> None:
     for place in ("first", "last", "split"):
         ids, roles = around(place, 3)
         with torch.no_grad():
-            cache = model(ids, role_ids=roles, use_cache=True).past_key_values
+            cache = output_cache(model(ids, role_ids=roles, use_cache=True))
         caches.append([layer.keys[0][:, (roles < 2)[0]] for layer in cache.layers])
     for other in caches[1:]:
         for x, y in zip(caches[0], other, strict=True):
@@ -212,7 +215,7 @@ def test_a_second_turn_on_a_kept_cache(config: RoleConfig) -> None:
     first = model.generate(ids, role_ids=roles, return_dict_in_generate=True, **options)
     turn = torch.cat([first.sequences, torch.randint(3, VOCAB, (1, 5), generator=make)], 1)
     roles = torch.cat([roles, torch.tensor([[3, 3, 3, 3, 2, 2, 1, 2, 3]])], 1)
-    kept = model.generate(turn, role_ids=roles, past_key_values=first.past_key_values, **options)
+    kept = model.generate(turn, role_ids=roles, **with_cache(output_cache(first)), **options)
     assert torch.equal(kept, model.generate(turn, role_ids=roles, use_cache=False, **options))
 
 
@@ -269,8 +272,8 @@ def test_packed_sequences_are_refused() -> None:
 
 def test_jumps_beside_a_cache_are_refused() -> None:
     model, batch = role_model("llama", OWN), random_batch(padding=0)
-    cache = model(**{name: x[:, :9] for name, x in batch.items()}, use_cache=True).past_key_values
-    step = {**batch, "input_ids": batch["input_ids"][:, 9:], "past_key_values": cache}
+    cache = output_cache(model(**{name: x[:, :9] for name, x in batch.items()}, use_cache=True))
+    step = {**batch, "input_ids": batch["input_ids"][:, 9:], CACHE: cache}
     with pytest.raises(ValueError, match=r"`position_ids`: expected consecutive positions beside a cache"):
         model(**step, position_ids=torch.arange(9, 14)[None] + 20)
 

@@ -20,7 +20,8 @@ from transformers import StaticCache
 
 import rolesafe
 from rolesafe import RoleConfig
-from tests.models import VOCAB, base_model, cached_logits, logits, plain, random_batch, role_model
+from rolesafe.patching.caches import output_cache
+from tests.models import CACHE, VOCAB, base_model, cached_logits, logits, plain, random_batch, role_model, with_cache
 from tests.patching.test_generation import GREEDY, one_by_one
 from tests.patching.test_training import gradients
 
@@ -70,13 +71,13 @@ def test_a_new_user_turn_on_a_kept_cache(config: RoleConfig, static: bool) -> No
     model, make = role_model("llama", config), torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCAB, (1, 9), generator=make)
     roles = torch.tensor([[0, 0, 0, 2, 2, 2, 2, 3, 3]])
-    kept: dict[str, Any] = {"past_key_values": StaticCache(model.config, max_cache_len=32)} if static else {}
+    kept: dict[str, Any] = {CACHE: StaticCache(model.config, max_cache_len=32)} if static else {}
     first = model.generate(ids, role_ids=roles, return_dict_in_generate=True, **GREEDY, **kept)
     new = first.sequences.shape[1] - 9
     turn = torch.cat([first.sequences, torch.randint(3, VOCAB, (1, 5), generator=make)], 1)
     # the last generated token has not been through the model yet; a user's turn and a tool's follow
     roles = torch.cat([roles, torch.full((1, new), 3), torch.tensor([[2, 2, 4, 2, 3]])], 1)
-    second = model.generate(turn, role_ids=roles, past_key_values=first.past_key_values, **GREEDY)
+    second = model.generate(turn, role_ids=roles, **with_cache(output_cache(first)), **GREEDY)
     batch = {"input_ids": turn, "attention_mask": torch.ones_like(turn), "role_ids": roles}
     assert torch.equal(second, one_by_one(model, batch))
     with torch.no_grad():

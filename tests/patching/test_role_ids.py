@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from rolesafe import RoleConfig
-from tests.models import base_model, plain, random_batch, role_model
+from rolesafe.patching.caches import output_cache
+from tests.models import base_model, plain, random_batch, role_model, with_cache
 
 FAMILIES = ["llama", "gemma3_text", "gpt2", "gpt_oss"]
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +89,7 @@ def test_roles_of_the_new_tokens_alone_are_not_enough_beside_a_cache(family: str
     ids, mask, roles = batch["input_ids"], batch["attention_mask"], batch["role_ids"]
     first = model(ids[:, :9], attention_mask=mask[:, :9], role_ids=roles[:, :9], use_cache=True)
     with pytest.raises(ValueError, match=r"14 tokens \(9 in the cache and 5 new\), got 5"):
-        model(ids[:, 9:], attention_mask=mask, role_ids=roles[:, 9:], past_key_values=first.past_key_values)
+        model(ids[:, 9:], attention_mask=mask, role_ids=roles[:, 9:], **with_cache(output_cache(first)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -102,15 +103,15 @@ def test_roles_beside_a_static_cache_are_those_of_the_tokens_or_of_the_whole_cac
             for length in (stop, 20):
                 cache = StaticCache(config=model.config, max_cache_len=20)
                 if start:
-                    model(ids[:, :start], role_ids=roles[:, :start], past_key_values=cache)
-                got = model(ids[:, start:stop], role_ids=roles[:, :length], past_key_values=cache).logits
+                    model(ids[:, :start], role_ids=roles[:, :start], **with_cache(cache))
+                got = model(ids[:, start:stop], role_ids=roles[:, :length], **with_cache(cache)).logits
                 torch.testing.assert_close(got, full[:, start:stop], rtol=0, atol=1e-5)
             for length in (stop - 1, stop + 1, 19, 21, 24):
                 cache = StaticCache(config=model.config, max_cache_len=20)
                 if start:
-                    model(ids[:, :start], role_ids=roles[:, :start], past_key_values=cache)
+                    model(ids[:, :start], role_ids=roles[:, :start], **with_cache(cache))
                 with pytest.raises(ValueError, match=rf"`role_ids`: expected one role .* {stop} tokens.*got {length}"):
-                    model(ids[:, start:stop], role_ids=roles[:, :length], past_key_values=cache)
+                    model(ids[:, start:stop], role_ids=roles[:, :length], **with_cache(cache))
 
 
 @families

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from rolesafe.attacks.gradient.target import Target
 from rolesafe.patching.apply import is_patched
+from rolesafe.patching.caches import cache_argument, output_cache
 
 
 class Victim:
@@ -47,10 +48,10 @@ class Victim:
             # Not in inference mode: the gradient of a slot goes through these keys.
             with torch.no_grad():
                 output = model(input_ids=target.before[None], use_cache=True, **roles)
-            cache: Any = getattr(output, "past_key_values", None)  # Mamba has a state under another name
+            cache: Any = output_cache(output)
             kinds = (DynamicLayer, DynamicSlidingWindowLayer)
             if type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers):
-                self._cache = cache
+                self._cache, self._cache_argument = cache, cache_argument(model.forward)
 
     @property
     def is_cached(self) -> bool:
@@ -70,8 +71,8 @@ class Victim:
             return
         roles = {"role_ids": self.role_ids(len(ids))[:, : len(self.target.before) + len(ids)]} if self.patched else {}
         with torch.no_grad():
-            output = self.model(input_ids=ids[None], past_key_values=self._copy(1), use_cache=True, **roles)
-        self._known = output.past_key_values
+            output = self.model(input_ids=ids[None], use_cache=True, **self._kept(1), **roles)
+        self._known = output_cache(output)
 
         def share(shared: int) -> None:
             self._shared = shared
@@ -110,7 +111,7 @@ class Victim:
         if self.patched:
             given["role_ids"] = self.role_ids(length, role)[:, : len(target.before) + length + len(tail)].expand(n, -1)
         if self.is_cached:
-            given["past_key_values"] = self._copy(n)
+            given |= self._kept(n)
         if self._keeps:
             given["logits_to_keep"] = len(target.wanted) if whole else 1
         return self.model(**given, use_cache=self.is_cached, **options)
@@ -144,8 +145,8 @@ class Victim:
         slot = torch.full_like(target.before[:1], target.role if role is None else role).expand(length)
         return torch.cat([target.roles_before, slot, target.roles_after])[None]
 
-    def _copy(self, n: int) -> Any:
-        """The kept keys and values for n sequences: views, that the model's own cache does not write into."""
+    def _kept(self, n: int) -> dict[str, Any]:
+        """The kept keys and values for n sequences, as an argument: views that the model does not write into."""
         known = self._known if self._shared else self._cache
         length = len(self.target.before) + self._shared
         cache = copy.copy(known)
@@ -154,4 +155,4 @@ class Victim:
             if layer.is_initialized:
                 layer.keys = layer.keys[:, :, :length].expand(n, -1, -1, -1)
                 layer.values = layer.values[:, :, :length].expand(n, -1, -1, -1)
-        return cache
+        return {self._cache_argument: cache}
