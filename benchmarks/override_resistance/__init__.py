@@ -2,6 +2,6 @@
 
     python -m benchmarks.override_resistance --out runs/resistance
 
-Reads top to bottom: `settings` (what decides the outcome), `arms` (the mechanisms), `train`, `measure` (utility,
-attacks, SEP, attention mass), `job` (one arm), `__main__` (the command line and the report).
+Reads top to bottom: `settings` (what decides the outcome), `arms` (the mechanisms), `data`, `train`, `measure`
+(utility, attacks, SEP, attention mass), `job` (one arm), `__main__` (the command line and the report).
 """

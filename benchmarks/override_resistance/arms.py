@@ -65,8 +65,8 @@ ARMS: dict[str, Arm] = {
 BASELINES = tuple(name for name, arm in ARMS.items() if arm.kind == "published" and name != "drip")
 """The published mechanisms that the target compares with: ISE, AIR, ASIDE, PFT."""
 
-SECOND_SIZE = ("plain", *BASELINES, "instaboost", "pasta", "spotlight", "channel", "separate")
-"""The arms of every size but the first: the ablations are made on the smallest model."""
+SECOND_SIZE = ("plain", *BASELINES, "channel")
+"""The arms of every size but the first, where no arms are asked for: the ablations are made on the first."""
 
 
 def trained(name: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from benchmarks.override_resistance.arms import ARMS, SECOND_SIZE
@@ -13,19 +15,46 @@ from rolesafe.training import FitSettings
 
 @dataclass(frozen=True)
 class Size:
-    """A llama to train from scratch, and how."""
+    """A llama to train, and how.
 
-    hidden: int
-    layers: int
-    heads: int
+    Attributes:
+        fit: How it is trained.
+        hidden, layers, heads, head_dim: Its shape, where it is trained from nothing.
+        text_share: Share of ordinary text, `Study.text`, among the training rows. With it the tokenizer is made of
+            pieces of words (BPE), as a large model's is; without it, of the words of the tasks.
+        annealed: Share of the steps over which a role layer comes in, for a checkpoint that was trained without.
+    """
+
     fit: FitSettings
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 4
+    head_dim: int = 16
+    text_share: float = 0.0
+    annealed: float = 0.0
 
+
+def _fit(steps: int, learning_rate: float, **more: Any) -> FitSettings:
+    return FitSettings(
+        steps=steps,
+        learning_rate=learning_rate,
+        role_learning_rate=learning_rate,
+        **{"position_gap": 640, "group_by_length": True, **more},
+    )
+
+
+PRETRAINED = "pretrained"
+"""The size of a checkpoint that was trained already, `Study.base`."""
 
 SIZES: dict[str, Size] = {
-    "0.1M": Size(64, 3, 4, FitSettings(steps=1200, learning_rate=3e-3, role_learning_rate=3e-3, position_gap=640)),
-    "0.5M": Size(96, 4, 6, FitSettings(steps=1200, learning_rate=2e-3, role_learning_rate=2e-3, position_gap=640)),
+    "0.1M": Size(_fit(1200, 3e-3)),
+    "0.4M": Size(_fit(800, 3e-3), hidden=96, heads=6),
+    "30M": Size(
+        _fit(6000, 6e-4, batch_size=64, checkpoints=10), hidden=512, layers=8, heads=8, head_dim=64, text_share=0.5
+    ),
+    PRETRAINED: Size(_fit(900, 2e-3, max_length=400, checkpoints=5), annealed=0.5),
 }
-"""Model sizes by label (millions of parameters)."""
+"""Models by label: millions of parameters without embeddings, roughly. The first two are for a CPU, "30M" for a GPU."""
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
@@ -42,7 +71,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 """The searches by name, and how they differ from the attack of the name's first part. The objectives "attention" and
 "role-shift" know the defence; the carrier "injection" states the contrary rule in front of what is searched for."""
 
-USUAL = tuple(SEARCHES)[:6]
+USUAL = ("gcg", "beam", "best-of-n", "worst-insertion", "soft-prompt")
 """The searches of the study; the other variants of GCG are there to be asked for."""
 
 
@@ -55,7 +84,7 @@ class Study:
     """What is run.
 
     Args:
-        sizes: Labels out of :data:`SIZES`; the first one gets all arms.
+        sizes: Labels out of :data:`SIZES`. Where all arms are run the first size gets them, the others some.
         seeds: Every arm is trained once for each.
         arms: Names out of :data:`benchmarks.override_resistance.arms.ARMS`; what needs no training stands on
             the plain model.
@@ -68,10 +97,12 @@ class Study:
         searches: Names of the searches, see :data:`SEARCHES`.
         gcg_steps, gcg_width: Budget of every gradient attack: steps, and candidates a step.
         candidate: The arm whose targets are checked.
+        base: The checkpoint of the size "pretrained": a path or hub id.
+        text: A file of ordinary text, for sizes that are trained on it too.
         quick: A few steps and examples of everything: shows that it works, and nothing else.
     """
 
-    sizes: tuple[str, ...] = tuple(SIZES)
+    sizes: tuple[str, ...] = ("0.1M", "0.4M")
     seeds: tuple[int, ...] = (0, 1, 2)
     arms: tuple[str, ...] = tuple(ARMS)
     families: tuple[str, ...] = ("access", "form", "data")
@@ -79,11 +110,13 @@ class Study:
     triggers: float = 0.1
     noise: float = 0.3
     examples: int = 120
-    searched: int = 8
+    searched: int = 3
     searches: tuple[str, ...] = USUAL
     gcg_steps: int = 100
     gcg_width: int = 128
     candidate: str = "channel"
+    base: str | None = None
+    text: str | None = None
     quick: bool = False
 
     def __post_init__(self) -> None:
@@ -94,6 +127,17 @@ class Study:
             for value in chosen:
                 if value not in known:
                     raise ValueError(f"`{name}`: unknown {value!r}; expected some of {tuple(known)}")
+        if (self.base is not None) != (PRETRAINED in self.sizes):
+            raise ValueError(
+                f"`base`: expected a checkpoint for the size {PRETRAINED!r} and for no other, got {self.base!r} with "
+                f"sizes {self.sizes}"
+            )
+        mixed = [size for size in self.sizes if SIZES[size].text_share]
+        if (self.text is not None) != bool(mixed):
+            raise ValueError(
+                f"`text`: expected a file of ordinary text for sizes that are trained on it and for no other, got "
+                f"{self.text!r} with sizes {self.sizes}, of which {mixed} are"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds`: expected distinct seeds, at least one, got {self.seeds}")
         for name in ("noise", "triggers"):
@@ -114,7 +158,7 @@ class Study:
             (size, arm, seed)
             for arm in self.arms
             for size in self.sizes
-            if size == self.sizes[0] or arm in SECOND_SIZE
+            if size == self.sizes[0] or arm in SECOND_SIZE or self.arms != tuple(ARMS)
             for seed in self.seeds
         )
 
@@ -128,6 +172,9 @@ class Study:
         """The command line of these settings."""
         default = Study()
         words = ["python", "-m", "benchmarks.override_resistance"]
+        for name in ("base", "text"):
+            if (path := getattr(self, name)) is not None:
+                words += [f"--{name}", PurePath(path).name]
         for name, option in (("sizes", "size"), ("arms", "arm"), ("searches", "search")):
             if getattr(self, name) != getattr(default, name):
                 words += [word for value in getattr(self, name) for word in (f"--{option}", value)]
@@ -141,4 +188,11 @@ class Study:
     def to_dict(self) -> dict[str, Any]:
         """JSON values of all that two records must have in common to stand in one table."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in PLANNED}
-        return {**values, "models": {size: asdict(model) for size, model in SIZES.items()}}
+        names = {k: None if values[k] is None else PurePath(values[k]).name for k in ("base", "text")}
+        return {**values, **names, "models": {size: asdict(model) for size, model in SIZES.items()}}
+
+    def training_of(self, size: str) -> dict[str, Any]:
+        """JSON values of all that a trained model of this size comes from, but for its arm and seed."""
+        names = ("families", "training", "triggers", "noise", "base", "text", "quick")
+        values = json.loads(json.dumps(self.to_dict()))
+        return {**{name: values[name] for name in names}, "model": values["models"][size]}

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from benchmarks.override_resistance.arms import ARMS, trained
-from benchmarks.override_resistance.settings import SIZES, Study
-from rolesafe.tasks import Message
+from benchmarks.override_resistance.data import chunks, training_rows
+from benchmarks.override_resistance.settings import PRETRAINED, SIZES, Study
 
-DONE = "seconds.txt"
-"""Written last: a model directory with it is whole."""
+DONE = "training.json"
+"""Written last: a model directory with it is whole. What the model comes from, and the seconds that it took."""
 
 
 def obtain(
     study: Study, size: str, arm: str, seed: int, models: Path, progress: Callable[[float], None]
 ) -> tuple[Any, Any, float]:
-    """The trained model of an arm, its tokenizer, and the seconds its training took. Trains it if need be."""
+    """The trained model of an arm, its tokenizer, and the seconds its training took. Trains it if need be.
+
+    Raises:
+        ValueError: The model that is there was trained in another way than this study says.
+    """
     from rolesafe.patching import patch
 
     base = trained(arm)
     directory = models / f"{size}--{base}--{seed}"
     if not (directory / DONE).exists():
         _train(study, size, base, seed, directory, progress)
+    about = json.loads((directory / DONE).read_text(encoding="utf-8"))
+    wanted = study.training_of(size)
+    if different := [name for name in wanted if wanted[name] != about["training"].get(name)]:
+        raise ValueError(
+            f"`models`: expected models of this study, got {directory.name} that was trained with other "
+            f"{', '.join(different)}; give another directory"
+        )
     model, tokenizer = _load(directory, base)
     if base != arm:
         config = ARMS[arm].config
         assert config is not None
         patch(model, config)
-    return model.eval(), tokenizer, float((directory / DONE).read_text())
+    return model.eval(), tokenizer, about["seconds"]
 
 
 def _load(directory: Path, arm: str) -> tuple[Any, Any]:
@@ -47,45 +58,75 @@ def _load(directory: Path, arm: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def start(study: Study, size: str, seed: int) -> tuple[Any, Any]:
+    """The model of a size before it is trained here, and its tokenizer."""
+    from rolesafe.tasks import vocabulary
+    from rolesafe.training.tiny import text_tokenizer, tiny_llama, tiny_tokenizer
+
+    chosen = SIZES[size]
+    if size == PRETRAINED:
+        return _pretrained(study.base)
+    words = vocabulary(study.families)
+    tokenizer = tiny_tokenizer(words)
+    if chosen.text_share:
+        assert study.text is not None
+        tokenizer = text_tokenizer([*chunks(Path(study.text), 5000, 0), *words])
+    model = tiny_llama(
+        len(tokenizer),
+        seed=seed,
+        hidden=chosen.hidden,
+        layers=chosen.layers,
+        heads=chosen.heads,
+        head_dim=chosen.head_dim,
+    )
+    return model, tokenizer
+
+
+def _pretrained(path: str | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rolesafe.roles.templates import DEFAULT_TEMPLATE
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = DEFAULT_TEMPLATE
+    return model, tokenizer
+
+
 def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
     import torch
 
     from rolesafe.patching import patch
-    from rolesafe.tasks import training_conversations, vocabulary
-    from rolesafe.training import fit
-    from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
+    from rolesafe.training import AnnealRoles, fit
 
     chosen, how = SIZES[size], study.fit(size)
-    words = vocabulary(study.families)
-    tokenizer = tiny_tokenizer(words)
-    model: Any = tiny_llama(len(tokenizer), seed=seed, hidden=chosen.hidden, layers=chosen.layers, heads=chosen.heads)
+    model, tokenizer = start(study, size, seed)
+    rows = training_rows(study, size, seed, tokenizer, directory.parent)
     config = ARMS[arm].config
     torch.manual_seed(seed)  # role vectors that are drawn, jumps
     if config is not None:
         patch(model, config)
-    conversations = training_conversations(
-        how.steps * how.batch_size, seed, study.families, difficulty=study.training, trigger_share=study.triggers
-    )
-    rng = Random(f"noise/{seed}")
-    noisy = [noise(messages, words, rng) if rng.random() < study.noise else messages for messages in conversations]
-    part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
+    anneal = [AnnealRoles(chosen.annealed)] if config is not None and chosen.annealed else []
+    # a long training is saved on the way, where the next try finds it; a short one starts over
+    checkpoints = directory.with_name(f"{directory.name}.{'checkpoints' if how.checkpoints else os.getpid()}")
     seconds = fit(
-        model, tokenizer, noisy, how, seed=seed, directory=part / "checkpoints", config=config, progress=progress
+        model,
+        tokenizer,
+        rows,
+        how,
+        seed=seed,
+        directory=checkpoints,
+        config=config,
+        progress=progress,
+        callbacks=anneal,
     )
+    part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    (part / DONE).write_text(f"{seconds:.2f}\n")
+    about = {"training": study.training_of(size), "seconds": round(seconds, 2)}
+    (part / DONE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(part, directory)
-
-
-def noise(messages: list[Message], words: list[str], rng: Random) -> list[Message]:
-    """`messages` with 1 to 24 random words in a random place of the last message before the reply that is not the
-    system's: what a gradient attack writes looks like that. Every arm is trained with the same."""
-    last = max(i for i, m in enumerate(messages[:-1]) if m["role"] in ("user", "tool"))
-    text = messages[last]["content"].split()
-    at = rng.randint(0, len(text))
-    salad = [rng.choice(words) for _ in range(rng.randint(1, 24))]
-    content = " ".join([*text[:at], *salad, *text[at:]])
-    return [{**m, "content": content} if i == last else m for i, m in enumerate(messages)]

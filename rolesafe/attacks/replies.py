@@ -46,6 +46,7 @@ def replies(
     max_new_tokens: int = 16,
     batch_size: int = 32,
     begun: Sequence[int] = (),
+    lengths: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """The reply of `model` to each conversation, greedy.
@@ -60,6 +61,7 @@ def replies(
         max_new_tokens: Longest reply, in tokens.
         batch_size: Most conversations in a batch.
         begun: Ids of tokens that the reply begins with; the model goes on from there.
+        lengths: Their numbers of tokens, where :func:`prompt_lengths` has told them already.
         progress: Called after each batch.
 
     Returns:
@@ -74,7 +76,8 @@ def replies(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}`: expected a number >= 1, got {value!r}")
-    lengths = prompt_lengths(model, tokenizer, conversations)
+    if lengths is None:
+        lengths = prompt_lengths(model, tokenizer, conversations)
     size = context_size(model)
     longest = max(lengths) + len(begun) + max_new_tokens
     if size is not None and longest > size:

@@ -182,7 +182,8 @@ class _Job:
 
             def ask(size: int, at: int = at) -> list[tuple[Example, str]]:
                 batch = fits[at : at + size]
-                return list(zip(batch, self._replies([messages[e.id] for e in batch], size), strict=True))
+                texts = self._replies([messages[e.id] for e in batch], [lengths[e.id] for e in batch], size)
+                return list(zip(batch, texts, strict=True))
 
             try:
                 for example, reply in self.batches.run(ask, len(fits) - at):
@@ -219,7 +220,7 @@ class _Job:
                 return
             reply = found.reply
             if reply is None:
-                (reply,) = self.batches.run(lambda size: self._replies([found.messages], size), 1)
+                (reply,) = self.batches.run(lambda size: self._replies([found.messages], [length], size), 1)
         except OutOfMemoryError as error:
             self.failed[example.id] = f"out of memory with a batch of 1: {error}"
             return
@@ -264,9 +265,14 @@ class _Job:
             **counts,
         )
 
-    def _replies(self, conversations: Sequence[tuple[Message, ...]], size: int) -> list[str]:
+    def _replies(self, conversations: Sequence[tuple[Message, ...]], lengths: Sequence[int], size: int) -> list[str]:
         return replies(
-            self.model, self.tokenizer, conversations, max_new_tokens=self.config.max_new_tokens, batch_size=size
+            self.model,
+            self.tokenizer,
+            conversations,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=size,
+            lengths=lengths,
         )
 
     def _length(self, example: Example, messages: tuple[Message, ...]) -> int | None:

@@ -126,7 +126,7 @@ def _train(
     return fit(
         model,
         tokenizer,
-        conversations,
+        [{"messages": messages} for messages in conversations],
         how,
         seed=seed,
         directory=checkpoints,

@@ -53,8 +53,7 @@ def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Iter
         workers: Processes at a time; default: one per core (one on a GPU), at most one per job.
     """
     count = min(len(jobs), workers or _default_workers())
-    # `spawn`: a forked child would share the parent's thread pools.
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     told: Any = context.Queue()
     waiting = list(jobs)
     alive: dict[Job, Any] = {}
@@ -103,6 +102,20 @@ def progress_bars(console: Console, jobs: Sequence[Job], todo: Sequence[Job]) ->
                 progress.stop_task(bars[update.job])
 
         yield tell
+
+
+PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "rolesafe.training.fit", "rolesafe.evaluation.mass")
+"""What takes seconds to import and every job imports."""
+
+
+def _context() -> Any:
+    """How processes are started: never forked from this one, whose thread pools they would share, but from a server
+    that has imported what they need and done nothing else; where there is no such server, from nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def _child(work: Work, job: Job, told: Any) -> None:

@@ -29,4 +29,5 @@ def given_cache(arguments: Mapping[str, Any]) -> Any:
 
 def output_cache(output: Any) -> Any:
     """The cache that a forward pass or `generate` returned; None: it returned none."""
-    return next((cache for name in NAMES if (cache := getattr(output, name, None)) is not None), None)
+    # `hasattr` first: from 5.24 on the old name is a property that warns
+    return next((getattr(output, name) for name in NAMES if hasattr(output, name)), None)

@@ -56,13 +56,14 @@ class RoleCollator:
             raise ValueError(f"`pad_to_multiple_of`: expected a number >= 1, got {self.pad_to_multiple_of}")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Collate rows with a column `messages`.
+        """Collate rows with a column `messages`, or rows that :meth:`encode` made of such.
 
         Raises:
             ValueError: A row has no `messages`, or a conversation no reply to learn.
         """
-        encoded = [self._encode(i, row) for i, row in enumerate(features)]
-        length = max(len(one) for one in encoded)
+        rows = [row if "labels" in row else self.encode(row, f"row {i}") for i, row in enumerate(features)]
+        lengths = [len(row["input_ids"]) for row in rows]
+        length = max(lengths)
         length += -length % self.pad_to_multiple_of
         fill = {
             "input_ids": padding_id(self.tokenizer),
@@ -70,22 +71,45 @@ class RoleCollator:
             "labels": IGNORED,
             "role_ids": padding_role_id(self.config),
         }
-        rows = [
-            {
-                "input_ids": one.input_ids,
-                "attention_mask": [1] * len(one),
-                "labels": self._labels(one),
-                "role_ids": one.role_ids,
-            }
-            for one in encoded
-        ]
         names = [name for name in fill if self.with_roles or name != "role_ids"]
+        for i, row in enumerate(rows):
+            if missing := [name for name in names if name not in row]:
+                raise ValueError(f"row {i}: expected the columns {names} of RoleCollator.encode, got none of {missing}")
         batch = {
-            name: torch.tensor([row[name] + [fill[name]] * (length - len(row[name])) for row in rows]) for name in names
+            name: torch.tensor(
+                [[*row[name], *[fill[name]] * (length - n)] for row, n in zip(rows, lengths, strict=True)]
+            )
+            for name in names
         }
         if self.position_gap > 0:
-            batch["position_ids"] = self._positions(torch.tensor([len(one) for one in encoded]), length)
+            batch["position_ids"] = self._positions(torch.tensor(lengths), length)
         return batch
+
+    def encode(self, row: Mapping[str, Any], argument: str = "row") -> dict[str, list[int]]:
+        """The lists `input_ids`, `attention_mask`, `role_ids` and `labels` of a row with a column `messages`.
+
+        Rows may be encoded ahead, once for many trainings: ``dataset.map(collator.encode)``.
+
+        Args:
+            row: With `messages`.
+            argument: What errors call it.
+
+        Raises:
+            ValueError: It has no `messages`, or the conversation no reply to learn.
+        """
+        one = self._encode(argument, row)
+        labels = self._labels(one)
+        if all(label == IGNORED for label in labels):
+            raise ValueError(
+                f"{argument}: expected a message of role {self.config.generated!r} to learn, got roles "
+                f"{[message['role'] for message in row['messages']]}"
+            )
+        return {
+            "input_ids": list(one.input_ids),
+            "attention_mask": [1] * len(one),
+            "role_ids": list(one.role_ids),
+            "labels": labels,
+        }
 
     def _positions(self, lengths: Tensor, length: int) -> Tensor:
         """(B, T) positions with a jump in about every other row; `lengths` (B,) is without padding."""
@@ -95,24 +119,18 @@ class RoleCollator:
         count = torch.arange(length).expand(rows, length)
         return count + gap * (count >= at)
 
-    def _encode(self, i: int, row: Mapping[str, Any]) -> EncodedConversation:
+    def _encode(self, argument: str, row: Mapping[str, Any]) -> EncodedConversation:
         if "messages" not in row:
-            raise ValueError(f"row {i}: expected a column `messages`, got {sorted(row)}")
-        one = encode_one(
+            raise ValueError(f"{argument}: expected a column `messages`, got {sorted(row)}")
+        return encode_one(
             self.tokenizer,
             row["messages"],
             config=self.config,
             truncation=self.max_length is not None,
             max_length=self.max_length,
             chat_template=self.chat_template,
-            argument=f"row {i}: messages",
+            argument=f"{argument}: messages",
         )
-        if all(label == IGNORED for label in self._labels(one)):
-            raise ValueError(
-                f"row {i}: expected a message of role {self.config.generated!r} to learn, got roles "
-                f"{[message['role'] for message in row['messages']]}"
-            )
-        return one
 
     def _labels(self, one: EncodedConversation) -> list[int]:
         learned = self.config.generated_id

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from rolesafe.config import RoleConfig
@@ -33,6 +36,7 @@ class FitSettings:
         max_length: Longest conversation in tokens; None: no limit.
         position_gap: Largest random jump of the positions, in tokens; see `RoleCollator`. At most what the model's
             context leaves beside :data:`ROOM` tokens.
+        group_by_length: Put conversations of about the same length into a step: less padding, the same conversations.
         checkpoints: How often the training is saved on the way; 0: not at all, it starts over.
 
     Raises:
@@ -45,6 +49,7 @@ class FitSettings:
     role_learning_rate: float = 3e-3
     max_length: int | None = None
     position_gap: int = 0
+    group_by_length: bool = False
     checkpoints: int = 0
 
     def __post_init__(self) -> None:
@@ -63,7 +68,7 @@ class FitSettings:
 def fit(
     model: Any,
     tokenizer: Any,
-    conversations: Sequence[Sequence[Mapping[str, str]]],
+    rows: Sequence[Mapping[str, Any]],
     settings: FitSettings,
     *,
     seed: int,
@@ -79,7 +84,7 @@ def fit(
     Args:
         model: A causal language model; a patched one gets the roles.
         tokenizer: With a chat template.
-        conversations: Messages that end with the reply to learn.
+        rows: With `messages` that end with the reply to learn, or what :meth:`RoleCollator.encode` made of such.
         settings: How to train.
         seed: Of the order of the conversations, dropout and jumps.
         directory: For checkpoints; removed at the end.
@@ -94,6 +99,8 @@ def fit(
     roles = model.rolesafe_config if has_roles else (config or RoleConfig())
     context = getattr(model.config, "max_position_embeddings", 0) or 0
     trains_roles = has_roles and any(p.requires_grad for _, p in role_parameters(model))
+    if settings.group_by_length:
+        rows = grouped(rows, settings.batch_size, seed)
     arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=settings.steps,
@@ -104,6 +111,7 @@ def fit(
         weight_decay=0.01,
         adam_beta2=0.98,
         seed=seed,
+        train_sampling_strategy="sequential" if settings.group_by_length else "random",
         save_strategy="steps" if settings.checkpoints else "no",
         save_steps=max(1, settings.steps // max(1, settings.checkpoints)),
         save_total_limit=1,
@@ -123,7 +131,7 @@ def fit(
             position_gap=min(settings.position_gap, max(0, context - ROOM)),
         ),
         role_learning_rate=settings.role_learning_rate if trains_roles else None,
-        train_dataset=[{"messages": list(messages)} for messages in conversations],
+        train_dataset=rows,
         callbacks=[*callbacks, *([] if progress is None else [_Progress(progress)])],
     )
     trainer.remove_callback(PrinterCallback)
@@ -131,6 +139,18 @@ def fit(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(directory)) if directory.exists() else None)
     shutil.rmtree(directory, ignore_errors=True)
     return time.perf_counter() - started
+
+
+def grouped(rows: Sequence[Mapping[str, Any]], batch_size: int, seed: int) -> list[Mapping[str, Any]]:
+    """`rows` in an order in which those of one batch have about the same length; the batches come in random order."""
+    lengths = [
+        len(row["input_ids"]) if "input_ids" in row else sum(len(m["content"].split()) for m in row["messages"])
+        for row in rows
+    ]
+    order = get_length_grouped_indices(lengths, batch_size, generator=torch.Generator().manual_seed(seed))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    Random(f"batches/{seed}").shuffle(batches)
+    return [rows[i] for batch in batches for i in batch]
 
 
 class _Progress(TrainerCallback):

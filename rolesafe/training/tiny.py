@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEMPLATE = (
@@ -32,6 +32,37 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", padding_side="left"
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def text_tokenizer(texts: Iterable[str], size: int = 4096) -> PreTrainedTokenizerFast:
+    """A tokenizer of pieces of words (byte-level BPE) made from `texts`, with special tokens as delimiters: closer to
+    that of a large model, and with no text that it cannot hold.
+
+    Args:
+        texts: What the pieces are counted in.
+        size: Most tokens.
+    """
+    specials = ["<pad>", "<unk>", "</s>", *(f"<|{role}|>" for role in _ROLES)]
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        padding_side="left",
+        additional_special_tokens=specials[3:],
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer

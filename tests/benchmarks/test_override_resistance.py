@@ -10,19 +10,23 @@ import pytest
 import typer
 
 from benchmarks.override_resistance import __main__ as command
+from benchmarks.override_resistance import settings
 from benchmarks.override_resistance.arms import ARMS, BASELINES, SECOND_SIZE, trained
+from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.measure import attacks, stratified
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.table import table
-from benchmarks.override_resistance.train import noise
+from benchmarks.override_resistance.train import obtain
 from benchmarks.throughput import ROOT
 from rolesafe.attacks import attackable
 from rolesafe.demo.pool import Update
 from rolesafe.evaluation import Results, Store, seed_mean
+from rolesafe.mechanisms import get_strength
 from rolesafe.report.comparison.build import build_comparison
 from rolesafe.report.comparison.markdown import render_markdown
 from rolesafe.tasks import generate, training_conversations, vocabulary
+from rolesafe.training.tiny import tiny_tokenizer
 
 TINY = Study(
     sizes=("0.1M",), seeds=(0,), arms=("plain", "instaboost", "channel"), examples=12, searched=2,
@@ -61,7 +65,9 @@ def test_every_arm_is_measured_under_the_same_attacks(finished):
 
 def test_steering_stands_on_the_plain_model(finished):
     out, _, results = finished
-    assert sorted(path.name for path in (out / "models").iterdir()) == ["0.1M--channel--0", "0.1M--plain--0"]
+    rows, *models = sorted((path.name for path in (out / "models").iterdir()), key=lambda name: name[0] != "r")
+    assert rows.startswith("rows--"), "encoded once for all arms"
+    assert sorted(models) == ["0.1M--channel--0", "0.1M--plain--0"]
     plain, steered, channel = results.runs
     assert plain.n_parameters == steered.n_parameters < channel.n_parameters
     assert plain.mechanism is None
@@ -112,6 +118,51 @@ def test_noise_changes_what_an_attacker_writes_and_nothing_else():
         assert [m["role"] for m in changed] == [m["role"] for m in messages]
 
 
+def test_all_arms_of_a_seed_see_the_same_rows(tmp_path):
+    tokenizer = tiny_tokenizer(vocabulary(TINY.families))
+    made = training_rows(TINY, "0.1M", 0, tokenizer, tmp_path)
+    assert training_rows(TINY, "0.1M", 0, tokenizer, tmp_path) == made, "read from the file"
+    assert training_rows(TINY, "0.1M", 0, tokenizer, tmp_path / "elsewhere") == made
+    assert training_rows(TINY, "0.1M", 1, tokenizer, tmp_path) != made
+    assert len(made) == 20 * 32
+    for row in made:
+        assert {len(values) for values in row.values()} == {len(row["labels"])}
+        learned = [i for i, label in enumerate(row["labels"]) if label >= 0]
+        assert learned
+        assert all(row["labels"][i] == row["input_ids"][i] for i in learned)
+
+
+def test_models_of_another_study_are_refused(finished, tmp_path):
+    out, _, _ = finished
+    with pytest.raises(ValueError, match=r"0\.1M--plain--0 that was trained with other noise; give another directory"):
+        obtain(replace(TINY, noise=0.0), "0.1M", "plain", 0, out / "models", lambda fraction: None)
+
+
+def test_a_checkpoint_is_retrained_and_its_role_layer_comes_in_by_degrees(finished, tmp_path):
+    """The plain model of the study stands for a checkpoint that somebody else trained."""
+    out, _, _ = finished
+    study = replace(TINY, sizes=("pretrained",), base=str(out / "models" / "0.1M--plain--0"), arms=("channel",))
+    model, _, _ = obtain(study, "pretrained", "channel", 0, tmp_path, lambda fraction: None)
+    assert get_strength(model) == 1.0
+    assert model.rolesafe_config == ARMS["channel"].config
+    assert "0.1M--plain--0" in study.command
+    assert str(tmp_path.parent) not in json.dumps(study.to_dict()), "no path of this machine in a record"
+
+
+def test_a_size_that_is_trained_on_ordinary_text_too(tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little fox. " * 200)
+    small = replace(SIZES["30M"], hidden=32, layers=1, heads=2, head_dim=16)
+    monkeypatch.setitem(settings.SIZES, "30M", small)
+    study = replace(TINY, sizes=("30M",), text=str(text), arms=("channel",))
+    model, tokenizer, _ = obtain(study, "30M", "channel", 0, tmp_path / "models", lambda fraction: None)
+    rows = training_rows(study, "30M", 0, tokenizer, tmp_path / "models")
+    foxes = [row for row in rows if "little fox" in tokenizer.decode(row["input_ids"])]
+    assert len(foxes) == len(rows) / 2
+    assert model.config.vocab_size == len(tokenizer) > 256
+    assert tokenizer.decode(tokenizer("Ünseen wörds, too.")["input_ids"]) == "Ünseen wörds, too."
+
+
 def test_searches_see_every_family():
     chosen = stratified(attackable(generate("test", 60, 0, TINY.families)), 6)
     assert sorted(e.family for e in chosen) == sorted(2 * TINY.families)
@@ -141,7 +192,8 @@ def test_settings_survive_json_and_name_their_command():
         "--search gcg --search best-of-n --seeds 1 --searched 2 --examples 12 --gcg-steps 2 --gcg-width 4 --out DIR"
     )
     assert Study().command == "python -m benchmarks.override_resistance --out DIR"
-    assert len(Study().jobs) == 3 * (len(ARMS) + (len(SIZES) - 1) * len(SECOND_SIZE))
+    assert len(Study().jobs) == 3 * (len(ARMS) + len(SECOND_SIZE))
+    assert len(replace(Study(), arms=("plain", "drip")).jobs) == 3 * 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -156,6 +208,10 @@ def test_settings_survive_json_and_name_their_command():
         ({"examples": 7}, "`examples`: expected an even number"),
         ({"searched": 7}, "`searched`: expected 0 to 6, got 7"),
         ({"gcg_steps": 0}, "`gcg_steps`: expected a number >= 1"),
+        ({"base": "somewhere"}, "`base`: expected a checkpoint for the size 'pretrained' and for no other"),
+        ({"sizes": ("pretrained",)}, "`base`: expected a checkpoint for the size 'pretrained'"),
+        ({"sizes": ("30M",)}, "`text`: expected a file of ordinary text"),
+        ({"text": "some.txt"}, "`text`: expected a file .* for no other"),
     ],
 )
 def test_bad_settings_say_so(changes, message):

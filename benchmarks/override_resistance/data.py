@@ -1,0 +1,94 @@
+"""What every arm of a size and seed is trained on: encoded once, kept on disk, the same for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from benchmarks.override_resistance.settings import SIZES, Study
+from rolesafe.config import RoleConfig
+from rolesafe.evaluation.files import write_whole
+from rolesafe.tasks import Message, training_conversations, vocabulary
+from rolesafe.training import RoleCollator
+
+COLUMNS = ("input_ids", "role_ids", "labels")
+
+CHUNK = 80
+"""Words of ordinary text in one row."""
+
+
+def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Path) -> list[dict[str, list[int]]]:
+    """The rows of one training, as :meth:`rolesafe.training.RoleCollator.encode` makes them."""
+    about = json.dumps([study.training_of(size), seed, len(tokenizer)], sort_keys=True)
+    path = models / f"rows--{sha256(about.encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        write_whole(path, save(_flat(study, size, seed, tokenizer)))
+    kept = load_file(path)
+    ends = kept["lengths"].cumsum(0).tolist()
+    columns = {name: kept[name].tolist() for name in COLUMNS}
+    spans = zip([0, *ends[:-1]], ends, strict=True)
+    return [
+        {**{name: values[start:end] for name, values in columns.items()}, "attention_mask": [1] * (end - start)}
+        for start, end in spans
+    ]
+
+
+def _flat(study: Study, size: str, seed: int, tokenizer: Any) -> dict[str, torch.Tensor]:
+    fit = study.fit(size)
+    collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), max_length=fit.max_length)
+    rows = [collator.encode({"messages": messages}) for messages in conversations(study, size, seed)]
+    return {
+        **{name: torch.tensor([x for row in rows for x in row[name]], dtype=torch.int32) for name in COLUMNS},
+        "lengths": torch.tensor([len(row["labels"]) for row in rows]),
+    }
+
+
+def conversations(study: Study, size: str, seed: int) -> list[list[Message]]:
+    """The conversations of one training, ordinary text among them where the size has it."""
+    fit, share = study.fit(size), SIZES[size].text_share
+    count = fit.steps * fit.batch_size
+    plain = round(count * share)
+    words = vocabulary(study.families)
+    tasks = training_conversations(
+        count - plain, seed, study.families, difficulty=study.training, trigger_share=study.triggers
+    )
+    rng = Random(f"noise/{seed}")
+    mixed = [noise(messages, words, rng) if rng.random() < study.noise else messages for messages in tasks]
+    if plain:
+        assert study.text is not None
+        mixed += [[{"role": "assistant", "content": text}] for text in chunks(Path(study.text), plain, seed)]
+        Random(f"mixed/{seed}").shuffle(mixed)
+    return mixed
+
+
+def noise(messages: list[Message], words: list[str], rng: Random) -> list[Message]:
+    """`messages` with 1 to 24 random words in a random place of the last message before the reply that is not the
+    system's: what a gradient attack writes looks like that. Every arm is trained with the same."""
+    last = max(i for i, m in enumerate(messages[:-1]) if m["role"] in ("user", "tool"))
+    text = messages[last]["content"].split()
+    at = rng.randint(0, len(text))
+    salad = [rng.choice(words) for _ in range(rng.randint(1, 24))]
+    content = " ".join([*text[:at], *salad, *text[at:]])
+    return [{**m, "content": content} if i == last else m for i, m in enumerate(messages)]
+
+
+def chunks(path: Path, count: int, seed: int) -> Iterator[str]:
+    """`count` pieces of :data:`CHUNK` words from random places of a text.
+
+    Raises:
+        ValueError: The file holds fewer words than that.
+    """
+    words = path.read_text(encoding="utf-8").split()
+    if len(words) <= CHUNK:
+        raise ValueError(f"`text`: expected more than {CHUNK} words in {path.name}, got {len(words)}")
+    rng = Random(f"text/{seed}")
+    for _ in range(count):
+        at = rng.randrange(len(words) - CHUNK)
+        yield " ".join(words[at : at + CHUNK])
