@@ -17,15 +17,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.override_resistance.arms import ARMS, BASELINES
+from benchmarks.override_resistance.arms import ARMS, BASELINES, PLAIN
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
+from benchmarks.override_resistance.train import start
 from rolesafe.attacks.forging import forge
 from rolesafe.demo.pool import progress_bars, updates
-from rolesafe.evaluation import Run, Store
+from rolesafe.evaluation import Rate, Run, Store
 from rolesafe.report import write_comparison
-from rolesafe.tasks import vocabulary
-from rolesafe.training.tiny import tiny_tokenizer
 
 FORGING_TRIES = 10_000
 
@@ -40,6 +39,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Trainings of each arm.", min=1)] = 3,
     searches: Annotated[list[str] | None, typer.Option("--search", help=f"Some of {', '.join(SEARCHES)}.")] = None,
     searched: Annotated[int | None, typer.Option(help="Examples of each seed that searches attack.", min=0)] = None,
+    candidate: Annotated[str | None, typer.Option(help="The arm whose targets are checked; default: channel.")] = None,
     base: Annotated[str | None, typer.Option(help="A checkpoint to retrain, for --size pretrained.")] = None,
     text: Annotated[str | None, typer.Option(help="A file of ordinary text, for --size 30M.")] = None,
     examples: Annotated[int | None, typer.Option(help="Test examples of each seed; half are attacked.")] = None,
@@ -55,6 +55,7 @@ def main(
         "seeds": tuple(range(seeds)),
         "searches": searches and tuple(searches),
         "searched": searched,
+        "candidate": candidate,
         "base": base,
         "text": text,
         "examples": examples,
@@ -122,14 +123,21 @@ def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:
     except ValueError:
         console.print("Nothing has been measured yet.")
         return
-    plan = {"baseline": "plain", "candidate": study.candidate, "published": [b for b in BASELINES if b in study.arms]}
-    forged = forge(tiny_tokenizer(vocabulary(study.families)), forging_tries)
+    parts = {"baseline": PLAIN.name, "candidate": study.candidate}
+    plan = {
+        **{part: arm for part, arm in parts.items() if arm in results.models},
+        "published": [b for b in BASELINES if b in results.models],
+    }
+    tokenizers = {(type(t).__name__, len(t)): t for t in (start(study, size, 0)[1] for size in results.sizes)}
+    forged = [forge(tokenizer, forging_tries).rate for tokenizer in tokenizers.values()]
     settings = {
         **results.settings,
         "command": study.command,
         "comparison": plan,
     }
-    results = replace(results, settings=settings, forging=forged.rate)
+    results = replace(
+        results, settings=settings, forging=Rate(sum(rate.k for rate in forged), sum(rate.n for rate in forged))
+    )
     results.save(out / "results.json")
     for path in (out / "results.json", *write_comparison(results, out)):
         console.print(path, style="dim")

@@ -48,7 +48,7 @@ PRETRAINED = "pretrained"
 
 SIZES: dict[str, Size] = {
     "0.1M": Size(_fit(1200, 3e-3)),
-    "0.4M": Size(_fit(800, 3e-3), hidden=96, heads=6),
+    "0.4M": Size(_fit(1000, 3e-3), hidden=96, heads=6),
     "30M": Size(
         _fit(6000, 6e-4, batch_size=64, checkpoints=10), hidden=512, layers=8, heads=8, head_dim=64, text_share=0.5
     ),
@@ -58,25 +58,29 @@ SIZES: dict[str, Size] = {
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    "gcg": {"objective": "ce", "carrier": "injection"},
-    "gcg-attention": {"objective": "attention", "carrier": "injection"},
-    "beam": {"carrier": "injection"},
+    "gcg": {"objective": "ce", "carrier": "injection", "topk": 32},
+    "gcg-attention": {"objective": "attention", "carrier": "injection", "topk": 32},
+    # a tiny model expects next to nothing of what users write: at temperature 1 all beams are the same
+    "beam": {"carrier": "injection", "beams": 8, "branches": 40, "temperature": 4.0},
+    "prefill": {"k": 8},
     "best-of-n": {"n": 64, "augment": "words"},
     "worst-insertion": {"words": 35},
     "soft-prompt": {"carrier": "injection"},
-    "gcg-request": {"objective": "ce", "carrier": "request"},
-    "gcg-mellowmax": {"objective": "mellowmax", "carrier": "injection"},
-    "gcg-role-shift": {"objective": "role-shift", "carrier": "injection"},
+    "gcg-request": {"objective": "ce", "carrier": "request", "topk": 32},
+    "gcg-mellowmax": {"objective": "mellowmax", "carrier": "injection", "topk": 32},
+    "gcg-role-shift": {"objective": "role-shift", "carrier": "injection", "topk": 32},
+    "gcg-prefix": {"objective": "ce", "carrier": "injection", "topk": 32, "place": "prefix"},
+    "gcg-long": {"objective": "ce", "carrier": "injection", "topk": 32, "length": 48},
 }
 """The searches by name, and how they differ from the attack of the name's first part. The objectives "attention" and
 "role-shift" know the defence; the carrier "injection" states the contrary rule in front of what is searched for."""
 
-USUAL = ("gcg", "beam", "best-of-n", "worst-insertion", "soft-prompt")
+USUAL = ("gcg", "gcg-attention", "beam", "best-of-n", "worst-insertion", "prefill", "soft-prompt")
 """The searches of the study; the other variants of GCG are there to be asked for."""
 
 
-PLANNED = ("sizes", "seeds", "arms")
-"""More of these are more records of the same study."""
+PLANNED = ("sizes", "seeds", "arms", "candidate")
+"""More of these, or another candidate, are more records of the same study, or the same seen differently."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +117,15 @@ class Study:
     searched: int = 3
     searches: tuple[str, ...] = USUAL
     gcg_steps: int = 100
-    gcg_width: int = 128
+    gcg_width: int = 64
     candidate: str = "channel"
     base: str | None = None
     text: str | None = None
     quick: bool = False
 
     def __post_init__(self) -> None:
+        if self.candidate not in ARMS:
+            raise ValueError(f"`candidate`: unknown {self.candidate!r}; expected one of {tuple(ARMS)}")
         for name, known in (("sizes", SIZES), ("arms", ARMS), ("families", FAMILIES), ("searches", SEARCHES)):
             chosen = getattr(self, name)
             if not chosen or len(set(chosen)) < len(chosen):
@@ -180,7 +186,7 @@ class Study:
                 words += [word for value in getattr(self, name) for word in (f"--{option}", value)]
         if self.seeds != default.seeds:
             words += ["--seeds", str(len(self.seeds))]
-        for name in ("searched", "examples", "gcg_steps", "gcg_width"):
+        for name in ("searched", "examples", "gcg_steps", "gcg_width", "candidate"):
             if getattr(self, name) != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
         return shlex.join([*words, *(["--quick"] if self.quick else []), "--out", "DIR"])

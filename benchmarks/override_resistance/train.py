@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def obtain(
     if not (directory / DONE).exists():
         _train(study, size, base, seed, directory, progress)
     about = json.loads((directory / DONE).read_text(encoding="utf-8"))
-    wanted = study.training_of(size)
+    wanted = _about(study, size, base)
     if different := [name for name in wanted if wanted[name] != about["training"].get(name)]:
         raise ValueError(
             f"`models`: expected models of this study, got {directory.name} that was trained with other "
@@ -44,6 +45,15 @@ def obtain(
         assert config is not None
         patch(model, config)
     return model.eval(), tokenizer, about["seconds"]
+
+
+def _about(study: Study, size: str, arm: str) -> dict[str, Any]:
+    """All that a trained model comes from, but for its seed."""
+    config = ARMS[arm].config
+    text = None if study.text is None else sha256(Path(study.text).read_bytes()).hexdigest()
+    about = {**study.training_of(size), "mechanism": None if config is None else config.to_dict(), "text_sha256": text}
+    values: dict[str, Any] = json.loads(json.dumps(about))
+    return values
 
 
 def _load(directory: Path, arm: str) -> tuple[Any, Any]:
@@ -125,7 +135,7 @@ def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progre
     part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    about = {"training": study.training_of(size), "seconds": round(seconds, 2)}
+    about = {"training": _about(study, size, arm), "seconds": round(seconds, 2)}
     (part / DONE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)

@@ -23,9 +23,10 @@ _POSITIONS = (
     *points("at", (1.0, 0.5, 0.0), words=70, repeats=6, system="last"),
 )
 _PLACEMENTS = tuple(
-    {"system": system, "at": at, "words": 70, "repeats": 1}
+    {"system": system, "at": at, "words": 70, "repeats": repeats}
+    for repeats, fractions in ((1, (0.0, 0.25, 0.5, 0.75, 1.0)), (6, (0.0, 0.5, 1.0)))
     for system in places.SYSTEM
-    for at in (0.0, 0.25, 0.5, 0.75, 1.0)
+    for at in fractions
 )
 _FILLED = tuple({"where": where, "words": words} for where in places.SIDES for words in (70, 280))
 _DISGUISED = tuple({"style": forging.ANY, "mutation": mutation} for mutation in (forging.NONE, forging.ANY))
@@ -45,6 +46,7 @@ _GCG = tuple(
         "length": 20,
         "place": "suffix",
         "carrier": carrier,
+        "draft": "",
     }
     for steps, objective, carrier in (
         (250, "ce", "request"),

@@ -63,7 +63,7 @@ class AttackConfig:
     @property
     def label(self) -> str:
         """Name and parameters in one string, such as ``"dilution(repeats=8)"``."""
-        inside = ", ".join(f"{key}={value}" for key, value in sorted(self.parameters.items()))
+        inside = ", ".join(f"{key}={value}" for key, value in sorted(self.parameters.items()) if value != "")
         return f"{self.name}({inside})" if inside else self.name
 
 

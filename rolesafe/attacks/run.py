@@ -15,7 +15,7 @@ from rolesafe.attacks.memory import Batches, OutOfMemoryError
 from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.attacks.replies import Progress, context_size, prompt_lengths, replies, role_config
 from rolesafe.attacks.result import AttackResult, Outcome
-from rolesafe.attacks.search import Found
+from rolesafe.attacks.search import CannotSearch, Found
 from rolesafe.tasks import Example, Message
 
 
@@ -223,6 +223,9 @@ class _Job:
                 (reply,) = self.batches.run(lambda size: self._replies([found.messages], [length], size), 1)
         except OutOfMemoryError as error:
             self.failed[example.id] = f"out of memory with a batch of 1: {error}"
+            return
+        except CannotSearch as error:
+            self.failed[example.id] = str(error)
             return
         self._keep(
             example,

@@ -8,6 +8,10 @@ from typing import Any, Protocol
 from rolesafe.tasks import Example, Message
 
 
+class CannotSearch(ValueError):
+    """One example cannot be searched, for a reason of its own: its length, or its tokens. Others may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What a search found for one example.

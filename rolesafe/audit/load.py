@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -34,6 +33,7 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
 
     from rolesafe.config import RoleConfig
     from rolesafe.patching import is_patched, patch
+    from rolesafe.patching.read import first_line
     from rolesafe.roles.templates import DEFAULT_TEMPLATE
 
     if dtype not in DTYPES:
@@ -58,43 +58,24 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or a torch without it
-        raise ValueError(f"`device`: {device!r} cannot be used: {_first_line(error)}") from error
+        raise ValueError(f"`device`: {device!r} cannot be used: {first_line(error)}") from error
     return Loaded(model.eval(), tokenizer, tuple(notes))
 
 
 def _read(path: str, dtype: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from rolesafe.patching import from_pretrained
-    from rolesafe.patching.checkpoint import MODEL_TYPE, ROLE_CONFIG_NAME, read_config
+    from rolesafe.patching.read import first_line, is_alone, read_model
 
-    alone = (Path(path) / ROLE_CONFIG_NAME).is_file()
-    try:
-        about = read_config(path)
-        if alone or (about is not None and about.get("model_type") == MODEL_TYPE):
-            model: Any = from_pretrained(path, dtype=dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, trust_remote_code=False, use_safetensors=True, dtype=dtype
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"`model`: expected a directory or hub id of a causal language model that transformers has the code of, "
-            f"got {path!r}: {_first_line(error)}"
-        ) from error
+    model = read_model(path, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         base = getattr(model.config, "name_or_path", "")
-        if not alone or not base or base == path:
+        if not is_alone(path) or not base or base == path:
             raise ValueError(
-                f"`model`: expected a tokenizer beside the model in {path!r}, found none: {_first_line(error)} Save "
+                f"`model`: expected a tokenizer beside the model in {path!r}, found none: {first_line(error)} Save "
                 "it there with tokenizer.save_pretrained(directory)."
             ) from error
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     return model, tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -162,7 +162,8 @@ class Position:
     Attributes:
         points: Every pair of places.
         systems: By place of the system text: examples that fell to an injection at any place.
-        places: By place of the injection, as a fraction of the text it stands in, with the system text first.
+        places: By place of the injection, as a fraction of the text it stands in, with the system text first: examples
+            that fell at any point there.
         changes: Every two places of the system text, on the examples that both were run on.
     """
 

@@ -81,10 +81,12 @@ def position(configs: Sequence[AttackConfig], known: Sequence[AttackResult]) -> 
     results = _chosen(configs, known)
     names = dict.fromkeys(str(r.parameters["system"]) for r in results)
     systems = {name: _union(r for r in results if r.parameters["system"] == name) for name in names}
+    first = [r for r in results if r.parameters["system"] == "first"]
+    fractions = sorted({float(r.parameters["at"]) for r in first})
     return Position(
         points=tuple(map(sweep_point, results)),
         systems=tuple((name, _rate(won)) for name, won in systems.items()),
-        places=tuple((float(r.parameters["at"]), r.rate) for r in results if r.parameters["system"] == "first"),
+        places=tuple((at, _rate(_union(r for r in first if r.parameters["at"] == at))) for at in fractions),
         changes=tuple(_change(a, systems[a], b, systems[b]) for a, b in combinations(systems, 2)),
     )
 

@@ -99,7 +99,7 @@ class AttackPoint:
 
     @classmethod
     def of(cls, result: AttackResult, *, samples: int = 0, examples: Sequence[str] | None = None) -> AttackPoint:
-        """The record of `result`, with the first `samples` outcomes.
+        """The record of `result`, with `samples` outcomes: those that won, then the first others.
 
         Args:
             result: Of one attack.
@@ -121,7 +121,7 @@ class AttackPoint:
             families=tuple(sorted(result.by_family().items())),
             n_left_out=len(result.left_out),
             complete=result.complete,
-            samples=result.outcomes[:samples],
+            samples=tuple(sorted(result.outcomes, key=lambda o: not o.success)[:samples]),
             typed=result.typed,
             marks="".join(_mark(outcomes.get(id)) for id in ids),
             n_queries=result.n_queries,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -158,6 +159,7 @@ def test_stops_as_soon_as_the_model_gives_in() -> None:
     word = next((w for w in last.split() if w.isalpha() and not contains(
         replies(model, tokenizer, [at_once.messages], max_new_tokens=6)[0], w)), None)  # fmt: skip
     assert word is not None
+    free = search(model, tokenizer, num_steps=30, success=word)  # slots that do not hold the word
     stopped = search(model, tokenizer, num_steps=30, success=word, early_stop=True, check_every=1)
     assert 0 < stopped.n_steps <= 30
     assert stopped.losses == free.losses[: stopped.n_steps + 1]
@@ -181,6 +183,22 @@ def test_probe_sampling_runs_the_model_on_fewer() -> None:
     small, _ = make(None, pieces_tokenizer())
     with pytest.raises(ValueError, match="`draft`: expected a model of the same tokenizer"):
         search(model, tokenizer, draft=small)
+
+
+def test_probe_sampling_by_the_one_signature(tmp_path: Path) -> None:
+    """The draft is named by its path, so that a configuration stays JSON; a role-aware one keeps its role layer."""
+    model, tokenizer = make("channel")
+    model.save_pretrained(tmp_path / "draft")
+    budget = {"num_steps": 2, "search_width": 32, "length": 3}
+
+    def queries(draft: str) -> int:
+        config = AttackConfig(name="gcg", parameters={**budget, "draft": draft}, max_new_tokens=6)
+        (outcome,) = attack(model, tokenizer, [example()], None, config, check_goal=False).outcomes
+        return outcome.n_queries
+
+    assert queries(str(tmp_path / "draft")) < queries("")
+    with pytest.raises(ValueError, match="`draft`: `model`: expected a directory or hub id"):
+        queries(str(tmp_path / "nothing"))
 
 
 def test_rank_correlation_is_spearmans() -> None:

@@ -104,7 +104,7 @@ def test_default_suite_takes_the_sweeps_in_and_runs_nothing_twice():
     labels = [p.label for p in report.override.points]
     assert len(labels) == len(set(labels))
     assert {"dilution(repeats=1)", "dilution(repeats=8)", "ignore-previous(repeats=1)"} <= set(labels)
-    assert sum(p.attack == "placement" for p in report.override.points) == 15
+    assert sum(p.attack == "placement" for p in report.override.points) == 24
     assert report.override.worst == Rate(6, 6)
     prompts = [prompt for call in model.script.calls for prompt in call]
     once = sum(p.success.n for p in {p.label: p for p in _points(report)}.values())
@@ -115,7 +115,7 @@ def _points(report):
     return [*report.dilution.points, *report.position.points, *report.override.points]
 
 
-@pytest.mark.parametrize("fail_at", [0, 1, 4, 20])
+@pytest.mark.parametrize("fail_at", [0, 1, 4, 29])
 def test_interruption_keeps_what_is_finished(fail_at):
     report = scripted(lambda example, said: False, fail_at=fail_at)
     assert not report.complete
@@ -123,7 +123,7 @@ def test_interruption_keeps_what_is_finished(fail_at):
     assert (report.mass is not None) is (fail_at > 0)
     assert (report.dilution is not None) is (fail_at > 0)
     assert (report.position is not None) is (fail_at > 3)
-    assert (report.override is not None) is (fail_at > 18)
+    assert (report.override is not None) is (fail_at > 27)
     assert report.forging is None
     assert verdict(report, "role forging").standing == "open"
     assert AuditReport.from_json(report.to_json()) == report

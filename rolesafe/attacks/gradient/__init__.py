@@ -7,16 +7,29 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from rolesafe.attacks.search import Found
 
 
-def gcg_search(model: Any, tokenizer: Any, example: Any, **options: Any) -> Found:
-    """See :func:`rolesafe.attacks.gradient.gcg.gcg`."""
+def gcg_search(model: Any, tokenizer: Any, example: Any, *, draft: Any = "", **options: Any) -> Found:
+    """See :func:`rolesafe.attacks.gradient.gcg.gcg`; `draft` may be a directory or hub id too, empty for none."""
     from rolesafe.attacks.gradient.gcg import gcg
 
-    return gcg(model, tokenizer, example, **options)
+    if isinstance(draft, str):
+        draft = _read_draft(draft, str(model.device)) if draft else None
+    return gcg(model, tokenizer, example, draft=draft, **options)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_draft(path: str, device: str) -> Any:
+    from rolesafe.patching.read import read_model
+
+    try:
+        return read_model(path).to(device)
+    except ValueError as error:
+        raise ValueError(f"`draft`: {error}") from error
 
 
 def beam_search(model: Any, tokenizer: Any, example: Any, **options: Any) -> Found:

@@ -14,7 +14,7 @@ from rolesafe.attacks.gradient.losses import losses, make_loss, readable_attenti
 from rolesafe.attacks.gradient.session import Watch, ask_in_text, evaluating, generator_of
 from rolesafe.attacks.gradient.target import Target, check_count, check_number
 from rolesafe.attacks.gradient.victim import Victim
-from rolesafe.attacks.search import Found
+from rolesafe.attacks.search import CannotSearch, Found
 from rolesafe.tasks import Example
 
 
@@ -74,7 +74,7 @@ def beast(
     generator = generator_of(seed)
     with evaluating(model), readable_attention(model, objective):
         target = Target(
-            model, tokenizer, example, wanted=wanted, length=length, generator=generator, place=place,
+            model, tokenizer, example, wanted=wanted, success=success, length=length, generator=generator, place=place,
             carrier=carrier, ascii_only=ascii_only, room=max_new_tokens,
         )  # fmt: skip
         victim = Victim(model, target)
@@ -93,7 +93,7 @@ def beast(
             kept = target.survivors(grown, losses(victim, loss, grown, batch_size), beams)
             if not kept:
                 if best is None:
-                    raise ValueError(
+                    raise CannotSearch(
                         "`tokenizer`: no single token that was drawn is the same after writing and reading it at this "
                         "place; try another `place`, or ascii_only=False"
                     )

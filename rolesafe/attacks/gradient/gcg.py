@@ -61,7 +61,8 @@ def gcg(
             :class:`rolesafe.attacks.search.Search`.
         num_steps: Most steps.
         search_width: Candidates per step.
-        topk: Tokens with the steepest gradient that a place of the slot may be changed to.
+        topk: Tokens with the steepest gradient that a place of the slot may be changed to; at most a quarter of all,
+            since with all of them the gradient would choose nothing.
         n_replace: Places that a candidate changes.
         buffer_size: Number of slots kept; each step goes on from the best. 0: each step goes on from the best
             candidate of the step before, be it worse or not.
@@ -94,7 +95,7 @@ def gcg(
     generator = generator_of(seed)
     with evaluating(model, draft), readable_attention(model, objective), readable_attention(draft, objective):
         target = Target(
-            model, tokenizer, example, wanted=wanted, length=length, generator=generator, place=place,
+            model, tokenizer, example, wanted=wanted, success=success, length=length, generator=generator, place=place,
             carrier=carrier, init=init, ascii_only=ascii_only, room=max_new_tokens,
         )  # fmt: skip
         if n_replace > len(target.start):
@@ -144,12 +145,12 @@ def draw(
         scores: (L, V') gradient with respect to the one-hot vectors; the most negative promise most.
         allowed: (V',) ids of the columns of `scores`.
         width: Number of candidates.
-        topk: Tokens to choose from at each place; at most V' of them exist.
+        topk: Tokens to choose from at each place; at most a quarter of the V'.
         n_replace: Places changed.
         generator: On the CPU, so that the same seed draws the same everywhere.
     """
     length = len(ids)
-    steepest = allowed[(-scores).topk(min(topk, scores.shape[1]), dim=1).indices]  # (L, topk)
+    steepest = allowed[(-scores).topk(min(topk, max(1, scores.shape[1] // 4)), dim=1).indices]  # (L, topk)
     places = torch.rand(width, length, generator=generator).argsort(1)[:, :n_replace]
     choice = torch.randint(steepest.shape[1], (width, n_replace), generator=generator)
     places, choice = places.to(ids.device), choice.to(ids.device)

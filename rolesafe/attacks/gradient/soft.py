@@ -91,8 +91,8 @@ def pgd(
     loss = make_loss(objective, weight=weight, alpha=mellowmax_alpha)
     with evaluating(model), readable_attention(model, objective):
         target = Target(
-            model, tokenizer, example, wanted=wanted, length=length, generator=generator_of(seed), place=place,
-            carrier=carrier, init=init, room=max_new_tokens,
+            model, tokenizer, example, wanted=wanted, success=success, length=length, generator=generator_of(seed),
+            place=place, carrier=carrier, init=init, room=max_new_tokens,
         )  # fmt: skip
         victim = Victim(model, target)
         ask = ask_in_embeddings(victim, tokenizer, max_new_tokens)

@@ -13,7 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from rolesafe.attacks.judge import contains, words
 from rolesafe.attacks.replies import context_size, role_config
+from rolesafe.attacks.search import CannotSearch
 from rolesafe.config import RoleConfig
 from rolesafe.roles.bare import Bare, bare
 from rolesafe.roles.encoding import EncodedConversation, encode_one
@@ -36,6 +38,8 @@ class Target:
         tokenizer: Its tokenizer.
         example: What to attack.
         wanted: The reply to make likely.
+        success: What makes a reply a success. Where the attacker could not state it without knowing it already, as with
+            a secret, no slot contains it either: a model that repeats what it was told has given nothing away.
         length: L at the start; ignored with `init`.
         generator: Draws the first slot.
         place: ``"suffix"``: the slot follows the carrier; ``"prefix"``: it stands before it.
@@ -63,6 +67,7 @@ class Target:
         example: Example,
         *,
         wanted: str,
+        success: str | None = None,
         length: int = 20,
         generator: torch.Generator,
         place: str = "suffix",
@@ -88,6 +93,10 @@ class Target:
         self._config: RoleConfig = role_config(model) or RoleConfig()
         self._ascii = ascii_only
         self._allowed = frozenset(allowed_ids(tokenizer, ascii_only, model.get_input_embeddings().num_embeddings))
+        told = f"{example.request} {example.injection()}"
+        self._secret = success if success and words(success) and not contains(told, success) else None
+        if self._secret is not None:
+            self._allowed -= _spelled(tokenizer, self._secret)
         if not self._allowed:
             raise ValueError("`tokenizer`: expected tokens that a message may contain, got none; see `ascii_only`")
         self._carried_length = 0
@@ -112,7 +121,7 @@ class Target:
             raise ValueError(f"`wanted`: expected a text with at least one token, got {wanted!r}")
         size, needed = context_size(model), len(encoded) + max(room, len(wanted_ids))
         if size is not None and needed > size:
-            raise ValueError(
+            raise CannotSearch(
                 f"`length`: the prompt with a slot of {len(start)} tokens and its reply have {needed} tokens; expected "
                 f"at most {size}, the model's context. Shorten the slot or the conversation."
             )
@@ -142,7 +151,7 @@ class Target:
 
     def survives(self, ids: Sequence[int]) -> bool:
         """Whether the messages with this slot have exactly its tokens."""
-        if not self._allowed.issuperset(ids):
+        if not self._may_hold(ids):
             return False
         return self._encode(self.messages(ids)).input_ids == [*self._before, *ids, *self._after]
 
@@ -257,14 +266,19 @@ class Target:
                 ids = drawn[:length] if self.place == "prefix" else drawn[-length:]
                 if len(ids) < length:
                     break
-        raise ValueError(
+        raise CannotSearch(
             f"`length`: no {length} random tokens were found that are the same after writing and reading them; pass a "
             "text as `init`"
         )
 
+    def _may_hold(self, ids: Sequence[int]) -> bool:
+        if not self._allowed.issuperset(ids):
+            return False
+        return self._secret is None or not contains(self.text(ids), self._secret)
+
     def _holds(self, ids: list[int]) -> bool:
         """Whether `ids` survive, before it is known what stands around them."""
-        if not self._allowed.issuperset(ids):
+        if not self._may_hold(ids):
             return False
         encoded = self._encode(self.messages(ids))
         low, high = self._content(encoded)
@@ -272,6 +286,14 @@ class Target:
             return False
         low, high = self._slot(encoded, len(ids))
         return encoded.input_ids[low:high] == ids
+
+
+def _spelled(tokenizer: Any, secret: str) -> frozenset[int]:
+    """Ids of the tokens that spell `secret` alone, in usual cases, at the start of a text or after a space."""
+    forms = {form(secret) for form in (str, str.lower, str.upper, str.capitalize)}
+    texts = [f"{space}{form}" for form in forms for space in ("", " ")]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    return frozenset(one[0] for one in ids if len(one) == 1)
 
 
 _ALLOWED: WeakKeyDictionary[Bare, dict[tuple[bool, int], tuple[int, ...]]] = WeakKeyDictionary()

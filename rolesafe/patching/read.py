@@ -1,0 +1,43 @@
+"""Any causal language model from disk or hub: plain, or with the role layer that it was saved with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rolesafe.patching.checkpoint import MODEL_TYPE, ROLE_CONFIG_NAME, from_pretrained, read_config
+
+
+def read_model(path: str, dtype: str = "auto") -> Any:
+    """The model at `path`, patched if it was saved so, in eval mode. Never runs code of a checkpoint.
+
+    Args:
+        path: A directory or hub id.
+        dtype: As for `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ValueError: There is no such model, or its role layer does not load.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        about = read_config(path)
+        if is_alone(path) or (about is not None and about.get("model_type") == MODEL_TYPE):
+            return from_pretrained(path, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"`model`: expected a directory or hub id of a causal language model that transformers has the code of, "
+            f"got {path!r}: {first_line(error)}"
+        ) from error
+
+
+def is_alone(path: str) -> bool:
+    """Whether there is a role layer without its model in the directory `path`."""
+    return (Path(path) / ROLE_CONFIG_NAME).is_file()
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says anything."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
