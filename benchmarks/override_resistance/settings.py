@@ -58,7 +58,7 @@ SIZES: dict[str, Size] = {
 
 
 SEARCHES: dict[str, dict[str, Any]] = {
-    "gcg": {"objective": "ce", "carrier": "injection", "topk": 32},
+    "gcg": {"objective": "ce", "carrier": "request", "topk": 32},
     "gcg-attention": {"objective": "attention", "carrier": "injection", "topk": 32},
     # a tiny model expects next to nothing of what users write: at temperature 1 all beams are the same
     "beam": {"carrier": "injection", "beams": 8, "branches": 40, "temperature": 4.0},
@@ -66,7 +66,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "best-of-n": {"n": 64, "augment": "words"},
     "worst-insertion": {"words": 35},
     "soft-prompt": {"carrier": "injection"},
-    "gcg-request": {"objective": "ce", "carrier": "request", "topk": 32},
+    "gcg-injection": {"objective": "ce", "carrier": "injection", "topk": 32},
     "gcg-mellowmax": {"objective": "mellowmax", "carrier": "injection", "topk": 32},
     "gcg-role-shift": {"objective": "role-shift", "carrier": "injection", "topk": 32},
     "gcg-prefix": {"objective": "ce", "carrier": "injection", "topk": 32, "place": "prefix"},
