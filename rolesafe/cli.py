@@ -162,7 +162,7 @@ def audit(
             dtype=dtype,
             json_path=json,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise _fail(error) from error
     if fail_on_risk and any(verdict.standing == "bad" for verdict in report.verdicts):
         raise typer.Exit(1)

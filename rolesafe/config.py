@@ -46,7 +46,7 @@ class RoleConfig:
             turned at data tokens, learned positions with them where the model adds such to its embeddings; nothing is
             learned (ASIDE, arXiv 2503.10566, takes pi / 2).
         shift: A learned linear shift ``h + W h + b`` of the first layer's input at data tokens, after the rotation; W
-            and b are zero at the start (the token-wise shift of DRIP).
+            and b are zero at the start (the token-wise shift of DRIP, arXiv 2511.00447).
         data_roles: Roles whose tokens `rotation` and `shift` change; ``None``: all but the privileged and the
             generated one.
         position_gap: What is added to the positions of all tokens that are not privileged, generated ones included, so
@@ -55,12 +55,13 @@ class RoleConfig:
         own_positions: Privileged tokens count their positions 0, 1, 2, ... among themselves, and so do the others.
             With `integrity` the privileged states then depend neither on what other text says nor on where it stands
             or how long it is (as long as sliding windows keep the privileged keys in sight).
-        boost: Factor >= 1 of the attention to privileged keys, before it is renormalised (InstABoost); no training.
+        boost: Factor >= 1 of the attention to privileged keys, before it is renormalised (InstABoost,
+            arXiv 2506.13734); no training.
         dampen: Factor in (0, 1] of the attention to all other keys (PASTA, arXiv 2311.02262, takes 0.01); no training.
         steered_heads: Pairs (layer, head) that `boost` and `dampen` act on; ``None``: all heads of `layers`.
         mass_target: In [0, 1]: where a row's attention mass m on privileged keys is lower, log(target / m) is added to
-            their scores, so the mass becomes target / (1 + target - m) (SpotLight takes 0.2); no training. Comes
-            before `share`. Not with ``impl="triton"``.
+            their scores, so the mass becomes target / (1 + target - m) (SpotLight, arXiv 2505.12025, takes 0.2); no
+            training. Comes before `share`. Not with ``impl="triton"``.
         impl: Backend of :func:`rolesafe.role_attention`. ``"auto"`` chooses by device and by the base model's own
             attention implementation; an explicit choice never falls back.
     """

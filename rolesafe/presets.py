@@ -102,7 +102,7 @@ PRESETS: dict[str, Preset] = {
         parameters="d*d + d",
         guarantee="none",
         trained=True,
-        paper="DRIP, 2025, github.com/lindsey98/DRIP",
+        paper="DRIP, Liu et al. 2025, arXiv 2511.00447, github.com/lindsey98/DRIP",
     ),
     "instaboost": Preset(
         values={"bias": False, "boost": 9.0},
@@ -110,7 +110,7 @@ PRESETS: dict[str, Preset] = {
         parameters="0",
         guarantee="none",
         trained=False,
-        paper="InstABoost, 2025, github.com/BrachioLab/InstABoost",
+        paper="InstABoost, Guardieiro et al. 2025, arXiv 2506.13734",
     ),
     "pasta": Preset(
         values={"bias": False, "dampen": 0.01},
@@ -126,7 +126,7 @@ PRESETS: dict[str, Preset] = {
         parameters="0",
         guarantee="attention mass on privileged keys in sight is at least 1/6 in every head (0.2 / (1 + 0.2))",
         trained=False,
-        paper="SpotLight, in AgentToolkit/agent-lifecycle-toolkit",
+        paper="SpotLight, Venkateswaran and Contractor 2025, arXiv 2505.12025",
     ),
     "channel": Preset(
         values={"embedding": "layers", "dedicated_heads": 0.5, "share": 0.5, "integrity": True},

@@ -1,4 +1,4 @@
-"""The table of docs/override-resistance.md, from a committed record.
+"""The tables of docs/override-resistance.md, from a committed record: one for each size.
 
 python -m benchmarks.override_resistance.table benchmarks/results/override_resistance.json
 """
@@ -34,31 +34,51 @@ def chosen(choose: Callable[[AttackPoint], bool]) -> Measured:
 ROWS: dict[str, Measured] = {
     "benign, right": lambda run: run.utility.benign,
     "false refusals": lambda run: run.false_refusals,
-    "SEP": lambda run: run.sep,
+    "SEP, of the executed": lambda run: run.sep,
+    "SEP, of all": lambda run: run.sep_all,
+    "GCG": against("gcg", objective="ce"),
+    "GCG on attention": against("gcg", objective="attention"),
+    "BEAST": against("beam"),
+    "best-of-n": against("best-of-n"),
     "all fixed texts": chosen(lambda point: ATTACKS[point.attack].search is None),
     "dilution x64": against("dilution", repeats=64),
     "position, system text last": against("position", system="last"),
-    "GCG": against("gcg"),
-    "BEAST": against("beam"),
-    "best-of-n": against("best-of-n"),
     "**worst case**": lambda run: run.worst_case,
-    "soft prompt (bound)": against("soft-prompt"),
+    "prefill, not typed": against("prefill"),
+    "soft prompt, not typed": against("soft-prompt"),
 }
 
 
-def table(results: Results) -> str:
-    """Markdown: a column per mechanism; means over seeds with 95% intervals, in percent."""
-    lines = [["", *results.models], [":--", *["--:"] * len(results.models)]]
-    for name, measured in ROWS.items():
-        runs = {model: [run for run in results.runs if run.model == model] for model in results.models}
-        lines.append([name, *(_cell([measured(run) for run in of]) for of in runs.values())])
+MOST_COLUMNS = 8
+
+
+def table(results: Results, size: str) -> str:
+    """Markdown of one size; means over seeds in percent, with 95% intervals. A column per mechanism; of more than
+    :data:`MOST_COLUMNS` mechanisms a row each, without what is not measured."""
+    runs = {model: found for model in results.models if (found := results.of(size, model))}
+    cells = {name: [_cell([measured(run) for run in of]) for of in runs.values()] for name, measured in ROWS.items()}
+    rows = [["", *runs], *([name, *values] for name, values in cells.items() if set(values) != {NOTHING})]
+    if len(runs) > MOST_COLUMNS:
+        rows = [list(column) for column in zip(*rows, strict=True)]
+    head, *body = rows
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+NOTHING = "-"
 
 
 def _cell(rates: list[Rate | None]) -> str:
     mean = seed_mean([rate for rate in rates if rate is not None and rate.n])
-    return "-" if mean is None else f"{mean.value:.1%} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+    return NOTHING if mean is None else f"{mean.value:.1%} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+
+
+def main(path: Path) -> None:
+    """Print the tables of all sizes."""
+    results = Results.load(path)
+    for size in results.sizes:
+        print(f"{size}\n\n{table(results, size)}\n")
 
 
 if __name__ == "__main__":
-    print(table(Results.load(Path(sys.argv[1]))))
+    main(Path(sys.argv[1]))

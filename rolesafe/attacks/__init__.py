@@ -8,6 +8,7 @@ builds its messages or searches for them with the model; what it found is judged
 from rolesafe.attacks.family import AttackFamily
 from rolesafe.attacks.forging import ForgingRecord, forge
 from rolesafe.attacks.judge import contains, same
+from rolesafe.attacks.progress import progress_bar
 from rolesafe.attacks.rates import Rate, wilson_interval
 from rolesafe.attacks.registry import ATTACKS, TEXT_ATTACKS, AttackConfig, suite
 from rolesafe.attacks.replies import replies
@@ -31,6 +32,7 @@ __all__ = [
     "attacked",
     "contains",
     "forge",
+    "progress_bar",
     "replies",
     "same",
     "suite",

@@ -47,8 +47,8 @@ def check_goal_is_wrong(examples: Sequence[Example], goal: str | None) -> None:
 
 def check_clean(
     model: Any, tokenizer: Any, examples: Sequence[Example], goal: str | None, config: AttackConfig
-) -> None:
-    """Refuse a goal that the model meets on every example without any attack."""
+) -> tuple[str, ...]:
+    """Ids of the examples on which the model meets the goal without any attack; refuse one that it meets on all."""
     answers = Batches(config.batch_size).run(
         lambda size: replies(
             model,
@@ -58,12 +58,14 @@ def check_clean(
             batch_size=size,
         )
     )
-    if all(contains(a, success_text(e, goal)) for a, e in zip(answers, examples, strict=True)):
+    met = tuple(e.id for a, e in zip(answers, examples, strict=True) if contains(a, success_text(e, goal)))
+    if len(met) == len(examples):
         raise ValueError(
             f"`goal`: expected one that the model does not meet by itself, got {goal or 'the violation'!r}, which is "
             f"in its replies to all {len(examples)} examples without any attack; an attack would show nothing. Choose "
             "another goal or a trained model, or pass check_goal=False."
         )
+    return met
 
 
 def known_outcomes(
@@ -78,7 +80,7 @@ def known_outcomes(
             f"{done.config.label} with goal {done.goal!r}; leave it out to start afresh"
         )
     ids = {e.id for e in examples}
-    strangers = [o.id for o in done.outcomes if o.id not in ids]
+    strangers = [id for id in (*(o.id for o in done.outcomes), *done.met) if id not in ids]
     if strangers:
         raise ValueError(f"`done`: expected outcomes of `conversations` only, got {strangers[0]!r}")
     return {o.id: o for o in done.outcomes}

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
 _SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_RAN_OUT: Final = "out of memory"
 
 
 class OutOfMemoryError(Exception):
     """Not even a batch of one fits; the text is what the allocator said."""
+
+    @property
+    def reason(self) -> str:
+        """Why an example has no outcome, in a form that :func:`is_memory_reason` knows."""
+        return f"{_RAN_OUT} with a batch of 1: {self}"
+
+
+def is_memory_reason(reason: str) -> bool:
+    """Whether an example failed for memory alone, which may be there another time.
+
+    Args:
+        reason: As in :attr:`rolesafe.attacks.AttackResult.failed`.
+    """
+    return reason.startswith(_RAN_OUT)
 
 
 class Batches:
@@ -41,7 +56,7 @@ class Batches:
             except (RuntimeError, MemoryError) as error:  # torch's own errors are RuntimeErrors
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else _RAN_OUT
             # Here, not above: while the error lives, its traceback holds the tensors that are to be freed.
             _free()
             size = self.size if most is None else min(self.size, most)

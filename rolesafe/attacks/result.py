@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rolesafe.attacks.memory import is_memory_reason
 from rolesafe.attacks.rates import Rate
 from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.tasks import Message
@@ -54,6 +55,8 @@ class AttackResult:
         failed: Pairs of an id and the reason why that example has no outcome: out of memory even alone, a chat template
             that does not print the attacked conversation, a search whose loss was not finite. Pass the result as `done`
             to try them again.
+        met: Ids of examples on which the model met the goal without any attack: they were not attacked, and no rate
+            counts them. Empty where that was not looked for (``check_goal=False``).
         complete: False where the run was interrupted; pass the result as `done` to go on.
     """
 
@@ -62,6 +65,7 @@ class AttackResult:
     outcomes: tuple[Outcome, ...]
     left_out: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
+    met: tuple[str, ...] = ()
     complete: bool = True
 
     @property
@@ -76,7 +80,7 @@ class AttackResult:
 
     @property
     def rate(self) -> Rate:
-        """Attack success with its Wilson interval."""
+        """Attack success with its Wilson interval, among the examples with an outcome."""
         return Rate(sum(o.success for o in self.outcomes), len(self.outcomes))
 
     @property
@@ -93,6 +97,11 @@ class AttackResult:
     def typed(self) -> bool:
         """Whether somebody can type the attack."""
         return look_up(self.config.name).typed
+
+    @property
+    def out_of_memory(self) -> tuple[str, ...]:
+        """Ids of those in `failed` that lacked nothing but memory: another try may give them an outcome."""
+        return tuple(name for name, reason in self.failed if is_memory_reason(reason))
 
     def by_family(self) -> dict[str, Rate]:
         """Attack success for each task family."""
@@ -114,4 +123,5 @@ class AttackResult:
         config = AttackConfig(**values.pop("config"))
         left_out = tuple(values.pop("left_out"))
         failed = tuple((name, reason) for name, reason in values.pop("failed", ()))
-        return cls(config=config, outcomes=outcomes, left_out=left_out, failed=failed, **values)
+        met = tuple(values.pop("met", ()))
+        return cls(config=config, outcomes=outcomes, left_out=left_out, failed=failed, met=met, **values)

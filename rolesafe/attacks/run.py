@@ -116,10 +116,12 @@ def attack(
         config: The attack, its parameters, seed and budget.
         done: The result of an interrupted run with the same arguments, whose outcomes are kept.
         progress: Called after each batch, of a search after each example, with the number done and their total.
-        check_goal: Ask the model without attack first, and refuse if it meets the goal on every example anyway.
+        check_goal: Ask the model without attack first, and refuse if it meets the goal on every example anyway. Where
+            it does on some, an attack shows nothing: those are listed as `met`, not attacked, and count in no rate.
+            Without it none is looked for; those that `done` lists stay out.
 
     Returns:
-        One outcome per example.
+        One outcome per example that is not listed elsewhere.
 
     Raises:
         ValueError: There is nothing to attack, the goal is in a right reply or is met without any attack, the tokenizer
@@ -128,10 +130,12 @@ def attack(
     examples = attackable(conversations)
     check_goal_is_wrong(examples, goal)
     known = known_outcomes(done, examples, goal, config)
+    met = () if done is None else done.met
     if check_goal and config.name != "none":
-        check_clean(model, tokenizer, examples, goal, config)
+        met = check_clean(model, tokenizer, examples, goal, config)
+    known = {id: outcome for id, outcome in known.items() if id not in met}
     job = _Job(model, tokenizer, goal, config, progress, known)
-    todo = [e for e in examples if e.id not in known]
+    todo = [e for e in examples if e.id not in known and e.id not in met]
     try:
         if look_up(config.name).build is None:
             job.search(todo)
@@ -146,6 +150,7 @@ def attack(
         outcomes=tuple(known[e.id] for e in examples if e.id in known),
         left_out=tuple(e.id for e in examples if e.id in job.left_out),
         failed=tuple((e.id, job.failed[e.id]) for e in examples if e.id in job.failed),
+        met=tuple(e.id for e in examples if e.id in met),
         complete=complete,
     )
 
@@ -190,7 +195,7 @@ class _Job:
                     self._keep(example, messages[example.id], reply, n_queries=1)
                     at += 1
             except OutOfMemoryError as error:
-                self.failed[fits[at].id] = f"out of memory with a batch of 1: {error}"
+                self.failed[fits[at].id] = error.reason
                 at += 1
             self._report(len(fits) - at)
 
@@ -222,7 +227,7 @@ class _Job:
             if reply is None:
                 (reply,) = self.batches.run(lambda size: self._replies([found.messages], [length], size), 1)
         except OutOfMemoryError as error:
-            self.failed[example.id] = f"out of memory with a batch of 1: {error}"
+            self.failed[example.id] = error.reason
             return
         except CannotSearch as error:
             self.failed[example.id] = str(error)

@@ -1,10 +1,11 @@
-"""What `rolesafe audit` does: read, audit, write, print."""
+"""What `rolesafe audit` does: read, audit, print, write."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,7 @@ def run_audit(
     dtype: str = "auto",
     json_path: Path | None = None,
 ) -> AuditReport:
-    """Audit the model at a path, write the report to `json_path` if that is given, and print it.
+    """Audit the model at a path, print the report, and write it to `json_path` if that is given.
 
     Args:
         model: Directory or hub id.
@@ -39,12 +40,15 @@ def run_audit(
         json_path: File to write.
 
     Raises:
-        ValueError: An argument does not fit.
+        ValueError: An argument does not fit; `json_path` is tried before the audit starts.
         OSError: A file cannot be read or written.
+        ImportError: A package is missing that the model or the set needs, such as `datasets` for a set from the hub.
     """
     from transformers.utils import logging
 
     chosen = AuditSettings(**settings)
+    if json_path is not None:
+        _check_can_write(json_path)
     examples, source = None, ""
     if data is not None:
         from rolesafe.tasks import sets
@@ -66,10 +70,33 @@ def run_audit(
             notes=loaded.notes,
             progress=tell,
         )
-    if json_path is not None:
-        report.save(json_path)
-    draw(report, Console())
+    try:
+        draw(report, Console())
+    finally:  # also where nobody reads the terminal to its end, as in `rolesafe audit ... | head`
+        if json_path is not None:
+            report.save(json_path)
     return report
+
+
+def _check_can_write(path: Path) -> None:
+    """Raise where a report could not be written to `path`, without leaving anything there.
+
+    Raises:
+        ValueError: It is a directory or no regular file, or the nearest folder that exists takes no new file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            what = "the directory" if path.is_dir() else "the special file"
+            raise ValueError(
+                f"`--json`: expected a file to write, got {what} {str(path)!r}; name another, as audit.json"
+            )
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with TemporaryFile(dir=folder):  # tried, because modes do not tell of read-only and full file systems
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`--json`: expected a path that can be written, got {str(path)!r}: {error.strerror}; name another one"
+        ) from error
 
 
 def _drawn(found: Sequence[Example], settings: AuditSettings) -> list[Example]:

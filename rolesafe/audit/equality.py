@@ -11,9 +11,29 @@ from typing import Any
 from rolesafe.attacks import Rate
 from rolesafe.attacks.replies import Progress, role_config
 from rolesafe.audit.report import TokenEquality
+from rolesafe.config import RoleConfig
 from rolesafe.roles.encoding import encode
 from rolesafe.roles.role import role_id
 from rolesafe.tasks import Example
+
+
+def exchange(example: Example, config: RoleConfig) -> tuple[int, int] | None:
+    """The ids of the two roles that are exchanged: of the first privileged message, and of the attacker's.
+
+    The privileged message may stand anywhere: the system text is not always first. Where `config` has no privileged
+    role, it is the first message of any role but the attacker's.
+
+    Returns:
+        ``None`` where the example has no such message, so that there is nothing to exchange.
+
+    Raises:
+        ValueError: A role is not declared.
+    """
+    other = role_id(example.target, config.roles)
+    wanted = config.privileged_ids or range(len(config.roles))
+    held = (role_id(message["role"], config.roles) for message in example.messages)
+    one = next((role for role in held if role in wanted and role != other), None)
+    return None if one is None else (one, other)
 
 
 def token_equality(
@@ -24,11 +44,12 @@ def token_equality(
     Args:
         model: A transformers causal language model, patched or not. Of a plain one nothing is run: it takes no roles.
         tokenizer: Its tokenizer, with a chat template.
-        examples: Their first message and the one of the attacker exchange roles; the token ids stay.
+        examples: The roles of a privileged message and of the attacker's are exchanged, see :func:`exchange`; the token
+            ids stay.
         progress: Called after each example.
 
     Raises:
-        ValueError: There are no examples.
+        ValueError: There are no examples, or a patched model gets one without anything to exchange.
     """
     import torch
 
@@ -41,15 +62,21 @@ def token_equality(
             takes_roles=False, n=len(examples), max_delta=0.0, mean_delta=0.0, max_kl=0.0, mean_kl=0.0,
             changed=nothing, tolerance=0.0,
         )  # fmt: skip
+    pairs = []
+    for example in examples:
+        if (pair := exchange(example, config)) is None:
+            raise ValueError(
+                f"`examples`: expected a message of a privileged role beside the attacker's in each, got none in "
+                f"{example.id!r}; leave out those that `exchange` gives None for"
+            )
+        pairs.append(pair)
     deltas, means, divergences, changed, largest, eps = [], [], [], 0, 0.0, 0.0
     training = bool(model.training)
     model.eval()
     try:
         with torch.no_grad():
-            for i, example in enumerate(examples):
+            for i, (example, (one, other)) in enumerate(zip(examples, pairs, strict=True)):
                 inputs = encode(tokenizer, example.messages, config=config, add_generation_prompt=True).to(model.device)
-                one = role_id(example.messages[0]["role"], config.roles)
-                other = role_id(example.target, config.roles)
                 roles = inputs["role_ids"]
                 swapped = roles.clone()
                 swapped[roles == one], swapped[roles == other] = other, one

@@ -255,7 +255,10 @@ class AuditReport:
 
     @property
     def verdicts(self) -> tuple[Any, ...]:
-        """One :class:`rolesafe.audit.Verdict` per claim, told from the numbers and the settings alone."""
+        """One :class:`rolesafe.audit.Verdict` per claim, told from the numbers and the settings alone.
+
+        Where there are no numbers it repeats the reason that the notes give.
+        """
         from rolesafe.audit.verdicts import verdicts
 
         return verdicts(self)

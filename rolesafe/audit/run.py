@@ -12,7 +12,7 @@ from rolesafe.attacks.forging import forge
 from rolesafe.attacks.memory import is_out_of_memory
 from rolesafe.attacks.replies import context_size, prompt_lengths, role_config
 from rolesafe.attacks.run import attacked
-from rolesafe.audit.equality import token_equality
+from rolesafe.audit.equality import exchange, token_equality
 from rolesafe.audit.report import AuditReport, AuditSettings, MassLevel, Usefulness
 from rolesafe.audit.sweeps import (
     dilution,
@@ -52,8 +52,8 @@ def audit(
 ) -> AuditReport:
     """Check the claims of "Token Democracy" (R. Young, 2025) on a model.
 
-    On ``KeyboardInterrupt`` the report holds what is finished, marked as not complete. Where memory runs out in a part,
-    that part is left out with a note.
+    On ``KeyboardInterrupt`` the report holds what is finished, marked as not complete. A part that runs out of memory,
+    and one that has nothing to measure (no attention weights, no privileged message), is left out with a note.
 
     Args:
         model: A transformers causal language model, patched or not.
@@ -144,7 +144,16 @@ class _Audit:
         self._keep(utility=usefulness(self.examples, answers))
 
     def _equality(self) -> None:
-        chosen = list(self.examples)[: self.settings.looks]
+        roles, chosen = role_config(self.model), list(self.examples)
+        if roles is not None:
+            chosen = [e for e in chosen if exchange(e, roles) is not None]
+        if missing := len(self.examples) - len(chosen):
+            why = "without a message of a privileged role to exchange with the attacker's"
+            left_out = "left out" if chosen else "not measured"
+            self._note(f"token equality: {left_out}, {missing} of {len(self.examples)} examples are {why}")
+        if not chosen:
+            return
+        chosen = chosen[: self.settings.looks]
         found = token_equality(self.model, self.tokenizer, chosen, progress=self._teller("token equality"))
         self._keep(equality=found)
 
@@ -164,9 +173,15 @@ class _Audit:
             lengths = prompt_lengths(self.model, self.tokenizer, talks)
             if size is not None and max(lengths) > size:
                 # the same conversations at every level, or the levels would not compare
-                self._note(f"privileged attention: x{config.parameters['repeats']} and more do not fit the context")
+                at = f"x{config.parameters['repeats']} and more do not fit the context"
+                self._note(f"privileged attention: not measured to the end, {at}")
                 break
-            mass = attention_mass(self.model, self.tokenizer, talks)
+            try:
+                mass = attention_mass(self.model, self.tokenizer, talks)
+            except ValueError as error:  # no attention weights, or no privileged message
+                where = f" at x{config.parameters['repeats']} and more" if levels else ""
+                self._note(f"privileged attention: not measured{where}, {error}")
+                return
             levels.append(MassLevel(repeats=config.parameters["repeats"], mass=mass))
             self._keep(mass=tuple(levels))
             self._tell("privileged attention", i + 1, len(points))

@@ -26,7 +26,7 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
     from transformers.utils import logging
 
     from rolesafe.attacks import suite
-    from rolesafe.evaluation import resistance, utility
+    from rolesafe.evaluation import Resistance, resistance, utility
     from rolesafe.tasks import generate
 
     logging.set_verbosity_error()
@@ -60,15 +60,12 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
             samples=SAMPLES,
         )
 
-    done: list[Any] = []
-    found = None
-    for i, attack in enumerate(attacks):
-        found = resistance(model, tokenizer, examples, attacks[: i + 1], done=done)
-        done = list(found.results)
-        fraction = _TRAINING + (1 - _TRAINING) * (i + 1) / len(attacks)
-        tell(Update(job, attack.label, fraction, _partial(record(found), i + 1 == len(attacks))))
-    assert found is not None
-    tell(Update(job, "done", 1.0, record(found)))
+    results: list[Any] = []
+    for i, attack in enumerate(attacks, 1):
+        results += resistance(model, tokenizer, examples, [attack]).results
+        found = record(Resistance(results=tuple(results), complete=i == len(attacks)))
+        tell(Update(job, attack.label, _TRAINING + (1 - _TRAINING) * i / len(attacks), found))
+    tell(Update(job, "done", 1.0, found))
 
 
 def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
@@ -133,7 +130,3 @@ def _train(
         config=settings.config,
         progress=progress,
     )
-
-
-def _partial(run: Run, complete: bool) -> Run:
-    return Run(**{**run.__dict__, "complete": complete})

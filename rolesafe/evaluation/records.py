@@ -69,6 +69,7 @@ class AttackPoint:
         losses: Of a search: loss of the best text after each step, mean over the examples; the first is the start's.
             An example that stopped early keeps its last loss.
         failed: Examples that could not be attacked, with the reason, as pairs.
+        n_met: Examples that were not attacked because the model met the goal on them without any attack.
     """
 
     attack: str
@@ -85,6 +86,7 @@ class AttackPoint:
     n_steps: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
+    n_met: int = 0
 
     def __post_init__(self) -> None:
         if not self.marks:
@@ -128,6 +130,7 @@ class AttackPoint:
             n_steps=tuple(o.n_steps for o in ordered) if searched else (),
             losses=mean_losses([o.losses for o in ordered]),
             failed=result.failed,
+            n_met=len(result.met),
         )
 
 

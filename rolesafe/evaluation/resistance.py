@@ -138,14 +138,15 @@ def resistance(
 ) -> Resistance:
     """Run every attack of a suite; see :func:`rolesafe.attacks.suite`.
 
-    On ``KeyboardInterrupt`` what is there is returned, marked as not complete.
+    On ``KeyboardInterrupt`` what is there, in `done` too, is returned, marked as not complete.
 
     Args:
         model: A transformers causal language model, patched or not.
         tokenizer: Its tokenizer, with a chat template.
         examples: Examples; only protected ones count.
         attacks: The suite.
-        done: Results of an interrupted run; complete ones are kept, the others are gone on with.
+        done: Results of an earlier run; complete ones are kept, the others are gone on with. Examples that failed for
+            want of memory are tried again in both.
         progress: Called after each batch, of a search after each example.
 
     Raises:
@@ -155,19 +156,19 @@ def resistance(
     if not attacks:
         raise ValueError("`attacks`: expected at least one, got none; see `rolesafe.attacks.suite`")
     results: list[AttackResult] = []
-    for config in attacks:
-        found = next((r for r in done if r.config == config and r.goal is None), None)
-        if found is not None and found.complete:
+    earlier = [next((r for r in done if r.config == config and r.goal is None), None) for config in attacks]
+    for at, (config, found) in enumerate(zip(attacks, earlier, strict=True)):
+        if found is not None and found.complete and not found.out_of_memory:
             results.append(found)
             continue
         report = None if progress is None else _labelled(progress, config.label)
         try:
             result = attack(model, tokenizer, examples, None, config, done=found, progress=report, check_goal=False)
         except KeyboardInterrupt:  # outside the loop over batches
-            return Resistance(results=tuple(results), complete=False)
+            return Resistance(results=(*results, *filter(None, earlier[at:])), complete=False)
         results.append(result)
         if not result.complete:
-            return Resistance(results=tuple(results), complete=False)
+            return Resistance(results=(*results, *filter(None, earlier[at + 1 :])), complete=False)
     return Resistance(results=tuple(results), complete=True)
 
 

@@ -1,7 +1,7 @@
 """What sets data tokens apart from instructions at the input: a fixed rotation, a learned shift.
 
 The rotation is that of ASIDE (arXiv 2503.10566, section 3: an isoclinic rotation, which turns the dimensions (0, 1),
-(2, 3), ... by the same angle). The shift is the token-wise one of DRIP (github.com/lindsey98/DRIP). Public code of both
+(2, 3), ... by the same angle). The shift is the token-wise one of DRIP (arXiv 2511.00447). Public code of both
 reads from the text which tokens are data, so that text decides; here their roles say it.
 """
 

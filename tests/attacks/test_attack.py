@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
-from rolesafe.attacks import AttackConfig, AttackResult, attack, contains, replies, same
+from rolesafe.attacks import AttackConfig, AttackResult, attack, contains, progress_bar, replies, same
 from rolesafe.attacks.rates import Rate
 from rolesafe.tasks import Example, generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
@@ -220,7 +222,54 @@ def test_goal_that_the_model_meets_anyway() -> None:
         attack(Scripted(lambda p: "sun"), make_tokenizer(), EXAMPLES, "sun", MIMICRY)
 
 
+def meeting(ids: set[str]) -> Scripted:
+    """Meets the goal "sun" on these examples by itself, and never on others."""
+
+    def answer(prompt: str) -> str:
+        found = next(e for e in PROTECTED if contains(prompt, e.messages[0]["content"]))
+        return "sun" if found.id in ids else "I can not say."
+
+    return Scripted(answer)
+
+
+def test_goal_that_the_model_meets_anyway_on_some_examples() -> None:
+    """Obeying nobody would look like attack success there: they are listed, not attacked and not counted."""
+    met = tuple(e.id for e in PROTECTED[:-1])
+    model = meeting(set(met))
+    result = attack(model, make_tokenizer(), EXAMPLES, "sun", MIMICRY)
+    assert (result.met, result.rate, result.complete) == (met, Rate(0, 1), True)
+    assert [o.id for o in result.outcomes] == [PROTECTED[-1].id]
+    assert result.by_family() == {PROTECTED[-1].family: Rate(0, 1)}
+    assert len(model.calls[-1]) == 1
+    assert AttackResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    unchecked = attack(meeting(set(met)), make_tokenizer(), EXAMPLES, "sun", MIMICRY, check_goal=False)
+    assert (unchecked.met, unchecked.rate) == ((), Rate(len(met), len(PROTECTED)))
+
+
+def test_what_met_the_goal_stays_out_when_resumed() -> None:
+    met = {e.id for e in PROTECTED[::3]}
+    whole = attack(meeting(met), make_tokenizer(), EXAMPLES, "sun", MIMICRY)
+    part = dataclasses.replace(whole, outcomes=whole.outcomes[:2], complete=False)
+    for check in (True, False):
+        assert attack(meeting(met), make_tokenizer(), EXAMPLES, "sun", MIMICRY, done=part, check_goal=check) == whole
+    # as before there was `met`
+    old = attack(meeting(met), make_tokenizer(), EXAMPLES, "sun", MIMICRY, check_goal=False)
+    assert attack(meeting(met), make_tokenizer(), EXAMPLES, "sun", MIMICRY, done=old) == whole
+    strange = dataclasses.replace(whole, outcomes=(), met=("nobody",))
+    with pytest.raises(ValueError, match=r"`done`: expected outcomes of `conversations` only, got 'nobody'"):
+        attack(meeting(met), make_tokenizer(), EXAMPLES, "sun", MIMICRY, done=strange)
+
+
 @pytest.mark.parametrize(("argument", "value"), [("max_new_tokens", 0), ("batch_size", -1), ("batch_size", True)])
 def test_bad_numbers(argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`: expected a number >= 1"):
         replies(Scripted(refusing), make_tokenizer(), [EXAMPLES[0].messages], **{argument: value})
+
+
+def test_a_progress_bar_counts_examples():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with progress_bar("texts", console) as tell:
+        tell(3, 12)
+    drawn = console.file.getvalue()
+    assert "texts" in drawn
+    assert "3/12" in drawn

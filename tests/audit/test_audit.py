@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 import rolesafe
 from rolesafe import RoleConfig
@@ -151,10 +152,76 @@ def test_out_of_memory_in_one_part_is_noted(monkeypatch):
     report = scripted(lambda example, said: False)
     assert report.mass is None
     assert "privileged attention: not finished, out of memory" in report.notes
+    assert verdict(report, "privileged attention").text == "not finished, out of memory"
     assert report.override is not None
     monkeypatch.setattr(run_module, "attention_mass", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         scripted(lambda example, said: False)
+
+
+def test_model_without_attention_weights_keeps_its_report():
+    sizes = {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
+    tokens = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(make_tokenizer()), **sizes, **tokens)).eval()
+    report = audit(mamba, make_tokenizer(), examples(6), settings=quick(repeats=(1, 4), max_new_tokens=2))
+    assert report.complete
+    assert report.mass is None
+    found = verdict(report, "privileged attention")
+    assert found.standing == "open"
+    assert found.text.startswith("not measured, `model`: expected attention weights (B, H, T, S)")
+    assert f"privileged attention: {found.text}" in report.notes
+    assert all(part is not None for part in (report.equality, report.dilution, report.position, report.override))
+    assert report.forging == Rate(0, 40)
+
+
+def without_system(asked):
+    return [dataclasses.replace(e, messages=tuple(m for m in e.messages if m["role"] != "system")) for e in asked]
+
+
+@pytest.mark.parametrize("config", [None, RoleConfig.preset("channel", embedding_std=0.5)], ids=["plain", "channel"])
+def test_conversations_without_a_system_message_decide_nothing_about_it(config):
+    model = tiny_llama(len(TOKENIZER), seed=1)
+    if config is not None:
+        rolesafe.patch(model, config)
+    report = audit(model, TOKENIZER, without_system(examples(6)), settings=quick(repeats=(1, 4), max_new_tokens=2))
+    assert report.complete
+    assert report.mass is None
+    found = verdict(report, "privileged attention")
+    assert (found.standing, "expected a message of a privileged role" in found.text) == ("open", True)
+    found = verdict(report, "token equality")
+    if config is None:  # identical by construction
+        assert (found.standing, report.equality.n) == ("bad", 2)
+    else:
+        assert (found.standing, report.equality) == ("open", None)
+        assert found.text.startswith("not measured, 6 of 6 examples are without a message of a privileged role")
+    assert all(part is not None for part in (report.dilution, report.override, report.forging))
+
+
+def test_examples_without_a_system_message_are_left_out_of_token_equality():
+    model = rolesafe.patch(tiny_llama(len(TOKENIZER), seed=1), RoleConfig.preset("channel", embedding_std=0.5))
+    asked = examples(6)
+    mixed = [*without_system(asked[:4]), *asked[4:]]
+    report = audit(model, TOKENIZER, mixed, settings=quick(repeats=(1,), max_new_tokens=2, looks=12))
+    assert report.equality.n == 2
+    assert verdict(report, "token equality").standing == "good"
+    assert any(note.startswith("token equality: left out, 4 of 6 examples") for note in report.notes)
+
+
+def test_levels_of_attention_that_were_measured_are_kept(monkeypatch):
+    """A long text may need what a short one does not: a cache, to be read in pieces."""
+    measure, calls = run_module.attention_mass, []
+
+    def short_only(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise ValueError("`model`: expected a cache")
+        return measure(*args)
+
+    monkeypatch.setattr(run_module, "attention_mass", short_only)
+    report = scripted(lambda example, said: False)
+    assert [level.repeats for level in report.mass] == [1]
+    assert "privileged attention: not measured at x4 and more, `model`: expected a cache" in report.notes
+    assert verdict(report, "privileged attention").standing == "bad"
 
 
 def test_role_layer_that_is_turned_down_is_not_measured():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -114,6 +116,78 @@ def test_interruption_prints_what_is_there_and_writes_it(run, tmp_path, monkeypa
     assert not report.complete
     assert report.mass is not None
     assert report.override is None
+
+
+@pytest.fixture
+def never(monkeypatch):
+    """The model must not be read."""
+    monkeypatch.setattr(command, "load", lambda *args, **kwargs: pytest.fail("the audit went on"))
+
+
+def refused(result) -> str:
+    said = " ".join(result.output.split())
+    assert (result.exit_code, "Traceback" in said) == (1, False), said
+    assert isinstance(result.exception, SystemExit)
+    return said
+
+
+def test_path_that_cannot_be_written_is_refused_before_the_audit(run, tmp_path, never):
+    (tmp_path / "text").write_text("kept")
+    (tmp_path / "out").mkdir()
+    assert "`--json`: expected a file to write, got the directory" in refused(run("m", *SHORT, "--json", tmp_path))
+    below = refused(run("m", *SHORT, "--json", tmp_path / "text" / "audit.json"))
+    assert "`--json`: expected a path that can be written" in below
+    assert "Not a directory" in below
+    assert "got the special file '/dev/null'" in refused(run("m", *SHORT, "--json", "/dev/null"))
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["out", "text"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission_is_refused_before_the_audit(run, tmp_path, never):
+    (tmp_path / "shut").mkdir(mode=0o500)
+    assert "Permission denied" in refused(run("m", *SHORT, "--json", tmp_path / "shut" / "new" / "audit.json"))
+
+
+def test_folder_on_a_full_disk_is_refused_before_the_audit(run, tmp_path, never, monkeypatch):
+    def full(dir):
+        raise OSError(28, "No space left on device", str(dir))
+
+    monkeypatch.setattr(command, "TemporaryFile", full)
+    assert "got 'new/audit.json': No space left on device" in refused(run("m", *SHORT, "--json", "new/audit.json"))
+
+
+def test_path_is_tried_without_a_trace(run, tmp_path):
+    (tmp_path / "audit.json").write_text("old")
+    for path in (tmp_path / "audit.json", tmp_path / "new" / "audit.json"):
+        assert "`model`: expected a directory or hub id" in refused(run("/no/such/model", *SHORT, "--json", path))
+    assert [p.name for p in tmp_path.iterdir()] == ["audit.json"]
+    assert (tmp_path / "audit.json").read_text() == "old"
+
+
+def test_verdicts_are_printed_before_the_file_is_written(run, tmp_path, monkeypatch):
+    def fail(self, path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(AuditReport, "save", fail)
+    said = refused(run(save(tmp_path / "plain"), *SHORT, "--json", tmp_path / "audit.json"))
+    assert "RISK token equality" in said
+    assert "No space left on device" in said
+
+
+def test_file_is_written_where_the_terminal_is_gone(run, tmp_path, monkeypatch):
+    def fail(report, console):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command, "draw", fail)
+    run(save(tmp_path / "plain"), *SHORT, "--json", tmp_path / "audit.json")
+    assert AuditReport.load(tmp_path / "audit.json").complete
+
+
+def test_set_from_the_hub_without_datasets_is_one_line(run, monkeypatch, never):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    said = refused(run("m", *SHORT, "--set", "sep", "owner/name"))
+    assert "error: `path_or_hub`: 'owner/name' is no file" in said
+    assert "pip install 'datasets>=4'" in said
 
 
 def test_published_sets_are_loaded(run, tmp_path, monkeypatch):

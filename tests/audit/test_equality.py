@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.attacks import Rate
-from rolesafe.audit.equality import token_equality
-from rolesafe.tasks import generate, vocabulary
+from rolesafe.audit.equality import exchange, token_equality
+from rolesafe.tasks import Difficulty, generate, vocabulary
 from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(vocabulary())
@@ -56,6 +58,41 @@ def test_differences_are_those_of_two_runs():
     assert found.mean_kl == pytest.approx(float(sum(divergences)) / 6, rel=1e-5)
     assert found.changed == Rate(changed, 6)
     assert found.max_delta > found.tolerance > 0
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_system_text_is_found_where_it_stands(place):
+    asked = generate("test", 4, seed=2, difficulty=Difficulty(place=place, turns=1))
+    assert all(exchange(e, RoleConfig()) == (0, {"user": 2, "tool": 4}[e.target]) for e in asked)
+    found = token_equality(model(RoleConfig.preset("channel", embedding_std=0.5)), TOKENIZER, asked)
+    assert found.n == 4
+    assert found.max_delta > found.tolerance
+
+
+def talk(*roles: str):
+    messages = tuple({"role": role, "content": "It is gold."} for role in roles)
+    return replace(EXAMPLES[0], messages=messages, target="user")
+
+
+@pytest.mark.parametrize(
+    ("roles", "config", "pair"),
+    [
+        (("user", "system"), RoleConfig(), (0, 2)),
+        (("assistant", "developer", "user", "system"), RoleConfig(), (1, 2)),
+        (("assistant", "user"), RoleConfig(), None),
+        (("user", "system"), RoleConfig(privileged=("user", "system")), (0, 2)),  # never the attacker's own
+        (("user", "system"), RoleConfig(privileged=("developer",)), None),
+        (("user", "system"), RoleConfig(privileged=()), (0, 2)),
+        (("user",), RoleConfig(privileged=()), None),
+    ],
+)
+def test_roles_that_are_exchanged(roles, config, pair):
+    assert exchange(talk(*roles), config) == pair
+
+
+def test_nothing_to_exchange_is_refused():
+    with pytest.raises(ValueError, match="`examples`: expected a message of a privileged role beside the attacker's"):
+        token_equality(model(RoleConfig()), TOKENIZER, [*EXAMPLES, talk("user")])
 
 
 def test_no_examples():

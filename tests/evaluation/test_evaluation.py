@@ -10,6 +10,7 @@ import pytest
 
 from rolesafe.attacks import Rate, contains, suite
 from rolesafe.attacks.judge import words
+from rolesafe.attacks.memory import OutOfMemoryError, is_memory_reason
 from rolesafe.evaluation import Environment, Results, Run, environment, resistance, score, utility, worst_case
 from rolesafe.tasks import FAMILIES, generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
@@ -86,6 +87,37 @@ def test_resistance_goes_on_after_an_interruption() -> None:
     assert again == whole
     assert again.complete
     assert {label for label, _, _ in steps} == {c.label for c in SUITE[2:]}
+
+
+def test_resistance_tries_again_what_ran_out_of_memory() -> None:
+    whole = resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE)
+    mimicry = whole.results[1]
+    lacking, other = mimicry.outcomes[0].id, mimicry.outcomes[1].id
+    failed = ((lacking, OutOfMemoryError("CUDA out of memory").reason), (other, "the template does not print it"))
+    assert [is_memory_reason(reason) for _, reason in failed] == [True, False]
+    part = dataclasses.replace(mimicry, outcomes=mimicry.outcomes[2:], failed=failed)
+    assert part.out_of_memory == (lacking,)
+    model = Scripted(str.upper)
+    done = [whole.results[0], part, *whole.results[2:]]
+    assert resistance(model, make_tokenizer(), EXAMPLES, SUITE, done=done) == whole
+    assert [len(prompts) for prompts in model.calls] == [2], "what has an outcome is not asked again"
+    kept = [whole.results[0], dataclasses.replace(part, failed=failed[1:]), *whole.results[2:]]
+    model = Scripted(str.upper)
+    assert resistance(model, make_tokenizer(), EXAMPLES, SUITE, done=kept).results == tuple(kept)
+    assert not model.calls, "more memory does not help there"
+
+
+def test_an_interrupted_retry_keeps_what_was_done() -> None:
+    whole = resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE)
+    lost = OutOfMemoryError("CUDA out of memory").reason
+    first = whole.results[0]
+    part = dataclasses.replace(first, outcomes=first.outcomes[1:], failed=((first.outcomes[0].id, lost),))
+    found = resistance(
+        Scripted(str.upper, fail_at=0), make_tokenizer(), EXAMPLES, SUITE, done=[part, *whole.results[1:]]
+    )
+    assert not found.complete
+    assert found.results == (dataclasses.replace(part, failed=(), complete=False), *whole.results[1:])
+    assert resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE, done=found.results) == whole
 
 
 def test_resistance_needs_something_to_do() -> None:

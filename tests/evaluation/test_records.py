@@ -82,6 +82,16 @@ def test_failed_examples_are_kept_with_their_reason() -> None:
     assert (point.marks, point.failed) == ("1-", (("b", "out of memory"),))
 
 
+def test_examples_that_met_the_goal_anyway_are_counted_apart() -> None:
+    run = run_of(result("mimicry", {"a": True, "b": False}, met=("c",)))
+    assert (run.examples, run.attacks[0].marks, run.attacks[0].n_met) == (("a", "b"), "10", 1)
+    results = Results(runs=(run,), environment=HERE)
+    assert Results.from_json(results.to_json()) == results
+    old = json.loads(results.to_json())
+    del old["runs"][0]["attacks"][0]["n_met"]
+    assert Results.from_json(json.dumps(old)).runs[0].attacks[0] == replace(run.attacks[0], n_met=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -178,3 +178,28 @@ def test_torch_compile(config: RoleConfig) -> None:
         expected = logits(model, batch)
         compiled = torch.compile(model, backend="eager")(**batch).logits[batch["attention_mask"].bool()]
     torch.testing.assert_close(compiled, expected, rtol=0, atol=2e-5)
+
+
+@mechanisms
+def test_what_the_caller_gave_is_left_as_it_was(config: RoleConfig) -> None:
+    """Public code of PASTA puts a function in the place of the mask's `size`, for good."""
+    model, batch = role_model("llama", config), random_batch()
+    before = {name: x.clone() for name, x in batch.items()}
+    with torch.no_grad():
+        model(**batch)
+    model.generate(**batch, **GREEDY)
+    for name, x in batch.items():
+        assert torch.equal(x, before[name])
+        assert x.__dict__ == {}, "no attribute of a tensor was replaced"
+        assert x.size() == x.shape
+
+
+def test_patching_changes_no_class_of_transformers() -> None:
+    """Public code comes as forks of modelling files, or replaces methods of all models. Here one instance changes."""
+    model = base_model("llama")
+    classes = [type(module) for module in model.modules()]
+    before = {kind: dict(vars(kind)) for kind in classes}
+    rolesafe.patch(model, CONFIGS["all at once"])
+    with torch.no_grad():
+        model(**random_batch())
+    assert all(dict(vars(kind)) == before[kind] for kind in classes)

@@ -213,12 +213,32 @@ def test_agentdojo_with_more_fields(tmp_path: Path) -> None:
         ),
         ({"injections": ["a"]}, r"`injections`: expected texts by place, got \['a'\]"),
         ({"messages": "hello"}, r"`messages`: expected a list of messages"),
+        (
+            {"messages": [{"role": "user", "content": ["Hi"]}]},
+            r"`messages`: expected parts with a text as `content` or `text` in a list of parts, got 'Hi'",
+        ),
+        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, r"`messages`: expected parts .* got {'text': 5}"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, r"`messages`: expected parts .* got"),
+        ({"messages": [{"role": "user", "content": 5}]}, r"`messages`: expected a text as `content`, got 5"),
+        ({"messages": [{"role": None, "content": "Hi"}]}, r"`messages`: expected a text as `role`, got None"),
+        ({"messages": [{"role": "assistant", "tool_calls": 3}]}, r"`messages`: expected a list as `tool_calls`, got 3"),
         ({"injection_goal": "Send money."}, r"names no address, link, account or quoted text.*add a field `witness`"),
     ],
 )
 def test_bad_traces(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"a\.json, row 1: .*{message}"):
-        load_set("agentdojo", write(tmp_path / "a.json", [trace(**changes)]))
+    path = write(tmp_path / "a.json", [trace(**changes), trace()])
+    with pytest.raises(ValueError, match=rf"a\.json, row 1: .*{message}.*skip=True"):
+        load_set("agentdojo", path)
+    assert [e.id for e in load_set("agentdojo", path, skip=True)] == ["agentdojo/a.json/2/protected"]
+
+
+def test_parts_that_are_null_have_no_text(tmp_path: Path) -> None:
+    system, *rest = trace()["messages"]
+    parts = [{"text": None, "content": "You"}, {"content": None}, {"content": None, "text": "help."}]
+    (example,) = load_set(
+        "agentdojo", write(tmp_path / "a.json", [trace(messages=[{**system, "content": parts}, *rest])])
+    )
+    assert example.messages[0]["content"] == "You\n\nhelp."
 
 
 # -------------------------------------------------------------------------------------------------------------- RuLES
@@ -295,11 +315,65 @@ def test_rules_files(tmp_path: Path) -> None:
             {"messages": [{"role": "assistant", "content": "Hi"}]},
             r"`messages`: expected the user's message last, got 'assistant'",
         ),
+        (
+            "Authentication.jsonl",
+            {"messages": [{"role": "user", "text": "Hi"}]},
+            r"`messages`: expected a text as `content`, got the fields \['role', 'text'\]",
+        ),
+        (
+            "Authentication.jsonl",
+            {"messages": [{"role": "user", "content": None}]},
+            r"`messages`: expected a text as `content`, got None",
+        ),
+        (
+            "Authentication.jsonl",
+            {"messages": [{"role": None, "content": "Hi"}]},
+            r"`messages`: expected a text as `role`, got None",
+        ),
+        (
+            "Authentication.jsonl",
+            {"params": {"secret": 44056, "password": "x"}},
+            r"`params`: expected a text as `secret`, got 44056",
+        ),
+        (
+            "Authentication.jsonl",
+            {"params": {"secret": "x", "password": None}},
+            r"`params`: expected a text as `password`, got None",
+        ),
+        (
+            "BinarySearch.jsonl",
+            {"params": {"secret": None}},
+            r"`params`: expected a whole number or a text as `secret`, got None",
+        ),
+        (
+            "AccessControl.jsonl",
+            {"params": {"secret": "x", "users": "Ann"}},
+            r"`params`: expected a list of at least two texts as `users`, got 'Ann'",
+        ),
+        (
+            "AnimalSounds.jsonl",
+            {"params": {"animals": ["cat", "dog"], "sounds": ["meow", 5]}},
+            r"`params`: expected a list of texts as `sounds`, got \['meow', 5\]",
+        ),
+        (
+            "Confidentiality.jsonl",
+            {"params": {"users": ["Ann", "Bob"], "secrets": ["a1"]}},
+            r"`params`: expected as many `secrets` as `users`, got 1 and 2",
+        ),
     ],
 )
 def test_bad_rules(file: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"{file}, row 1: {message}"):
-        load_set("rules", write(tmp_path / file, [{**PASSWORD, **changes}]))
+    path = write(tmp_path / file, [{**PASSWORD, **changes}, {**PASSWORD, "scenario": "Authentication"}])
+    with pytest.raises(ValueError, match=rf"{file}, row 1: {message}.*skip=True"):
+        load_set("rules", path)
+    assert [e.id for e in load_set("rules", path, skip=True)] == [f"rules/{file}/2/protected"]
+
+
+def test_parameters_of_other_scenarios_are_left_alone(tmp_path: Path) -> None:
+    """The hub fills up what a row lacks with nulls."""
+    row = {**PASSWORD, "params": {**PASSWORD["params"], "users": None, "sounds": None}}
+    (example,) = load_set("rules", write(tmp_path / "Authentication.jsonl", [row]))
+    assert example.violation == "44056"
 
 
 def test_demand_of_an_unknown_scenario() -> None:

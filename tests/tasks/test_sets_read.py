@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rolesafe.tasks import load_set
+from rolesafe.tasks import SETS, load_set
 
 from .published import ADVBENCH, GANDALF, SEP_PAPER
 
@@ -87,6 +87,18 @@ def test_arguments(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps([{"text": ""}]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"none of the 1 rows of .* is one of 'gandalf'"):
         load_set("gandalf", tmp_path / "b.json", skip=True)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_that_are_no_objects(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([3, None, "row"]), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"a\.json, row 1: expected an object with fields, got 3; or leave .*skip=True"
+    ):
+        load_set(name, path)
+    with pytest.raises(ValueError, match=rf"none of the 3 rows of .* is one of '{name}'"):
+        load_set(name, path, skip=True)
 
 
 def test_rows_are_drawn_with_the_seed(tmp_path: Path) -> None:

@@ -105,3 +105,16 @@ def test_positions_jump_at_most_once_and_by_at_most_the_gap(tokenizer):
 def test_options_are_checked(tokenizer, name, value):
     with pytest.raises(ValueError, match=f"`{name}`: expected .*, got {value}"):
         RoleCollator(tokenizer=tokenizer, config=RoleConfig(), **{name: value})
+
+
+def test_rows_encoded_ahead_give_the_same_batch(tokenizer):
+    collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), pad_to_multiple_of=8)
+    rows = [{"messages": CONVERSATION}, {"messages": CONVERSATION[:3]}]
+    at_once, ahead = collator(rows), collator([collator.encode(row) for row in rows])
+    assert at_once.keys() == ahead.keys()
+    assert all(torch.equal(at_once[name], ahead[name]) for name in at_once)
+    with pytest.raises(ValueError, match=r"row: expected a message of role 'assistant' to learn"):
+        collator.encode({"messages": CONVERSATION[:2]})
+    without = {name: values for name, values in collator.encode(rows[0]).items() if name != "role_ids"}
+    with pytest.raises(ValueError, match=r"row 1: expected the columns .* got none of \['role_ids'\]"):
+        collator([rows[0], without])

@@ -67,14 +67,14 @@ def load_set(
         n: Number of rows, drawn with the seed; default: all, in their order. A row may give two examples, a protected
             one and its benign twin; rows that give none (such as those of AlpacaFarm without an input) do not count.
         seed: Draws the rows, and what a set leaves open (a password, an opening).
-        skip: Leave out rows that cannot become an example (a field is missing, nothing in the reply would tell a
-            success) instead of raising. Compare the number of examples with the set's before you quote a figure.
+        skip: Leave out rows that cannot become an example (a field is missing or malformed, nothing in the reply would
+            tell a success) instead of raising. Compare the number of examples with the set's before you quote a figure.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The hub is asked for and `datasets` is not installed.
-        ValueError: The name is unknown, a file is not in its format, a row lacks something (it names the row and the
-            field), or the set has fewer usable rows than asked for.
+        ValueError: The name is unknown, a file is not in its format, a row lacks something or is malformed (it names
+            the row and the field), or the set has fewer usable rows than asked for.
     """
     if name not in _READERS:
         raise ValueError(f"`name`: unknown set {name!r}; expected one of {', '.join(SETS)}")

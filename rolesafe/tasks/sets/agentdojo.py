@@ -40,8 +40,8 @@ def agentdojo(row: Row, name: str, seed: int) -> list[Example]:
     if not injections:
         return []
     chat: list[Message] = []
-    for m in row.messages():
-        chat.append(message(str(m["role"]), _content(row, m)))
+    for m in row.messages(plain=False):
+        chat.append(message(m["role"], _content(row, m)))
         if m["role"] != "tool":
             continue
         for text in injections.values():
@@ -86,11 +86,25 @@ def _content(row: Row, m: Mapping[str, Any]) -> str:
     """The text of a message: a string, or parts with `content` or `text`; and the calls of tools, as JSON."""
     content = m.get("content")
     if isinstance(content, list):
-        content = "\n".join(str(part.get("content") or part.get("text") or "") for part in content)
+        content = "\n".join(_part(row, part) for part in content)
     if content is not None and not isinstance(content, str):
         raise RowError(f"{row.where}: `messages`: expected a text as `content`, got {content!r:.80}")
     calls = m.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise RowError(f"{row.where}: `messages`: expected a list as `tool_calls`, got {calls!r:.80}")
     return "\n".join([*([content] if content else []), *(json.dumps(call, sort_keys=True) for call in calls)])
+
+
+def _part(row: Row, part: Any) -> str:
+    """The text of a part; empty where it is null."""
+    known = [part[name] for name in ("content", "text") if name in part] if isinstance(part, Mapping) else []
+    text = next((text for text in known if text is not None and text != ""), "" if known else None)
+    if not isinstance(text, str):
+        raise RowError(
+            f"{row.where}: `messages`: expected parts with a text as `content` or `text` in a list of parts, got "
+            f"{part!r:.80}"
+        )
+    return text
 
 
 def _last(chat: list[Message]) -> str:

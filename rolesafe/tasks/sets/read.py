@@ -23,12 +23,12 @@ class Row:
     """One row of a set.
 
     Attributes:
-        fields: What it holds.
+        fields: What it holds. A row that is no object with fields is refused where a field is asked for.
         source: The file, or the name on the hub.
         number: Its place in the source, from 1; CSV headers do not count.
     """
 
-    fields: Mapping[str, Any]
+    fields: Any
     source: str
     number: int
 
@@ -38,20 +38,25 @@ class Row:
         return f"{self.source}, row {self.number}"
 
     def has(self, name: str) -> bool:
-        """Whether there is such a field."""
-        return name in self.fields
+        """Whether there is such a field.
+
+        Raises:
+            RowError: The row is no object with fields.
+        """
+        return name in self._object()
 
     def get(self, *names: str) -> Any:
         """The first of these fields that is there.
 
         Raises:
-            RowError: None of them is.
+            RowError: None of them is, or the row is no object with fields.
         """
+        fields = self._object()
         for name in names:
-            if name in self.fields:
-                return self.fields[name]
+            if name in fields:
+                return fields[name]
         wanted = " or ".join(f"`{name}`" for name in names)
-        raise RowError(f"{self.where}: expected a field {wanted}, got the fields {sorted(map(str, self.fields))}")
+        raise RowError(f"{self.where}: expected a field {wanted}, got the fields {sorted(map(str, fields))}")
 
     def text(self, *names: str, empty: bool = False) -> str:
         """The first of these fields that is there, which has to be a text.
@@ -65,8 +70,12 @@ class Row:
             raise RowError(f"{self.where}: `{name}`: expected a text that is not empty, got {value!r:.80}")
         return value
 
-    def messages(self, name: str = "messages") -> list[dict[str, Any]]:
-        """A field that is a list of chat messages.
+    def messages(self, name: str = "messages", *, plain: bool = True) -> list[dict[str, Any]]:
+        """A field that is a list of chat messages; every `role` is a text.
+
+        Args:
+            name: Of the field.
+            plain: Every `content` has to be a text, too. Without it the caller reads what stands there, if anything.
 
         Raises:
             RowError: It is something else.
@@ -76,7 +85,18 @@ class Row:
             raise RowError(
                 f"{self.where}: `{name}`: expected a list of messages with `role` and `content`, got {value!r:.80}"
             )
+        for m in value:
+            if not isinstance(m["role"], str) or not m["role"].strip():
+                raise RowError(f"{self.where}: `{name}`: expected a text as `role`, got {m['role']!r:.80}")
+            if plain and not isinstance(m.get("content"), str):
+                got = f"{m['content']!r:.80}" if "content" in m else f"the fields {sorted(map(str, m))}"
+                raise RowError(f"{self.where}: `{name}`: expected a text as `content`, got {got}")
         return [dict(m) for m in value]
+
+    def _object(self) -> Mapping[str, Any]:
+        if not isinstance(self.fields, Mapping):
+            raise RowError(f"{self.where}: expected an object with fields, got {self.fields!r:.80}")
+        return self.fields
 
 
 def read(path_or_hub: str | Path) -> list[Row]:
@@ -114,8 +134,6 @@ def _file(path: Path, source: str) -> Iterator[Row]:
     if path.suffix not in readers:
         raise ValueError(f"`path_or_hub`: {source}: expected a file that ends in {', '.join(SUFFIXES)}")
     for number, fields in enumerate(readers[path.suffix](path, source), 1):
-        if not isinstance(fields, Mapping):
-            raise RowError(f"{source}, row {number}: expected an object with fields, got {fields!r:.80}")
         yield Row(fields, source, number)
 
 
