@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import rolesafe
+from rolesafe.attacks import ATTACKS
+from rolesafe.tasks import FAMILIES, SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rolesafe"
@@ -237,3 +239,15 @@ def test_packages_of_setup_are_all_packages() -> None:
         assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has no __init__.py"
     for marker in (PACKAGE / "py.typed", KERNELS / "py.typed"):
         assert marker.exists(), f"{marker.relative_to(ROOT)} is missing: type checkers would ignore the annotations"
+
+
+def test_every_attack_family_set_and_preset_is_documented():
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    for name, family in ATTACKS.items():
+        if name != "none":
+            about = family.about.removesuffix(", which nobody can type: a bound")
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+            assert about in row
+            assert row.endswith(f"| {len(family.grid)} |")
+    for name in (*FAMILIES, *SETS):
+        assert f"`{name}`" in page

@@ -173,7 +173,7 @@ FAMILIES: tuple[AttackFamily, ...] = (
     ),
     AttackFamily(
         name="placement",
-        about="the system text first, in the middle or last, one injection at some place",
+        about="the system text first, in the middle or last, injections at some place of a text",
         build=places.placement,
         grid=_PLACEMENTS,
         quick=(_PLACEMENTS[2], _PLACEMENTS[7], _PLACEMENTS[12]),
