@@ -38,6 +38,7 @@ ROWS: dict[str, Measured] = {
     "SEP, of all": lambda run: run.sep_all,
     "GCG": against("gcg", objective="ce"),
     "GCG on attention": against("gcg", objective="attention"),
+    "GCG on the role shift": against("gcg", objective="role-shift"),
     "BEAST": against("beam"),
     "best-of-n": against("best-of-n"),
     "all fixed texts": chosen(lambda point: ATTACKS[point.attack].search is None),
@@ -51,14 +52,21 @@ ROWS: dict[str, Measured] = {
 
 MOST_COLUMNS = 8
 
+DECIDING = ("benign, right", "all fixed texts", "**worst case**")
+"""The rows whose intervals a table of many mechanisms keeps."""
+
 
 def table(results: Results, size: str) -> str:
     """Markdown of one size; means over seeds in percent, with 95% intervals. A column per mechanism; of more than
-    :data:`MOST_COLUMNS` mechanisms a row each, without what is not measured."""
+    :data:`MOST_COLUMNS` mechanisms a row each, most intervals left to the page of the run."""
     runs = {model: found for model in results.models if (found := results.of(size, model))}
-    cells = {name: [_cell([measured(run) for run in of]) for of in runs.values()] for name, measured in ROWS.items()}
+    many = len(runs) > MOST_COLUMNS
+    cells = {
+        name: [_cell([measured(run) for run in of], short=many and name not in DECIDING) for of in runs.values()]
+        for name, measured in ROWS.items()
+    }
     rows = [["", *runs], *([name, *values] for name, values in cells.items() if set(values) != {NOTHING})]
-    if len(runs) > MOST_COLUMNS:
+    if many:
         rows = [list(column) for column in zip(*rows, strict=True)]
     head, *body = rows
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *body]
@@ -68,9 +76,11 @@ def table(results: Results, size: str) -> str:
 NOTHING = "-"
 
 
-def _cell(rates: list[Rate | None]) -> str:
+def _cell(rates: list[Rate | None], *, short: bool = False) -> str:
     mean = seed_mean([rate for rate in rates if rate is not None and rate.n])
-    return NOTHING if mean is None else f"{mean.value:.1%} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
+    if mean is None:
+        return NOTHING
+    return f"{mean.value:.1%}" + ("" if short else f" ({100 * mean.low:.1f} to {100 * mean.high:.1f})")
 
 
 def main(path: Path) -> None:

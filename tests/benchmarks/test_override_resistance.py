@@ -12,6 +12,7 @@ import typer
 from benchmarks.override_resistance import __main__ as command
 from benchmarks.override_resistance import settings
 from benchmarks.override_resistance.arms import ARMS, BASELINES, SECOND_SIZE, trained
+from benchmarks.override_resistance.compact import compact
 from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.measure import attacks, stratified
@@ -72,6 +73,17 @@ def test_steering_stands_on_the_plain_model(finished):
     assert plain.n_parameters == steered.n_parameters < channel.n_parameters
     assert plain.mechanism is None
     assert steered.mechanism["boost"] == 9.0
+
+
+def test_a_compact_record_says_the_same_without_text(finished):
+    _, _, results = finished
+    small = Results.from_json(compact(results))
+    assert small.sizes == results.sizes
+    for run, whole in zip(small.runs, results.runs, strict=True):
+        assert (run.key, run.utility, run.worst()) == (whole.key, whole.utility, whole.worst())
+        assert all(point.samples == () for point in run.attacks)
+    assert table(small, "0.1M") == table(results, "0.1M")
+    assert len(compact(results)) < len(results.to_json()) / 2
 
 
 def test_finished_jobs_are_not_run_again(finished, monkeypatch):
