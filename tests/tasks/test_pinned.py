@@ -54,8 +54,8 @@ def test_the_demo_uses_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     trained: list[Any] = []
 
-    def fit(model: Any, tokenizer: Any, conversations: Any, *rest: Any, **more: Any) -> float:
-        trained.extend(conversations)
+    def fit(model: Any, tokenizer: Any, rows: Any, *rest: Any, **more: Any) -> float:
+        trained.extend(row["messages"] for row in rows)
         return 0.0
 
     evaluated: list[Any] = []
