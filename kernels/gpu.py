@@ -1,4 +1,4 @@
-"""All that needs a GPU, in one run of a few minutes: checks, benchmarks, tuning, benchmarks again.
+"""All that needs a GPU, in one run of a few minutes: checks, a few lines, tuning, the lines again, the benchmark.
 
     python kernels/gpu.py --out DIR [--minutes 9] [--skip-tune] [--only TEXT]
 
@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,17 +37,20 @@ from rolesafe_kernels.tune import gpu
 
 CHECK_LIMIT = 150.0
 """Seconds of one check, compilation included."""
-AFTER_TUNING = 75.0
-"""Seconds kept for the lines after tuning."""
+LINES = 60.0
+"""Seconds that the lines may take."""
+BENCHMARK = 120.0
+"""Seconds kept for the benchmark after tuning."""
+FULL_BENCHMARK = 300.0
+"""Seconds from which all of the benchmark is run."""
 
 
 class Failed(Exception):
     """A part of the run did not succeed."""
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers depend on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+def environment(commit: str | None) -> dict[str, Any]:
+    """What the numbers depend on. `commit`: what to say where the checkout has no history."""
     return {
         **gpu(),
         "capability": architecture(torch.device("cuda")),
@@ -57,8 +59,17 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "kernels": source_hash(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": head() or commit or "unknown",
     }
+
+
+def head() -> str | None:
+    """The commit that is checked out; None where there is no history, or no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def check(out: Path, only: str, until: float) -> None:
@@ -96,12 +107,12 @@ def python(arguments: list[str], limit: float) -> None:
         raise Failed(f"{' '.join(arguments[:3])}: exit status {status}")
 
 
-def throughput(out: Path, limit: float) -> None:
-    """The benchmark against the peers, where there is one."""
-    if find_spec("benchmarks") is None or find_spec("benchmarks.throughput") is None:
-        print("no module benchmarks.throughput: skipped")
-        return
-    python(["-m", "benchmarks.throughput", "--quick", "--output", str(out / "throughput.json")], limit)
+def throughput(out: Path, limit: float, commit: str | None) -> None:
+    """The benchmark against the peers: all of it where there is time, else the quick part."""
+    budget = max(limit - 15, 1.0)
+    arguments = ["-m", "benchmarks.throughput", "--output", str(out / "throughput.json"), "--budget", f"{budget:.0f}"]
+    arguments += [] if budget >= FULL_BENCHMARK else ["--quick"]
+    python([*arguments, *([] if commit is None else ["--commit", commit])], limit)
 
 
 def tune(out: Path, budget: float) -> None:
@@ -227,6 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--skip-benchmarks", action="store_true")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the checks with this in their name")
+    parser.add_argument("--commit", help="what to write down where the checkout has no history")
+    parser.add_argument("--benchmark-seconds", type=float, default=BENCHMARK, help="kept for the benchmark")
     parser.add_argument("--lines", choices=("before", "after"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if INTERPRET or not torch.cuda.is_available():
@@ -240,19 +253,18 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
     end = begin + 60 * chosen.minutes
     left = lambda: end - time.monotonic()  # noqa: E731
-    kept = 0.0 if chosen.skip_tune else AFTER_TUNING
-    lines_after = partial(lines_in_fresh_process, out, "after")
+    kept = 0.0 if chosen.skip_benchmarks else chosen.benchmark_seconds
     parts: dict[str, Callable[[], None]] = {}
     if not chosen.skip_checks:
         parts["checks"] = lambda: check(out, chosen.only, begin + 0.4 * (end - begin))
-    if not chosen.skip_benchmarks:
-        parts["throughput"] = lambda: throughput(out, min(120.0, left() - kept))
-        parts["lines"] = lambda: lines_in_fresh_process(out, "before", min(120.0, left() - kept))
     if not chosen.skip_tune:
-        parts["tuning"] = lambda: tune(out, left() - kept)
         if not chosen.skip_benchmarks:
-            parts["lines after tuning"] = lambda: lines_after(left())
-    about, failures = environment(), {}
+            parts["lines"] = lambda: lines_in_fresh_process(out, "before", min(LINES, left() - kept))
+        parts["tuning"] = lambda: tune(out, left() - kept - (0.0 if chosen.skip_benchmarks else LINES))
+    if not chosen.skip_benchmarks:
+        parts["lines after tuning"] = lambda: lines_in_fresh_process(out, "after", min(LINES, left() - kept))
+        parts["throughput"] = lambda: throughput(out, left(), chosen.commit)
+    about, failures = environment(chosen.commit), {}
     print(json.dumps(about, indent=1), flush=True)
     for name, part in parts.items():
         print(f"== {name}, {left():.0f} s left", flush=True)

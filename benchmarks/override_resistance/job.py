@@ -36,6 +36,7 @@ def run_job(study: Study, records: Path, models: Path, job: Job, tell: Tell) -> 
 
     model, tokenizer, seconds = obtain(study, size, arm, seed, models, training)
     if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
         model = model.cuda()
     run = measure(model, tokenizer, study, (size, arm, seed), seconds, measuring)
     keep(run)

@@ -50,7 +50,12 @@ SIZES: dict[str, Size] = {
     "0.1M": Size(_fit(1200, 3e-3)),
     "0.4M": Size(_fit(1000, 3e-3), hidden=96, heads=6),
     "30M": Size(
-        _fit(6000, 6e-4, batch_size=64, checkpoints=10), hidden=512, layers=8, heads=8, head_dim=64, text_share=0.5
+        _fit(2500, 1e-3, batch_size=64, mixed_precision=True),
+        hidden=512,
+        layers=8,
+        heads=8,
+        head_dim=64,
+        text_share=0.5,
     ),
     PRETRAINED: Size(_fit(900, 2e-3, max_length=400, checkpoints=5), annealed=0.5),
 }

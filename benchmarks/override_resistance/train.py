@@ -15,7 +15,7 @@ from benchmarks.override_resistance.data import chunks, training_rows
 from benchmarks.override_resistance.settings import PRETRAINED, SIZES, Study
 
 DONE = "training.json"
-"""Written last: a model directory with it is whole. What the model comes from, and the seconds that it took."""
+"""Written last: a model directory with it is whole. What the model comes from, the seconds that it took, its losses."""
 
 
 def obtain(
@@ -109,7 +109,7 @@ def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progre
     import torch
 
     from rolesafe.patching import patch
-    from rolesafe.training import AnnealRoles, fit
+    from rolesafe.training import AnnealRoles, Losses, fit
 
     chosen, how = SIZES[size], study.fit(size)
     model, tokenizer = start(study, size, seed)
@@ -119,6 +119,7 @@ def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progre
     if config is not None:
         patch(model, config)
     anneal = [AnnealRoles(chosen.annealed)] if config is not None and chosen.annealed else []
+    losses = Losses()
     # a long training is saved on the way, where the next try finds it; a short one starts over
     checkpoints = directory.with_name(f"{directory.name}.{'checkpoints' if how.checkpoints else os.getpid()}")
     seconds = fit(
@@ -130,12 +131,12 @@ def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progre
         directory=checkpoints,
         config=config,
         progress=progress,
-        callbacks=anneal,
+        callbacks=[losses, *anneal],
     )
     part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
-    about = {"training": _about(study, size, arm), "seconds": round(seconds, 2)}
+    about = {"training": _about(study, size, arm), "seconds": round(seconds, 2), "losses": losses.mean}
     (part / DONE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)

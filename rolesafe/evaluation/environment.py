@@ -41,14 +41,15 @@ def _hardware() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; ``None`` for an installed package."""
-    root = Path(__file__).resolve().parents[2]
+    """The commit of the checkout that this file lies in; for a copy without history what the variable ROLESAFE_COMMIT
+    says, ``None`` where it says nothing."""
+    root, said = Path(__file__).resolve().parents[2], os.environ.get("ROLESAFE_COMMIT")
     if not (root / ".git").exists():
-        return None
+        return said
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
+        return said
+    return found.stdout.strip() if found.returncode == 0 else said

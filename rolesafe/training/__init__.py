@@ -2,7 +2,7 @@
 
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
-from rolesafe.training.fit import FitSettings, fit
+from rolesafe.training.fit import FitSettings, Losses, fit
 from rolesafe.training.trainer import RoleTrainer
 
-__all__ = ["AnnealRoles", "FitSettings", "RoleCollator", "RoleTrainer", "fit"]
+__all__ = ["AnnealRoles", "FitSettings", "Losses", "RoleCollator", "RoleTrainer", "fit"]

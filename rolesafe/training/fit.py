@@ -23,6 +23,9 @@ from rolesafe.training.trainer import RoleTrainer
 ROOM = 256
 """Positions that jumps leave to the longest training conversation, in tokens."""
 
+LOGGED = 50
+"""How often the loss is logged, for `callbacks` that listen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
@@ -38,6 +41,7 @@ class FitSettings:
             context leaves beside :data:`ROOM` tokens.
         group_by_length: Put conversations of about the same length into a step: less padding, the same conversations.
         checkpoints: How often the training is saved on the way; 0: not at all, it starts over.
+        mixed_precision: Compute in bf16 where the model is on a GPU; on a CPU all is fp32.
 
     Raises:
         ValueError: A number is out of range.
@@ -51,6 +55,7 @@ class FitSettings:
     position_gap: int = 0
     group_by_length: bool = False
     checkpoints: int = 0
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("position_gap", 0), ("checkpoints", 0)):
@@ -115,7 +120,9 @@ def fit(
         save_strategy="steps" if settings.checkpoints else "no",
         save_steps=max(1, settings.steps // max(1, settings.checkpoints)),
         save_total_limit=1,
-        logging_strategy="no",
+        logging_steps=max(1, settings.steps // LOGGED),
+        logging_nan_inf_filter=False,  # it waits for the device in every step
+        bf16=settings.mixed_precision and torch.cuda.is_available(),
         report_to=[],
         dataloader_pin_memory=False,
         disable_tqdm=True,
@@ -151,6 +158,17 @@ def grouped(rows: Sequence[Mapping[str, Any]], batch_size: int, seed: int) -> li
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     Random(f"batches/{seed}").shuffle(batches)
     return [rows[i] for batch in batches for i in batch]
+
+
+class Losses(TrainerCallback):
+    """The mean loss of each stretch of a training by the step at its end."""
+
+    def __init__(self) -> None:
+        self.mean: dict[int, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in (logs or {}):
+            self.mean[state.global_step] = float(logs["loss"])
 
 
 class _Progress(TrainerCallback):

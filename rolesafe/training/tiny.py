@@ -85,7 +85,7 @@ def tiny_llama(
         bos_token_id=None,
         eos_token_id=2,
         tie_word_embeddings=True,
-        initializer_range=0.1,
+        initializer_range=min(0.1, hidden**-0.5),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

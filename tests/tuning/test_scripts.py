@@ -52,7 +52,7 @@ def test_later_parts_run_though_earlier_ones_fail(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "INTERPRET", False)
-    monkeypatch.setattr(gpu, "environment", lambda: {"gpu": "none"})
+    monkeypatch.setattr(gpu, "environment", lambda commit: {"gpu": "none"})
     monkeypatch.setattr(gpu, "check", fails)
     monkeypatch.setattr(gpu, "throughput", fails)
     monkeypatch.setattr(gpu, "lines_in_fresh_process", lambda out, when, limit: done.append(when))
