@@ -8,7 +8,13 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",  # of a GPU that is full already, as where processes share one
+)
 _RAN_OUT: Final = "out of memory"
 
 
