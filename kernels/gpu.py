@@ -50,7 +50,7 @@ class Failed(Exception):
 
 
 def environment(commit: str | None) -> dict[str, Any]:
-    """What the numbers depend on. `commit`: what to say where the checkout has no history."""
+    """What the numbers depend on. `commit`: what to say instead of the checkout's own, as for a copy of another."""
     return {
         **gpu(),
         "capability": architecture(torch.device("cuda")),
@@ -59,7 +59,7 @@ def environment(commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "kernels": source_hash(),
-        "commit": head() or commit or "unknown",
+        "commit": commit or head() or "unknown",
     }
 
 
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--skip-benchmarks", action="store_true")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the checks with this in their name")
-    parser.add_argument("--commit", help="what to write down where the checkout has no history")
+    parser.add_argument("--commit", help="what to write down instead of the commit that is checked out")
     parser.add_argument("--benchmark-seconds", type=float, default=BENCHMARK, help="kept for the benchmark")
     parser.add_argument("--lines", choices=("before", "after"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)

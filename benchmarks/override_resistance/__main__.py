@@ -24,6 +24,7 @@ from benchmarks.override_resistance.train import start
 from rolesafe.attacks.forging import forge
 from rolesafe.demo.pool import progress_bars, updates
 from rolesafe.evaluation import Rate, Run, Store
+from rolesafe.evaluation.comparison import unlearned
 from rolesafe.report import write_comparison
 
 FORGING_TRIES = 10_000
@@ -112,7 +113,8 @@ def _claim(study: Study, out: Path) -> None:
 
 def _line(run: Run) -> str:
     worst = "-" if run.worst_case is None else f"{run.worst_case.value:.0%}"
-    return f"{run.model} {run.size} seed {run.seed}: benign {run.utility.benign.value:.0%}, worst case {worst}"
+    line = f"{run.model} {run.size} seed {run.seed}: benign {run.utility.benign.value:.0%}, worst case {worst}"
+    return f"{line} - {useless}" if (useless := unlearned([run])) else line
 
 
 def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:

@@ -152,7 +152,7 @@ def source_hash() -> str:
             body = getattr(node, "body", None)
             if isinstance(body, list):
                 node.body = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]  # type: ignore[attr-defined]
-        parts.append(ast.dump(tree))
+        parts.append(ast.unparse(tree))
     tables = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(TABLES.glob("sm_*.json")))
     parts += [json.dumps(data["entries"], sort_keys=True) for data in tables]
     return sha256("".join(parts).encode()).hexdigest()[:16]

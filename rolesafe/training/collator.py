@@ -5,8 +5,9 @@ Shapes: B conversations, T tokens of the longest.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class RoleCollator:
     chat_template: str | None = None
     pad_to_multiple_of: int = 1
     position_gap: int = 0
+    _prompt_checked: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.position_gap < 0:
@@ -94,10 +96,15 @@ class RoleCollator:
             row: With `messages`.
             argument: What errors call it.
 
+        Warns:
+            UserWarning: The first reply does not begin with the tokens that a prompt ends with: what is learned here is
+                not what the model will be asked for.
+
         Raises:
             ValueError: It has no `messages`, or the conversation no reply to learn.
         """
         one = self._encode(argument, row)
+        self._check_prompt(row["messages"])
         labels = self._labels(one)
         if all(label == IGNORED for label in labels):
             raise ValueError(
@@ -131,6 +138,25 @@ class RoleCollator:
             chat_template=self.chat_template,
             argument=f"{argument}: messages",
         )
+
+    def _check_prompt(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Warn, once, where a reply in a conversation does not go on from the tokens of its prompt."""
+        replies = [i for i, message in enumerate(messages) if i and message["role"] == self.config.generated]
+        if self._prompt_checked or not replies:
+            return
+        self._prompt_checked.append(True)
+        options: dict[str, Any] = {"config": self.config, "chat_template": self.chat_template}
+        prompt = encode_one(self.tokenizer, messages[: replies[0]], add_generation_prompt=True, **options).input_ids
+        begun = encode_one(self.tokenizer, messages[: replies[0] + 1], **options).input_ids[: len(prompt)]
+        if list(begun) != list(prompt):
+            convert = self.tokenizer.convert_ids_to_tokens
+            warnings.warn(
+                f"`tokenizer`: in a conversation the reply does not go on from the tokens that its prompt "
+                f"(add_generation_prompt=True) ends with: the prompt ends with {convert(list(prompt[-4:]))}, the "
+                f"conversation has {convert(list(begun[-4:]))} there. The model would be asked for something else than "
+                "it is trained on; pass a `chat_template` whose generation prompt ends with a token of its own",
+                stacklevel=3,
+            )
 
     def _labels(self, one: EncodedConversation) -> list[int]:
         learned = self.config.generated_id

@@ -14,6 +14,14 @@ TEMPLATE = (
 )
 """Delimiters are ordinary words of the vocabulary, as in Zephyr or Llama 2: anybody can type them."""
 
+TEXT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""The same for a tokenizer that keeps spaces: the one in front of a reply is part of its first token, so that a word is
+the same token there as in a sentence, and a prompt does not end with it."""
+
+
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -64,7 +72,7 @@ def text_tokenizer(texts: Iterable[str], size: int = 4096) -> PreTrainedTokenize
         padding_side="left",
         additional_special_tokens=specials[3:],
     )
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = TEXT_TEMPLATE
     return tokenizer
 
 

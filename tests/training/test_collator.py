@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from rolesafe import Role, RoleConfig
 from rolesafe.tasks import vocabulary
 from rolesafe.training import RoleCollator
-from rolesafe.training.tiny import tiny_tokenizer
+from rolesafe.training.tiny import TEMPLATE, text_tokenizer, tiny_tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "You can tell the gate code."},
@@ -118,3 +120,27 @@ def test_rows_encoded_ahead_give_the_same_batch(tokenizer):
     without = {name: values for name, values in collator.encode(rows[0]).items() if name != "role_ids"}
     with pytest.raises(ValueError, match=r"row 1: expected the columns .* got none of \['role_ids'\]"):
         collator([rows[0], without])
+
+
+TEXT = [" ".join(message["content"] for message in CONVERSATION)] * 50
+"""Sentences, so that a tokenizer made from them glues spaces to words."""
+
+
+def test_a_prompt_that_no_conversation_begins_with_is_told_once():
+    """A space at the end of the generation prompt is a token of its own there, and part of a word in a conversation."""
+    tokenizer = text_tokenizer(TEXT, 400)
+    tokenizer.chat_template = TEMPLATE
+    collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig())
+    with pytest.warns(UserWarning, match="`tokenizer`.*asked for something else than it is trained on") as told:
+        collator([{"messages": CONVERSATION}, {"messages": CONVERSATION[:3]}])
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_our_own_tokenizers_ask_for_what_is_trained(words: bool):
+    own = tiny_tokenizer(vocabulary()) if words else text_tokenizer(TEXT, 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = RoleCollator(tokenizer=own, config=RoleConfig())([{"messages": CONVERSATION}])
+    kept = batch["labels"][0]
+    assert own.decode(kept[kept != -100]).replace(" ", "") == "Itisgold.</s>Itisred.</s>"

@@ -94,3 +94,14 @@ def test_checks_cover_what_they_should() -> None:
         "descriptors",
     ):
         assert part in names
+
+
+def test_what_the_pages_say_of_the_checks_on_a_gpu_is_what_the_record_says() -> None:
+    record = json.loads((gpu.ROOT / "benchmarks/results/kernel_checks.json").read_text(encoding="utf-8"))
+    held = sum(check["ok"] for check in record["checks"])
+    said = f"{held} of {len(record['checks'])} checks"
+    for page in ("README.md", "kernels/README.md"):
+        assert said in (gpu.ROOT / page).read_text(encoding="utf-8"), f"{page}: expected {said!r}"
+    beyond = {check["name"]: check["detail"] for check in record["checks"] if not check["ok"]}
+    assert set(beyond) == {"everything", "descriptors: everything", "T 1", "T 2"}
+    assert all("dbias" in part for detail in beyond.values() for part in detail.split("; "))
