@@ -26,7 +26,7 @@ CHUNK = 80
 
 def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Path) -> list[dict[str, list[int]]]:
     """The rows of one training, as :meth:`rolesafe.training.RoleCollator.encode` makes them."""
-    about = json.dumps([study.training_of(size), seed, len(tokenizer)], sort_keys=True)
+    about = json.dumps([study.training_of(size), seed, len(tokenizer), tokenizer.chat_template], sort_keys=True)
     path = models / f"rows--{sha256(about.encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         write_whole(path, save(_flat(study, size, seed, tokenizer)))
