@@ -47,7 +47,9 @@ def main(
     gcg_steps: Annotated[int | None, typer.Option(help="Steps of gradient attacks.", min=1)] = None,
     gcg_width: Annotated[int | None, typer.Option(help="Candidates of each step.", min=1)] = None,
     quick: Annotated[bool, typer.Option(help="Few steps of everything: shows that it works.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes at a time; default: one per core, one on a GPU.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes at a time; default: a core each, 1 on a GPU.", min=1)
+    ] = None,
 ) -> None:
     """Train every mechanism, attack all of them, and report."""
     given = {
