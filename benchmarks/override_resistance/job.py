@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.measure import measure
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.train import obtain
@@ -38,6 +39,8 @@ def run_job(study: Study, records: Path, models: Path, job: Job, tell: Tell) -> 
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         model = model.cuda()
-    run = measure(model, tokenizer, study, (size, arm, seed), seconds, measuring)
+    kept = Kept(records.parent / "attacks" / f"{size}--{arm}--{seed}.jsonl")
+    run = measure(model, tokenizer, study, (size, arm, seed), seconds, kept, measuring)
     keep(run)
+    kept.drop()
     tell(Update(job, "done", 1.0, run))

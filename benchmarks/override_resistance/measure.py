@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.override_resistance.arms import ARMS
+from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.settings import SEARCHES, Study
 from rolesafe.attacks import ATTACKS, AttackConfig, attackable, replies, suite
 from rolesafe.evaluation import Resistance, Run, resistance, utility
@@ -41,7 +42,9 @@ def attacks(study: Study, seed: int) -> tuple[list[AttackConfig], list[AttackCon
     return texts, found
 
 
-def measure(model: Any, tokenizer: Any, study: Study, key: tuple[str, str, int], seconds: float, tell: Tell) -> Run:
+def measure(
+    model: Any, tokenizer: Any, study: Study, key: tuple[str, str, int], seconds: float, kept: Kept, tell: Tell
+) -> Run:
     """Everything that is measured of one model.
 
     Args:
@@ -49,6 +52,7 @@ def measure(model: Any, tokenizer: Any, study: Study, key: tuple[str, str, int],
         study: What to run.
         key: Size, arm and seed.
         seconds: What its training took.
+        kept: Results of an earlier try, and where those of this one go.
         tell: Progress.
     """
     size, arm, seed = key
@@ -83,7 +87,11 @@ def measure(model: Any, tokenizer: Any, study: Study, key: tuple[str, str, int],
     for i, attack in enumerate([*texts, *searches]):
         tell(attack.name, sum(weights[:i]) / sum(weights), record(False) if results else None)
         chosen: Sequence[Example] = examples if i < len(texts) else first
-        results += resistance(model, tokenizer, chosen, [attack]).results
+        found = resistance(model, tokenizer, chosen, [attack], done=kept.results).results
+        for result in found:
+            if result not in kept.results:
+                kept.add(result)
+        results += found
     return record(True)
 
 

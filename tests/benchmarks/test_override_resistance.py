@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from random import Random
 
@@ -62,6 +63,31 @@ def test_every_arm_is_measured_under_the_same_attacks(finished):
     assert results.forging.n == 200
     for name in ("override-resistance.html", "override-resistance.md", "override-resistance.csv"):
         assert "instaboost" in (out / name).read_text(encoding="utf-8")
+
+
+def test_an_interrupted_job_goes_on_with_the_attack_it_was_in(finished, tmp_path, monkeypatch):
+    out, _, results = finished
+
+    def interrupt(update: Update) -> None:
+        if update.stage == "filler":
+            raise KeyboardInterrupt
+
+    job = TINY.jobs[0]
+    with pytest.raises(KeyboardInterrupt):
+        run_job(TINY, tmp_path / "records", out / "models", job, interrupt)
+    path = tmp_path / "attacks" / "0.1M--plain--0.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1][:40]]), encoding="utf-8")  # the last one was cut short
+    asked: list[str] = []
+    module = sys.modules["rolesafe.evaluation.resistance"]  # the package has a function of that name
+    attack = module.attack
+    monkeypatch.setattr(module, "attack", lambda *args, **named: asked.append(args[4].name) or attack(*args, **named))
+    run_job(TINY, tmp_path / "records", out / "models", job, lambda update: None)
+    assert not path.exists()
+    assert asked[0] == "dilution", "the one that was cut short, not the first"
+    assert "none" not in asked
+    again, before = Store(tmp_path / "records").load(job).runs[0], results.runs[0]
+    assert [(p.attack, p.success) for p in again.attacks] == [(p.attack, p.success) for p in before.attacks]
 
 
 def test_steering_stands_on_the_plain_model(finished):
