@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from benchmarks.override_resistance.arms import ARMS, BASELINES, PLAIN
 from benchmarks.override_resistance.job import run_job
@@ -80,7 +81,13 @@ def run(study: Study, out: Path, models: Path, workers: int | None = None) -> No
     records.mkdir(parents=True, exist_ok=True)
     _claim(study, out)
     store = Store(records)
-    todo = [job for job in study.jobs if not ((found := store.load(job)) and found.complete)]
+    try:
+        todo = [job for job in study.jobs if not ((found := store.load(job)) and found.complete)]
+    except ValueError as error:
+        console.print(
+            f"[bold red]error:[/] {escape(str(error))}; move it away, and its run is measured again", soft_wrap=True
+        )
+        raise typer.Exit(1) from error
     failed = {}
     try:
         with progress_bars(console, study.jobs, todo) as tell:
@@ -124,8 +131,8 @@ def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:
     store = Store(out / "records")
     try:
         results = store.read(study.jobs)
-    except ValueError:
-        console.print("Nothing has been measured yet.")
+    except ValueError as error:
+        console.print(f"Nothing to report: {escape(str(error))}")
         return
     parts = {"baseline": PLAIN.name, "candidate": study.candidate}
     plan = {

@@ -65,6 +65,17 @@ def test_every_arm_is_measured_under_the_same_attacks(finished):
         assert "instaboost" in (out / name).read_text(encoding="utf-8")
 
 
+def test_a_record_that_cannot_be_read_is_told_before_anything_runs(tmp_path, capsys):
+    path = Store(tmp_path / "records").path(TINY.jobs[0])
+    path.parent.mkdir()
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(typer.Exit):
+        command.run(TINY, tmp_path, tmp_path / "models")
+    said = " ".join(capsys.readouterr().out.split())
+    assert path.name in said
+    assert "move it away" in said
+
+
 def test_an_interrupted_job_goes_on_with_the_attack_it_was_in(finished, tmp_path, monkeypatch):
     out, _, results = finished
 
