@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ MASS_CONVERSATIONS = 10
 """Conversations that the attention mass is averaged over."""
 
 BATCH = 60
+
+SECONDS = 10.0
+"""Between two records of what has been measured so far; single attacks are kept as they come."""
 
 Tell = Callable[[str, float, Run | None], None]
 """Called with the stage, the fraction that is done, and what has been measured so far."""
@@ -84,8 +88,11 @@ def measure(
     first = stratified(attackable(examples), study.searched)
     # a search costs as much as some fifty texts
     weights = [1.0] * len(texts) + [50.0] * len(searches)
+    told = time.monotonic()
     for i, attack in enumerate([*texts, *searches]):
-        tell(attack.name, sum(weights[:i]) / sum(weights), record(False) if results else None)
+        due = results and time.monotonic() - told > SECONDS
+        told = time.monotonic() if due else told
+        tell(attack.name, sum(weights[:i]) / sum(weights), record(False) if due else None)
         chosen: Sequence[Example] = examples if i < len(texts) else first
         found = resistance(model, tokenizer, chosen, [attack], done=kept.results).results
         for result in found:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from rolesafe.attacks.builders import join
 from rolesafe.attacks.judge import contains
 from rolesafe.attacks.personas import ORDERS, PERSONAS
-from rolesafe.attacks.replies import context_size, prompt_lengths, replies
+from rolesafe.attacks.replies import context_size, prompts, replies
 from rolesafe.attacks.search import Found
 from rolesafe.tasks import Example, Message, filler
 from rolesafe.tasks.phrasing import IGNORE
@@ -60,13 +60,11 @@ def best_of_n(
     variants = [AUGMENTS[augment](example, rng, strength) for _ in range(n)]
     best, tried = variants[0], 0
     size = context_size(model)
-    lengths = prompt_lengths(model, tokenizer, variants)
-    fitting = [
-        v for v, length in zip(variants, lengths, strict=True) if size is None or length + max_new_tokens <= size
-    ]
+    encoded = zip(variants, prompts(model, tokenizer, variants), strict=True)
+    fitting = [(variant, one) for variant, one in encoded if size is None or len(one) + max_new_tokens <= size]
     for start in range(0, len(fitting), batch_size):
-        batch = fitting[start : start + batch_size]
-        answers = replies(model, tokenizer, batch, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        batch, ready = zip(*fitting[start : start + batch_size], strict=True)
+        answers = replies(model, tokenizer, batch, max_new_tokens=max_new_tokens, batch_size=batch_size, encoded=ready)
         tried += len(batch)
         won = next((v for v, answer in zip(batch, answers, strict=True) if contains(answer, success)), None)
         if won is not None:

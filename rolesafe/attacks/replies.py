@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolesafe.tasks import Message
+
+if TYPE_CHECKING:
+    from rolesafe.roles.encoding import EncodedConversation
 
 Progress = Callable[[int, int], None]
 """Called with the number of conversations done and their total."""
@@ -18,8 +21,8 @@ def role_config(model: Any) -> Any:
     return model.rolesafe_config if is_patched(model) else None
 
 
-def prompt_lengths(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[int]:
-    """Number of tokens of each conversation, with the generation prompt.
+def prompts(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[EncodedConversation]:
+    """Each conversation with the generation prompt, as tokens with roles.
 
     Raises:
         ValueError: The tokenizer is not the model's: it gives ids that the model has no embedding for.
@@ -27,9 +30,9 @@ def prompt_lengths(model: Any, tokenizer: Any, conversations: Sequence[Sequence[
     from rolesafe.roles.encoding import encode_one
 
     config = role_config(model)
-    encoded = [encode_one(tokenizer, c, config=config, add_generation_prompt=True).input_ids for c in conversations]
-    _check_vocabulary(model, tokenizer, encoded)
-    return [len(ids) for ids in encoded]
+    encoded = [encode_one(tokenizer, c, config=config, add_generation_prompt=True) for c in conversations]
+    _check_vocabulary(model, tokenizer, [one.input_ids for one in encoded])
+    return encoded
 
 
 def context_size(model: Any) -> int | None:
@@ -46,7 +49,7 @@ def replies(
     max_new_tokens: int = 16,
     batch_size: int = 32,
     begun: Sequence[int] = (),
-    lengths: Sequence[int] | None = None,
+    encoded: Sequence[EncodedConversation] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """The reply of `model` to each conversation, greedy.
@@ -61,7 +64,7 @@ def replies(
         max_new_tokens: Longest reply, in tokens.
         batch_size: Most conversations in a batch.
         begun: Ids of tokens that the reply begins with; the model goes on from there.
-        lengths: Their numbers of tokens, where :func:`prompt_lengths` has told them already.
+        encoded: What :func:`prompts` made of them, where that is there already.
         progress: Called after each batch.
 
     Returns:
@@ -76,8 +79,9 @@ def replies(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}`: expected a number >= 1, got {value!r}")
-    if lengths is None:
-        lengths = prompt_lengths(model, tokenizer, conversations)
+    if encoded is None:
+        encoded = prompts(model, tokenizer, conversations)
+    lengths = [len(one) for one in encoded]
     size = context_size(model)
     longest = max(lengths) + len(begun) + max_new_tokens
     if size is not None and longest > size:
@@ -94,7 +98,7 @@ def replies(
     try:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            answers = _reply(model, tokenizer, [conversations[i] for i in batch], max_new_tokens, ends, begun)
+            answers = _reply(model, tokenizer, [encoded[i] for i in batch], max_new_tokens, ends, begun)
             for i, text in zip(batch, answers, strict=True):
                 texts[i] = text
             if progress is not None:
@@ -126,29 +130,19 @@ def _check_vocabulary(model: Any, tokenizer: Any, encoded: Sequence[Sequence[int
         )
 
 
-def model_inputs(
-    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], *, begun: Sequence[int] = ()
-) -> dict[str, Any]:
+def _inputs(model: Any, tokenizer: Any, encoded: Sequence[EncodedConversation], begun: Sequence[int]) -> dict[str, Any]:
     """What `model` is called with: (B, T) int64 tensors on its device, padded on the left; roles if it is role-aware.
-
-    Args:
-        model: A transformers causal language model, patched or not.
-        tokenizer: Its tokenizer.
-        conversations: B conversations up to the reply.
-        begun: Ids of the tokens that every reply begins with; their role is that of what the model generates.
-    """
+    Tokens of `begun` have the role of what the model generates."""
     import torch
 
-    from rolesafe.roles.encoding import encode
+    from rolesafe.config import RoleConfig
+    from rolesafe.roles.encoding import collate
 
     config = role_config(model)
-    inputs = dict(
-        encode(tokenizer, conversations, config=config, add_generation_prompt=True, padding=True, padding_side="left")
-    )
+    inputs = dict(collate(tokenizer, encoded, config or RoleConfig(), padding_side="left"))
     if begun:
         generated = 0 if config is None else config.generated_id
-        rows = len(conversations)
-        tail = torch.tensor([list(begun)] * rows, dtype=torch.int64)
+        tail = torch.tensor([list(begun)] * len(encoded), dtype=torch.int64)
         added = {"input_ids": tail, "attention_mask": tail * 0 + 1, "role_ids": tail * 0 + generated}
         inputs = {name: torch.cat([value, added[name]], dim=1) for name, value in inputs.items()}
     if config is None:
@@ -160,7 +154,7 @@ def model_inputs(
 def _reply(
     model: Any,
     tokenizer: Any,
-    conversations: Sequence[Sequence[Message]],
+    encoded: Sequence[EncodedConversation],
     max_new_tokens: int,
     ends: list[int],
     begun: Sequence[int],
@@ -169,7 +163,7 @@ def _reply(
 
     from rolesafe.roles.encoding import padding_id
 
-    inputs = model_inputs(model, tokenizer, conversations, begun=begun)
+    inputs = _inputs(model, tokenizer, encoded, begun)
     with torch.no_grad():
         output = model.generate(
             **inputs,

@@ -6,17 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolesafe.attacks.checks import check_clean, check_goal_is_wrong, check_messages, known_outcomes, success_text
 from rolesafe.attacks.delimiters import Delimiters
 from rolesafe.attacks.judge import contains
 from rolesafe.attacks.memory import Batches, OutOfMemoryError
 from rolesafe.attacks.registry import AttackConfig, look_up
-from rolesafe.attacks.replies import Progress, context_size, prompt_lengths, replies, role_config
+from rolesafe.attacks.replies import Progress, context_size, prompts, replies, role_config
 from rolesafe.attacks.result import AttackResult, Outcome
 from rolesafe.attacks.search import CannotSearch, Found
 from rolesafe.tasks import Example, Message
+
+if TYPE_CHECKING:
+    from rolesafe.roles.encoding import EncodedConversation
 
 
 def attackable(conversations: Sequence[Example]) -> list[Example]:
@@ -178,16 +181,16 @@ class _Job:
         names = {e.id: tuple(m["role"] for m in e.messages) for e in todo}
         marks = {n: _marks(self.model, self.tokenizer, n, self.config, roles) for n in set(names.values())}
         messages = {e.id: _attacked(e, self.config, marks[names[e.id]]) for e in todo}
-        lengths = {e.id: n for e in todo if (n := self._length(e, messages[e.id])) is not None}
-        fits = [e for e in todo if e.id in lengths and self._fits(lengths[e.id])]
-        self.left_out.update(e.id for e in todo if e.id in lengths and not self._fits(lengths[e.id]))
-        fits.sort(key=lambda e: lengths[e.id])
+        encoded = {e.id: one for e in todo if (one := self._encoded(e, messages[e.id])) is not None}
+        fits = [e for e in todo if e.id in encoded and self._fits(len(encoded[e.id]))]
+        self.left_out.update(e.id for e in todo if e.id in encoded and not self._fits(len(encoded[e.id])))
+        fits.sort(key=lambda e: len(encoded[e.id]))
         at = 0
         while at < len(fits):
 
             def ask(size: int, at: int = at) -> list[tuple[Example, str]]:
                 batch = fits[at : at + size]
-                texts = self._replies([messages[e.id] for e in batch], [lengths[e.id] for e in batch], size)
+                texts = self._replies([messages[e.id] for e in batch], [encoded[e.id] for e in batch], size)
                 return list(zip(batch, texts, strict=True))
 
             try:
@@ -203,9 +206,9 @@ class _Job:
         """Attacks that search: one example after the other, so that each is kept as soon as it is there."""
         for at, example in enumerate(todo, 1):
             start = example.with_target(f"{example.request} {example.injection()}")
-            length = self._length(example, start)
-            if length is not None:
-                if self._fits(length + self.config.parameters.get("length", 0)):
+            encoded = self._encoded(example, start)
+            if encoded is not None:
+                if self._fits(len(encoded) + self.config.parameters.get("length", 0)):
                     self._search_one(example)
                 else:
                     self.left_out.add(example.id)
@@ -214,10 +217,10 @@ class _Job:
     def _search_one(self, example: Example) -> None:
         try:
             found = self.batches.run(lambda size: self._found(example, size))
-            length = self._length(example, found.messages)
-            if length is None:
+            encoded = self._encoded(example, found.messages)
+            if encoded is None:
                 return
-            if not self._fits(length):
+            if not self._fits(len(encoded)):
                 self.left_out.add(example.id)
                 return
             if not all(map(math.isfinite, found.losses)):
@@ -225,7 +228,7 @@ class _Job:
                 return
             reply = found.reply
             if reply is None:
-                (reply,) = self.batches.run(lambda size: self._replies([found.messages], [length], size), 1)
+                (reply,) = self.batches.run(lambda size: self._replies([found.messages], [encoded], size), 1)
         except OutOfMemoryError as error:
             self.failed[example.id] = error.reason
             return
@@ -273,22 +276,24 @@ class _Job:
             **counts,
         )
 
-    def _replies(self, conversations: Sequence[tuple[Message, ...]], lengths: Sequence[int], size: int) -> list[str]:
+    def _replies(
+        self, conversations: Sequence[tuple[Message, ...]], encoded: Sequence[EncodedConversation], size: int
+    ) -> list[str]:
         return replies(
             self.model,
             self.tokenizer,
             conversations,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=size,
-            lengths=lengths,
+            encoded=encoded,
         )
 
-    def _length(self, example: Example, messages: tuple[Message, ...]) -> int | None:
-        """Number of tokens, or None where the chat template prints the clean conversation but not the attacked one."""
+    def _encoded(self, example: Example, messages: tuple[Message, ...]) -> EncodedConversation | None:
+        """The prompt, or None where the chat template prints the clean conversation but not the attacked one."""
         try:
-            return prompt_lengths(self.model, self.tokenizer, [messages])[0]
+            return prompts(self.model, self.tokenizer, [messages])[0]
         except ValueError as error:
-            prompt_lengths(self.model, self.tokenizer, [example.messages])  # raises: nothing to do with the attack
+            prompts(self.model, self.tokenizer, [example.messages])  # raises: nothing to do with the attack
             self.failed[example.id] = str(error)
             return None
 

@@ -8,7 +8,7 @@ from typing import Any
 from rolesafe.attacks.judge import contains
 from rolesafe.attacks.likelihood import reply_ids, reply_losses
 from rolesafe.attacks.places import carrier, insert
-from rolesafe.attacks.replies import context_size, prompt_lengths, replies, role_config
+from rolesafe.attacks.replies import context_size, prompts, replies, role_config
 from rolesafe.attacks.search import Found
 from rolesafe.tasks import Example
 
@@ -49,7 +49,7 @@ def prefill(
     ids = reply_ids(tokenizer, messages, wanted, role_config(model))
     given = ids[: min(k, _before(tokenizer, ids, success), max_new_tokens - 1)]
     size = context_size(model)
-    if size is not None and prompt_lengths(model, tokenizer, [messages])[0] + max_new_tokens > size:
+    if size is not None and len(prompts(model, tokenizer, [messages])[0]) + max_new_tokens > size:
         return Found(messages=messages, reply="", n_queries=0, n_steps=0, losses=(), typed=False)
     (reply,) = replies(
         model,
@@ -105,7 +105,7 @@ def worst_insertion(
         spots = sorted(rng.sample(spots, places))
     variants = [example.with_target(insert(text, example.injection(), at)) for at in spots]
     size, reply = context_size(model), len(reply_ids(tokenizer, variants[0], wanted, role_config(model)))
-    longest = max(prompt_lengths(model, tokenizer, variants)) + max(max_new_tokens, reply)
+    longest = max(map(len, prompts(model, tokenizer, variants))) + max(max_new_tokens, reply)
     if size is not None and longest > size:
         return Found(messages=variants[0], reply=None, n_queries=0, n_steps=0, losses=())
     losses = reply_losses(model, tokenizer, variants, wanted, batch_size=batch_size)

@@ -10,7 +10,7 @@ from typing import Any
 from rolesafe.attacks import AttackResult, Rate, attackable, contains, replies
 from rolesafe.attacks.forging import forge
 from rolesafe.attacks.memory import is_out_of_memory
-from rolesafe.attacks.replies import context_size, prompt_lengths, role_config
+from rolesafe.attacks.replies import context_size, prompts, role_config
 from rolesafe.attacks.run import attacked
 from rolesafe.audit.equality import exchange, token_equality
 from rolesafe.audit.report import AuditReport, AuditSettings, MassLevel, Usefulness
@@ -170,8 +170,8 @@ class _Audit:
             except ValueError as error:  # a published set with nothing to repeat
                 self._note(f"privileged attention: not measured, {error}")
                 return
-            lengths = prompt_lengths(self.model, self.tokenizer, talks)
-            if size is not None and max(lengths) > size:
+            longest = max(map(len, prompts(self.model, self.tokenizer, talks)))
+            if size is not None and longest > size:
                 # the same conversations at every level, or the levels would not compare
                 at = f"x{config.parameters['repeats']} and more do not fit the context"
                 self._note(f"privileged attention: not measured to the end, {at}")
@@ -256,7 +256,7 @@ def _usable(
     longest = 0
     for example in examples:
         try:
-            (length,) = prompt_lengths(model, tokenizer, [example.messages])
+            length = len(prompts(model, tokenizer, [example.messages])[0])
         except ValueError as error:  # the template does not print such a conversation
             refused.append(error)
             continue

@@ -127,7 +127,15 @@ def encode(
     conversations, names = read_batch(messages)
     encoded = [encoder.encode(c, name, limit) for c, name in zip(conversations, names, strict=True)]
     side = padding_side or tokenizer.padding_side
-    return _collate(tokenizer, encoded, config, padding, side, max_length, return_tensors)
+    return collate(
+        tokenizer,
+        encoded,
+        config,
+        padding=padding,
+        padding_side=side,
+        max_length=max_length,
+        return_tensors=return_tensors,
+    )
 
 
 def encode_one(
@@ -305,15 +313,21 @@ def _truncate(
     )
 
 
-def _collate(
+def collate(
     tokenizer: Any,
     encoded: Sequence[EncodedConversation],
     config: RoleConfig,
-    padding: bool | str,
-    side: str,
-    max_length: int | None,
-    return_tensors: str | None,
+    *,
+    padding: bool | str = True,
+    padding_side: str,
+    max_length: int | None = None,
+    return_tensors: str | None = "pt",
 ) -> BatchEncoding:
+    """A batch of what :func:`encode_one` made; the arguments are those of :func:`encode`.
+
+    Raises:
+        ValueError: The conversations do not fit together.
+    """
     from transformers import BatchEncoding
 
     lengths = [len(conversation) for conversation in encoded]
@@ -340,7 +354,7 @@ def _collate(
             ("role_ids", conversation.role_ids, padding_role_id(config)),
         ):
             fill = [filler] * short
-            columns[name].append(fill + values if side == "left" else values + fill)
+            columns[name].append(fill + values if padding_side == "left" else values + fill)
     return BatchEncoding(columns, tensor_type=return_tensors)
 
 
