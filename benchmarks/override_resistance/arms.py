@@ -66,8 +66,8 @@ ARMS: dict[str, Arm] = {
 BASELINES = tuple(name for name, arm in ARMS.items() if arm.kind == "published" and name != "drip")
 """The published mechanisms that the target compares with: ISE, AIR, ASIDE, PFT."""
 
-SECOND_SIZE = ("plain", "air", "channel")
-"""The arms of every size but the first, where no arms are asked for: the best published one of the first."""
+SECOND_SIZE = ("plain", "air", "pft", "channel")
+"""The arms of every size but the first, where no arms are asked for: the two best published ones of the first."""
 
 
 def trained(name: str) -> str:
