@@ -268,7 +268,7 @@ def test_bad_settings_say_so(changes, message):
         replace(TINY, **changes)
 
 
-@pytest.mark.parametrize("name", ["override_resistance", "override_resistance_deep"])
+@pytest.mark.parametrize("name", ["override_resistance", "override_resistance_deep", "override_resistance_wide"])
 def test_the_page_says_what_the_record_says(name):
     """Every figure of the tables, from the committed records."""
     results = Results.load(ROOT / "benchmarks" / "results" / f"{name}.json")
