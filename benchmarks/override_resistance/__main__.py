@@ -88,9 +88,8 @@ def run(study: Study, out: Path, models: Path, workers: int | None = None) -> No
             f"[bold red]error:[/] {escape(str(error))}; move it away, and its run is measured again", soft_wrap=True
         )
         raise typer.Exit(1) from error
-    todo.sort(
-        key=lambda job: ARMS[job[1]].kind == "steering"
-    )  # short ones last: all workers end at about the same time
+    # short ones last: all workers end at about the same time
+    todo.sort(key=lambda job: ARMS[job[1]].kind == "steering")
     failed = {}
     try:
         with progress_bars(console, study.jobs, todo) as tell:
