@@ -282,6 +282,27 @@ def test_the_page_says_what_the_record_says(name):
             assert line in page
 
 
+def test_the_page_says_what_a_larger_budget_won():
+    """The same examples, searched by the same two forms of GCG."""
+    page = " ".join((ROOT / "docs" / "override-resistance.md").read_text(encoding="utf-8").split())
+    large, usual = (
+        Results.load(ROOT / "benchmarks" / "results" / f"override_resistance_{name}.json") for name in ("gcg", "deep")
+    )
+
+    def won(run):
+        return run.worst(
+            lambda p: p.attack == "gcg" and p.parameters["objective"] == "ce" and p.parameters["length"] == 20
+        )
+
+    counts = {}
+    for arm in ("plain", "pft", "channel"):
+        pairs = [(won(a), won(b)) for a, b in zip(large.of("0.1M", arm), usual.of("0.1M", arm), strict=True)]
+        assert sum(len(a) for a, _ in pairs) == 15
+        counts[arm] = [sum(a[id] for a, _ in pairs for id in a), sum(b[id] for a, b in pairs for id in a)]
+    said = "on plain {} (with 100 steps of 64: {}), on PFT {} ({}), on `channel` {} ({})"
+    assert said.format(*(count for pair in counts.values() for count in pair)) in page
+
+
 @pytest.mark.parametrize(
     "record, arms, row",
     [
