@@ -9,10 +9,11 @@ from typing import Any
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
-    """Write `content` to `path`; an interruption leaves the old file or the new one, never half of one."""
+    """Write `content` to `path`; an interruption leaves the old file or the new one, never half of one. Processes that
+    write the same file at a time do not meet: the last one's stays."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.part")
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
     scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     scratch.replace(target)
     return target
