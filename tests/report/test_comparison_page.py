@@ -205,7 +205,7 @@ def test_heatmap_is_the_worst_case_of_each_family(small: Results) -> None:
     html = rendered(small)
     heat = tables(html)[1]
     names = list(dict.fromkeys(attack for attack, *_ in POINTS if attack != "none"))
-    assert heat[0][3:] == [f"{name} (bound)" if name in ("prefill", "soft-prompt") else name for name in names]
+    assert heat[0][3:] == [f"{name} (untyped)" if name in ("prefill", "soft-prompt") else name for name in names]
     for row in heat[1:]:
         runs = small.of("0.2M", row[0])
         assert row[1] == f"{100 * seed_mean([r.utility.benign for r in runs]).value:.0f}"  # type: ignore[union-attr]

@@ -53,7 +53,7 @@ def test_attacks_to_files(tmp_path: Path) -> None:
     page, text, table = write_comparison(results, tmp_path)
     reader = Reader(page.read_text(encoding="utf-8"))
     assert reader.faults == []
-    assert "prefill (bound)" in reader.text
+    assert "prefill (untyped)" in reader.text
     assert "dedicated_heads 0.5" in reader.text
     assert "Size tiny" in text.read_text(encoding="utf-8")
     assert len(table.read_text(encoding="utf-8").splitlines()) == 1 + 4 * (len(ATTACKS) + 2)

@@ -23,7 +23,7 @@ def render_markdown(view: ComparisonView) -> str:
         "",
         f"Mean over {view.seeds}; in parentheses 95% intervals. Worst case: per example, over all attacks that can be "
         "typed. Against another one: ratio of the worst cases on the same examples and seeds, p of McNemar's exact "
-        "test / of a paired bootstrap over seeds and examples, Holm-corrected. Bound: with what nobody can type.",
+        "test / of a paired bootstrap over seeds and examples, Holm-corrected. With untyped: with what nobody can type.",
         *(escape(note) for note in view.notes),
     ]
     return "\n".join([*parts, ""])
@@ -45,7 +45,7 @@ def _verdicts(view: ComparisonView) -> list[str]:
 def _mechanisms(view: ComparisonView, size: SizeView) -> list[str]:
     best = size.best or "the best published"
     header = ["", "utility", "worst case", f"against {escape(view.baseline)}", f"against {escape(best)}"]
-    header += ["bound", "false refusals", "SEP", "SEP, all probes"]
+    header += ["with untyped", "false refusals", "SEP", "SEP, all probes"]
     lines = [line(header), line([":--", *["--:"] * (len(header) - 1)])]
     for one in size.mechanisms:
         name = f"**{escape(one.name)}**" if one.part == "candidate" else escape(one.name)
@@ -60,7 +60,7 @@ def _families(size: SizeView) -> list[str]:
         "attack success",
         "utility",
         "worst case",
-        *(f"{escape(f)}{' (bound)' * (f in size.heat.untyped)}" for f in size.heat.families),
+        *(f"{escape(f)}{' (untyped)' * (f in size.heat.untyped)}" for f in size.heat.families),
     ]
     lines = [line(header), line([":--", *["--:"] * (len(header) - 1)])]
     for one, row in zip(size.mechanisms, size.heat.rows, strict=True):
