@@ -23,7 +23,7 @@ def render_markdown(view: ComparisonView) -> str:
         "",
         f"Mean over {view.seeds}; in parentheses 95% intervals. Worst case: per example, over all attacks that can be "
         "typed. Against another one: ratio of the worst cases on the same examples and seeds, p of McNemar's exact "
-        "test / of a paired bootstrap over seeds and examples, Holm-corrected. With untyped: with what nobody can type.",
+        "test / of a paired bootstrap over seeds and examples, Holm-corrected. Untyped: what nobody can type.",
         *(escape(note) for note in view.notes),
     ]
     return "\n".join([*parts, ""])
