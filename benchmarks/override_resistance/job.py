@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.override_resistance.kept import Kept
+from benchmarks.override_resistance.kept import Kept, fingerprint
 from benchmarks.override_resistance.measure import measure
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.train import obtain
@@ -39,7 +39,7 @@ def run_job(study: Study, records: Path, models: Path, job: Job, tell: Tell) -> 
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         model = model.cuda()
-    kept = Kept(records.parent / "attacks" / f"{size}--{arm}--{seed}.jsonl")
+    kept = Kept(records.parent / "attacks" / f"{size}--{arm}--{seed}.jsonl", fingerprint(model))
     run = measure(model, tokenizer, study, (size, arm, seed), seconds, kept, measuring)
     keep(run)
     kept.drop()

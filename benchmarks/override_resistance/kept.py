@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from rolesafe.attacks import AttackResult
 from rolesafe.evaluation.files import write_whole
 
 
 class Kept:
-    """Results of one job, a line of JSON each.
+    """Results of one job: a line of JSON with the fingerprint of the model, then one for each.
 
     Args:
-        path: The file; what an earlier try left in it is read.
+        path: The file; what an earlier try left in it is read, if it attacked the same model.
+        model: The fingerprint.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, model: str) -> None:
         self.path = path
         self.results: list[AttackResult] = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        first, *rest = path.read_text(encoding="utf-8").splitlines() if path.exists() else [""]
+        for line in rest if first == json.dumps(model) else ():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
                 break  # cut short: the last one
             self.results.append(AttackResult.from_dict(values))
-        if path.exists():
-            write_whole(path, "".join(map(_line, self.results)))
+        write_whole(path, json.dumps(model) + "\n" + "".join(map(_line, self.results)))
 
     def add(self, result: AttackResult) -> None:
         """Keep one more."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(result))
 
     def drop(self) -> None:
         """The job is done: its record holds all of it."""
         self.path.unlink(missing_ok=True)
+
+
+def fingerprint(model: Any) -> str:
+    """What tells the weights of one model from those of another."""
+    summary = sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        summary.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return summary.hexdigest()[:16]
 
 
 def _line(result: AttackResult) -> str:

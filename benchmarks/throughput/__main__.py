@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, help="processes that compile ahead (default: half of the cores; 0: none)"
     )
-    parser.add_argument("--commit", help="what to write down where the checkout has no history")
+    parser.add_argument("--commit", help="what to write down instead of the commit that is checked out")
     parser.add_argument("--warm", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.suites = tuple(options.only or (QUICK_SUITES if options.quick else SUITES))

@@ -42,10 +42,10 @@ def why_no_gpu() -> str | None:
 
 
 def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:
-    """Machine, versions, commit, launch table. `commit`: what to say where the checkout has no history."""
+    """Machine, versions, commit, launch table. `commit`: what to say instead of the checkout's."""
     found: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": run("git", "rev-parse", "HEAD") or commit,
+        "commit": commit or run("git", "rev-parse", "HEAD"),
         "uncommitted_changes": changes(),
         "sources": digest(),
         "python": platform.python_version(),

@@ -81,6 +81,8 @@ def replies(
             raise ValueError(f"`{name}`: expected a number >= 1, got {value!r}")
     if encoded is None:
         encoded = prompts(model, tokenizer, conversations)
+    if len(encoded) != len(conversations):
+        raise ValueError(f"`encoded`: expected one for each of {len(conversations)} conversations, got {len(encoded)}")
     lengths = [len(one) for one in encoded]
     size = context_size(model)
     longest = max(lengths) + len(begun) + max_new_tokens

@@ -41,15 +41,17 @@ def _hardware() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; for a copy without history what the variable ROLESAFE_COMMIT
-    says, ``None`` where it says nothing."""
-    root, said = Path(__file__).resolve().parents[2], os.environ.get("ROLESAFE_COMMIT")
-    if not (root / ".git").exists():
+    """The commit of the checkout that this file lies in; ``None`` for an installed package. The variable
+    ROLESAFE_COMMIT says it where that would be wrong, as in a copy."""
+    root = Path(__file__).resolve().parents[2]
+    if said := os.environ.get("ROLESAFE_COMMIT"):
         return said
+    if not (root / ".git").exists():
+        return None
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return said
-    return found.stdout.strip() if found.returncode == 0 else said
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None

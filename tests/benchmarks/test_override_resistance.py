@@ -16,12 +16,13 @@ from benchmarks.override_resistance.arms import ARMS, BASELINES, SECOND_SIZE, tr
 from benchmarks.override_resistance.compact import compact
 from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
+from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.measure import attacks, stratified
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.table import ROWS, table
 from benchmarks.override_resistance.train import obtain
 from benchmarks.throughput import ROOT
-from rolesafe.attacks import attackable
+from rolesafe.attacks import AttackResult, attackable
 from rolesafe.demo.pool import Update
 from rolesafe.evaluation import Results, Store, seed_mean
 from rolesafe.mechanisms import get_strength
@@ -90,6 +91,10 @@ def test_an_interrupted_job_goes_on_with_the_attack_it_was_in(finished, tmp_path
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines[:-1], lines[-1][:40]]), encoding="utf-8")  # the last one was cut short
     asked: list[str] = []
+    other, found = Kept(tmp_path / "other.jsonl", "one"), AttackResult.from_dict(json.loads(lines[1]))
+    other.add(found)
+    assert Kept(other.path, "one").results == [found]
+    assert Kept(other.path, "another").results == [], "what another model did is not kept"
     module = sys.modules["rolesafe.evaluation.resistance"]  # the package has a function of that name
     attack = module.attack
     monkeypatch.setattr(module, "attack", lambda *args, **named: asked.append(args[4].name) or attack(*args, **named))
