@@ -194,8 +194,8 @@ def _ordinary(p: Problem, folded: _Folded) -> Tensor:
     if mask is not None and p.roles.key_mask is not None and p.mask is not None:
         mask = mask & p.roles.key_mask[:, None, None, :]
     out = _attend(p, folded, p.dedicated, p.q.shape[1], mask, causal)
-    if p.roles.key_mask is not None and p.mask is None:
-        out = torch.where(_padded_sight(p), out, 0.0)
+    if p.roles.key_mask is not None and p.mask is None and (sight := _padded_sight(p)) is not None:
+        out = torch.where(sight, out, 0.0)
     return out
 
 
@@ -208,9 +208,15 @@ def _combine(p: Problem, mask: Tensor | None) -> Tensor:
     return position if mask is None else mask & position
 
 
-def _padded_sight(p: Problem) -> Tensor:
-    """(B, 1, T, 1) bool: which queries see a key that is not padding."""
-    return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), lambda: p.roles_in_sight().any(-1, keepdim=True))
+def _padded_sight(p: Problem) -> Tensor | None:
+    """(B, 1, T, 1) bool: which queries see a key that is not padding. None: all are known to, padding on the right."""
+
+    def compute() -> Tensor | None:
+        sight = p.roles_in_sight().any(-1, keepdim=True)
+        known = sight.device.type == "cpu" and not torch.compiler.is_compiling()
+        return None if known and bool(sight.all()) else sight
+
+    return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), compute)
 
 
 def _sight(p: Problem, hidden: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ conversation contains it by chance.
 from __future__ import annotations
 
 import re
+from functools import cache
 from random import Random
 from typing import Final, Literal, get_args
 
@@ -56,6 +57,7 @@ def pairs(
     return chosen
 
 
+@cache
 def split_of(left: str, right: str) -> Split:
     """The split that a pair of words belongs to; the order of two secrets does not matter."""
     pool = PLACES if left in PLACES else SECRETS

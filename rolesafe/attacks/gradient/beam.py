@@ -90,7 +90,9 @@ def beast(
             grown = _grow(victim, held, count, temperature, generator)
             if target.sieving:
                 grown = target.sieve(grown)
-            kept = target.survivors(grown, losses(victim, loss, grown, batch_size), beams)
+            # the loss "role-shift" looks at the whole slot
+            like = held if held.shape[1] and objective != "role-shift" else None
+            kept = target.survivors(grown, losses(victim, loss, grown, batch_size, like), beams)
             if not kept:
                 if best is None:
                     raise CannotSearch(
@@ -117,7 +119,7 @@ def beast(
 def _grow(victim: Victim, held: Tensor, count: int, temperature: float, generator: torch.Generator) -> Tensor:
     """(k * count, L + 1): the slots `held` (k, L), each with `count` next tokens drawn from the model's own."""
     target = victim.target
-    with torch.inference_mode():
+    with torch.inference_mode(), victim.reading(held):
         logits = victim.next_logits(held)[:, target.allowed].float()
     chances = torch.softmax(logits / temperature, dim=-1).cpu()
     # A token whose chance is 0 in fp32 could not be drawn at all.

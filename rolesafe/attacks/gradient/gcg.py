@@ -110,10 +110,13 @@ def gcg(
             _fill(buffer, victim, loss, generator, batch_size)
         curve = [buffer.least[0]]
         steps = 0
-        while not watch.gives_in(buffer.least[1], steps) and steps < num_steps:
+        while True:
             ids = buffer.ids
-            if ids is not target.start:
+            # before the model is asked, which then need not run this slot once more
+            if ids is not target.start and steps < num_steps:
                 _, slope = gradient(victim, loss, ids)
+            if watch.gives_in(buffer.least[1], steps) or steps == num_steps:
+                break
             steps += 1
             drawn = draw(ids, token_scores(victim, slope), target.allowed, search_width, topk, n_replace, generator)
             if target.sieving:

@@ -132,11 +132,21 @@ def losses(victim: Victim, loss: Loss, candidates: Tensor, batch_size: int, like
     """`loss` (n,) of `candidates` (n, L), `batch_size` at a time, without gradients.
 
     Where most candidates differ from the slot `like` (L,) in a place or two, those that begin alike share a batch, and
-    the tokens that all of it shares with `like` are not run again.
+    the tokens that all of it shares with `like` are not run again. Where each begins with one of several slots `like`
+    (k, L'), these are not run again.
     """
     with torch.inference_mode():
         if like is None:
             return torch.cat([loss(victim, batch) for batch in torch.split(candidates, batch_size)])
+        if like.ndim == 2:
+            length = like.shape[1]
+            rows = (candidates[:, None, :length] == like).all(-1).int().argmax(1)
+            found = []
+            with victim.knowing(like) as share:
+                for batch, own in zip(*(torch.split(x, batch_size) for x in (candidates, rows)), strict=True):
+                    share(length, own)
+                    found.append(loss(victim, batch))
+            return torch.cat(found)
         first, order = torch.sort((candidates != like).int().argmax(1), stable=True)
         starts = first[::batch_size].tolist()
         found = []
@@ -154,7 +164,7 @@ def gradient(victim: Victim, loss: Loss, ids: Tensor) -> tuple[float, Tensor]:
     What the loss would change by if a token's one-hot vector moved towards another token is this gradient times that
     token's embedding (see :func:`token_scores`): no (L, V) one-hot is needed.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), victim.reading(ids):
         embeddings = victim.model.get_input_embeddings()(ids).detach()[None].requires_grad_()
         value = loss(victim, embeddings)[0]
         (found,) = torch.autograd.grad(value, embeddings)

@@ -70,7 +70,7 @@ class Watch:
             return False
         improved = best is not self._best
         self._best, self._asked = best, self._asked and not improved
-        if self._asked or (step % self.every and not (improved and self.victim.follows(best[None]))):
+        if self._asked or (step % self.every and not (improved and self.victim.follows(best))):
             return False
         self._asked = True
         self.n_replies += 1

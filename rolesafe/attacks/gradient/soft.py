@@ -105,16 +105,17 @@ def pgd(
             start = embed(target.start).float()
         soft = start.clone().requires_grad_()
         adam = torch.optim.Adam([soft], lr=step_size * unit)
-        best, least, steps = start, math.inf, 0
+        best, least, steps = start.to(embed.weight.dtype), math.inf, 0
         curve: list[float] = []
         while True:
-            with torch.enable_grad():
+            here = soft.detach().to(embed.weight.dtype, copy=True)
+            with torch.enable_grad(), victim.reading(here):
                 value = loss(victim, soft[None].to(embed.weight.dtype))[0]
                 (soft.grad,) = torch.autograd.grad(value, soft)
             if float(value.detach()) < least:
-                best, least = soft.detach().clone(), float(value.detach())
+                best, least = here, float(value.detach())
             curve.append(least)
-            if watch.gives_in(best.to(embed.weight.dtype), steps) or steps == num_steps:
+            if watch.gives_in(best, steps) or steps == num_steps:
                 break
             steps += 1
             if method == "adam":
@@ -123,7 +124,7 @@ def pgd(
                 if method == "sign":
                     soft -= step_size * unit * soft.grad.sign()
                 soft.copy_(start + _project(soft - start, norm, radius))
-        reply = ask(best.to(embed.weight.dtype))
+        reply = ask(best)
     return Found(
         messages=target.messages(target.start.tolist()),
         reply=reply,

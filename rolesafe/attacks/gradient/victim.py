@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from rolesafe.attacks.gradient.target import Target
 from rolesafe.patching.apply import is_patched
 from rolesafe.patching.caches import cache_argument, output_cache
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a pass found: the tokens that the model would have replied, (n, W) if it ran so far, and its cache."""
+
+    slot: Tensor
+    greedy: Tensor | None
+    cache: Any
 
 
 class Victim:
@@ -40,7 +50,10 @@ class Victim:
         self.patched = is_patched(model)
         self.n_queries = 0
         self._shared = 0
+        self._rows: Tensor | None = None
         self._known: Any = None
+        self._reading: Tensor | None = None
+        self._read: _Read | None = None
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache: Any = None
         if cached and len(target.before):
@@ -59,28 +72,57 @@ class Victim:
         return self._cache is not None
 
     @contextmanager
-    def knowing(self, ids: Tensor) -> Iterator[Callable[[int], None]]:
-        """Within the context the keys and values of the slot `ids` (L,) are kept too.
+    def reading(self, slot: Tensor) -> Iterator[None]:
+        """Within the context the next :meth:`forward` is of `slot`, and what it finds is kept until there is another.
 
-        What it yields is called with a number of tokens: the slots of ids that :meth:`forward` is given from then on
-        begin with that many of `ids`, and are run from there only. Without a cache, or with one that forgets (sliding
-        windows), the number is disregarded.
+        :meth:`follows` and :meth:`knowing` then do not run this very slot (the same object) once more.
+        """
+        self._read, self._reading = None, slot
+        try:
+            yield
+        finally:
+            self._reading = None
+
+    def _keep(self, slot: Tensor, output: Any, whole: bool) -> None:
+        self._reading, cache = None, None
+        if self.is_cached:
+            cache = copy.copy(output_cache(output))
+            cache.layers = [copy.copy(layer) for layer in cache.layers]
+            for layer in cache.layers:
+                if layer.is_initialized:
+                    layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        self._read = _Read(slot, self.reply_logits(output).detach().argmax(-1) if whole else None, cache)
+
+    @contextmanager
+    def knowing(self, ids: Tensor) -> Iterator[Callable[..., None]]:
+        """Within the context the keys and values of the slot `ids` (L,), or of several (k, L), are kept too.
+
+        What it yields is called with a number of tokens, and for several slots with the one that each row goes on from
+        (n,): the slots of ids that :meth:`forward` is given from then on begin with that many of `ids`, and are run
+        from there only. Without a cache, or with one that forgets (sliding windows), the number is disregarded.
         """
         if not self.is_cached or any(type(layer) is not DynamicLayer for layer in self._cache.layers):
-            yield lambda shared: None
+            yield lambda shared, rows=None: None
             return
-        roles = {"role_ids": self.role_ids(len(ids))[:, : len(self.target.before) + len(ids)]} if self.patched else {}
-        with torch.no_grad():
-            output = self.model(input_ids=ids[None], use_cache=True, **self._kept(1), **roles)
-        self._known = output_cache(output)
+        if self._read is not None and self._read.slot is ids:
+            self._known = self._read.cache
+        else:
+            several = ids if ids.ndim == 2 else ids[None]
+            count, through = len(several), len(self.target.before) + several.shape[1]
+            roles = {}
+            if self.patched:
+                roles["role_ids"] = self.role_ids(several.shape[1])[:, :through].expand(count, -1)
+            with torch.no_grad():
+                output = self.model(input_ids=several, use_cache=True, **self._kept(count), **roles)
+            self._known = output_cache(output)
 
-        def share(shared: int) -> None:
-            self._shared = shared
+        def share(shared: int, rows: Tensor | None = None) -> None:
+            self._shared, self._rows = shared, rows
 
         try:
             yield share
         finally:
-            self._shared, self._known = 0, None
+            self._shared, self._rows, self._known = 0, None, None
 
     def forward(self, slot: Tensor, *, role: int | None = None, whole: bool = True, **options: Any) -> Any:
         """What the model returns for the tokens from the slot on (from the first token on without a cache).
@@ -114,7 +156,10 @@ class Victim:
             given |= self._kept(n)
         if self._keeps:
             given["logits_to_keep"] = len(target.wanted) if whole else 1
-        return self.model(**given, use_cache=self.is_cached, **options)
+        output = self.model(**given, use_cache=self.is_cached, **options)
+        if self._reading is not None:
+            self._keep(self._reading, output, whole)
+        return output
 
     def reply_logits(self, output: Any) -> Tensor:
         """(n, W, V): what the model says at the places of the wanted tokens, of a `whole` output."""
@@ -122,9 +167,12 @@ class Victim:
         return logits
 
     def follows(self, slot: Tensor) -> bool:
-        """Whether the wanted reply is the greedy one for a slot (1, L) or (1, L, d)."""
-        with torch.inference_mode():
-            greedy = self.reply_logits(self.forward(slot)).argmax(-1)
+        """Whether the wanted reply is the greedy one for a slot (L,) or (L, d)."""
+        if self._read is not None and self._read.slot is slot and self._read.greedy is not None:
+            greedy = self._read.greedy[0]
+        else:
+            with torch.inference_mode():
+                greedy = self.reply_logits(self.forward(slot[None]))[0].argmax(-1)
         return bool((greedy == self.target.wanted).all())
 
     def next_logits(self, slot: Tensor) -> Tensor:
@@ -146,13 +194,18 @@ class Victim:
         return torch.cat([target.roles_before, slot, target.roles_after])[None]
 
     def _kept(self, n: int) -> dict[str, Any]:
-        """The kept keys and values for n sequences, as an argument: views that the model does not write into."""
+        """The kept keys and values for n sequences, as an argument: the model does not write into them."""
         known = self._known if self._shared else self._cache
         length = len(self.target.before) + self._shared
+        rows = self._rows if self._shared else None
+
+        def of(x: Tensor) -> Tensor:
+            x = x[:, :, :length]
+            return x.expand(n, -1, -1, -1) if rows is None else x[rows]
+
         cache = copy.copy(known)
         cache.layers = [copy.copy(layer) for layer in known.layers]
         for layer in cache.layers:
             if layer.is_initialized:
-                layer.keys = layer.keys[:, :, :length].expand(n, -1, -1, -1)
-                layer.values = layer.values[:, :, :length].expand(n, -1, -1, -1)
+                layer.keys, layer.values = of(layer.keys), of(layer.values)
         return {self._cache_argument: cache}
