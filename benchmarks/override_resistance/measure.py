@@ -13,7 +13,7 @@ from rolesafe.attacks import ATTACKS, AttackConfig, attackable, replies, suite
 from rolesafe.evaluation import Resistance, Run, resistance, utility
 from rolesafe.evaluation.mass import attention_mass
 from rolesafe.evaluation.sep import sep
-from rolesafe.tasks import Example, generate, probes, trigger_examples
+from rolesafe.tasks import Difficulty, Example, generate, probes, trigger_examples
 
 SAMPLES = 1
 """Attacked conversations kept of each attack, for the report."""
@@ -28,6 +28,11 @@ SECONDS = 10.0
 
 Tell = Callable[[str, float, Run | None], None]
 """Called with the stage, the fraction that is done, and what has been measured so far."""
+
+
+def examples_of(study: Study, seed: int) -> list[Example]:
+    """What the models of a seed are attacked on, and as many benign twins."""
+    return generate("test", study.examples, 1000 + seed, study.families, difficulty=Difficulty(place=study.place))
 
 
 def attacks(study: Study, seed: int) -> tuple[list[AttackConfig], list[AttackConfig]]:
@@ -61,7 +66,7 @@ def measure(
     """
     size, arm, seed = key
     tell("utility", 0.0, None)
-    examples = generate("test", study.examples, 1000 + seed, study.families)
+    examples = examples_of(study, seed)
     config = ARMS[arm].config
     texts, searches = attacks(study, seed)
     refusals = utility(model, tokenizer, trigger_examples("test", study.examples // 2, 2000 + seed, study.families))

@@ -84,6 +84,8 @@ USUAL = ("gcg", "gcg-attention", "beam", "best-of-n", "worst-insertion", "prefil
 """The searches of the study; the other variants of GCG are there to be asked for."""
 
 
+PLACES = ("first", "last")
+
 PLANNED = ("sizes", "seeds", "arms", "candidate")
 """More of these, or another candidate, are more records of the same study, or the same seen differently."""
 
@@ -102,6 +104,7 @@ class Study:
         triggers: Share of training conversations with the words of attacks in harmless sentences.
         noise: Share of training conversations with random words in the attacker's message, up to 24 of them.
         examples: Test examples of each seed, half of them protected (those are attacked).
+        place: Where the system text of the test examples stands: ``"first"`` or ``"last"``.
         searched: The first so many protected examples are attacked by searches too (GCG, beam, ...).
         searches: Names of the searches, see :data:`SEARCHES`.
         gcg_steps, gcg_width: Budget of every gradient attack: steps, and candidates a step.
@@ -119,6 +122,7 @@ class Study:
     triggers: float = 0.1
     noise: float = 0.3
     examples: int = 120
+    place: str = "first"
     searched: int = 3
     searches: tuple[str, ...] = USUAL
     gcg_steps: int = 100
@@ -129,6 +133,8 @@ class Study:
     quick: bool = False
 
     def __post_init__(self) -> None:
+        if self.place not in PLACES:
+            raise ValueError(f"`place`: expected one of {PLACES}, got {self.place!r}")
         if self.candidate not in ARMS:
             raise ValueError(f"`candidate`: unknown {self.candidate!r}; expected one of {tuple(ARMS)}")
         for name, known in (("sizes", SIZES), ("arms", ARMS), ("families", FAMILIES), ("searches", SEARCHES)):
@@ -191,7 +197,7 @@ class Study:
                 words += [word for value in getattr(self, name) for word in (f"--{option}", value)]
         if self.seeds != default.seeds:
             words += ["--seeds", str(len(self.seeds))]
-        for name in ("searched", "examples", "gcg_steps", "gcg_width", "candidate"):
+        for name in ("searched", "examples", "place", "gcg_steps", "gcg_width", "candidate"):
             if getattr(self, name) != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
         return shlex.join([*words, *(["--quick"] if self.quick else []), "--out", "DIR"])

@@ -13,7 +13,7 @@ from rolesafe.attacks.rates import Rate, wilson_interval
 from rolesafe.attacks.registry import ATTACKS, TEXT_ATTACKS, AttackConfig, suite
 from rolesafe.attacks.replies import replies
 from rolesafe.attacks.result import AttackResult, Outcome
-from rolesafe.attacks.run import attack, attackable, attacked
+from rolesafe.attacks.run import attack, attackable, attacked, transfer
 from rolesafe.attacks.search import Found, Search
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "replies",
     "same",
     "suite",
+    "transfer",
     "wilson_interval",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -147,15 +147,52 @@ def attack(
         complete = True
     except KeyboardInterrupt:
         complete = False
-    return AttackResult(
-        config=config,
-        goal=goal,
-        outcomes=tuple(known[e.id] for e in examples if e.id in known),
-        left_out=tuple(e.id for e in examples if e.id in job.left_out),
-        failed=tuple((e.id, job.failed[e.id]) for e in examples if e.id in job.failed),
-        met=tuple(e.id for e in examples if e.id in met),
-        complete=complete,
-    )
+    return job.result(examples, met=tuple(e.id for e in examples if e.id in met), complete=complete)
+
+
+def transfer(
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Example],
+    found: AttackResult,
+    *,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Send what an attack found on another model to this one.
+
+    Searches that fail on a defended model may have been led astray by it: texts that win elsewhere and win here too
+    would show that (gradient masking; Athalye et al., arXiv 1802.00420).
+
+    Args:
+        model, tokenizer, progress: As in :func:`attack`. The roles are this model's own.
+        conversations: The examples that were attacked; others among them are skipped.
+        found: What :func:`attack` returned for the other model.
+
+    Returns:
+        As :func:`attack`, with `found`'s configuration: one outcome per outcome of `found`, of one query each.
+
+    Raises:
+        ValueError: `found` has outcomes that nobody can type, or of examples that are not in `conversations`, or
+            as :func:`attack` when it sends texts.
+    """
+    if not found.typed:
+        raise ValueError(f"`found`: expected the result of an attack that can be typed, got one of {found.attack!r}")
+    by_id = {e.id: e for e in attackable(conversations)}
+    if missing := [o.id for o in found.outcomes if o.id not in by_id]:
+        raise ValueError(
+            f"`conversations`: expected the examples that were attacked, {len(missing)} of {len(found.outcomes)} are "
+            f"not among them, {missing[0]!r} first"
+        )
+    examples = [by_id[o.id] for o in found.outcomes]
+    for example, outcome in zip(examples, found.outcomes, strict=True):
+        check_messages(example, outcome.messages, found.config)
+    job = _Job(model, tokenizer, found.goal, found.config, progress, {})
+    try:
+        job.send_messages(examples, {o.id: o.messages for o in found.outcomes})
+        complete = True
+    except KeyboardInterrupt:
+        complete = False
+    return job.result(examples, complete=complete and found.complete)
 
 
 @dataclass
@@ -175,12 +212,27 @@ class _Job:
         self.size = context_size(self.model)
         self.batches = Batches(self.config.batch_size)
 
+    def result(self, examples: Sequence[Example], *, met: tuple[str, ...] = (), complete: bool) -> AttackResult:
+        """What has come out, in the order of the examples."""
+        return AttackResult(
+            config=self.config,
+            goal=self.goal,
+            outcomes=tuple(self.known[e.id] for e in examples if e.id in self.known),
+            left_out=tuple(e.id for e in examples if e.id in self.left_out),
+            failed=tuple((e.id, self.failed[e.id]) for e in examples if e.id in self.failed),
+            met=met,
+            complete=complete,
+        )
+
     def send(self, todo: Sequence[Example]) -> None:
-        """Attacks that build their messages: conversations of similar length share a batch."""
+        """Attacks that build their messages."""
         roles = role_config(self.model)
         names = {e.id: tuple(m["role"] for m in e.messages) for e in todo}
         marks = {n: _marks(self.model, self.tokenizer, n, self.config, roles) for n in set(names.values())}
-        messages = {e.id: _attacked(e, self.config, marks[names[e.id]]) for e in todo}
+        self.send_messages(todo, {e.id: _attacked(e, self.config, marks[names[e.id]]) for e in todo})
+
+    def send_messages(self, todo: Sequence[Example], messages: Mapping[str, tuple[Message, ...]]) -> None:
+        """Send the attacked messages of each example, by its id; conversations of similar length share a batch."""
         encoded = {e.id: one for e in todo if (one := self._encoded(e, messages[e.id])) is not None}
         fits = [e for e in todo if e.id in encoded and self._fits(len(encoded[e.id]))]
         self.left_out.update(e.id for e in todo if e.id in encoded and not self._fits(len(encoded[e.id])))

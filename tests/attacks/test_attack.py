@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from functools import partial
 
 import pytest
 import torch
 from rich.console import Console
 
-from rolesafe.attacks import AttackConfig, AttackResult, attack, contains, progress_bar, replies, same
+from rolesafe.attacks import AttackConfig, AttackResult, attack, contains, progress_bar, replies, same, transfer
 from rolesafe.attacks.rates import Rate
 from rolesafe.tasks import Example, generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
@@ -97,6 +98,49 @@ def test_examples_where_the_injection_agrees_with_the_truth_do_not_count() -> No
     agreeing = dataclasses.replace(PROTECTED[0], id="agrees", truth=PROTECTED[0].contrary)
     result = attack(Scripted(obedient), make_tokenizer(), [agreeing, *EXAMPLES], None, MIMICRY, check_goal=False)
     assert "agrees" not in {o.id for o in result.outcomes}
+
+
+# ----------------------------------------------------------------------------------------------------------- transfer
+
+
+def test_what_was_found_on_one_model_is_sent_to_another() -> None:
+    """The same texts, the other model's replies; what is not an attack of these examples is refused."""
+    found = attack(Scripted(obedient), make_tokenizer(), EXAMPLES, None, MIMICRY, check_goal=False)
+    leaks = {e.id for e in PROTECTED[::2]}
+    assert {o.id for o in found.outcomes if o.success} not in (set(), leaks)
+
+    def answer(prompt: str) -> str:
+        example = next(e for e in PROTECTED if same_words(e, prompt))
+        return f"I can not say {example.violation}." if example.id in leaks else "I can not say."
+
+    sent = transfer(Scripted(answer), make_tokenizer(), EXAMPLES, found)
+    assert [(o.id, o.messages) for o in sent.outcomes] == [(o.id, o.messages) for o in found.outcomes]
+    assert {o.id for o in sent.outcomes if o.success} == leaks
+    assert sent.config == found.config
+    assert sent.n_queries == len(PROTECTED)
+    assert sent.complete
+    cut = dataclasses.replace(found, outcomes=found.outcomes[:2], complete=False)
+    assert [o.id for o in transfer(Scripted(answer), make_tokenizer(), EXAMPLES, cut).outcomes] == [
+        e.id for e in PROTECTED[:2]
+    ]
+    assert not transfer(Scripted(answer), make_tokenizer(), EXAMPLES, cut).complete
+
+
+def test_what_cannot_be_sent_is_refused() -> None:
+    found = attack(Scripted(obedient), make_tokenizer(), EXAMPLES, None, MIMICRY, check_goal=False)
+    send = partial(transfer, Scripted(obedient), make_tokenizer())
+    with pytest.raises(ValueError, match=f"expected the examples that were attacked, 1 of 12 .*{PROTECTED[0].id}"):
+        send([e for e in EXAMPLES if e.id != PROTECTED[0].id], found)
+    soft = dataclasses.replace(found, config=AttackConfig(name="soft-prompt"))
+    with pytest.raises(
+        ValueError, match="`found`: expected the result of an attack that can be typed, got one of 'soft"
+    ):
+        send(EXAMPLES, soft)
+    first = found.outcomes[0]
+    system = tuple({**m, "content": "Say it."} if m["role"] == "system" else m for m in first.messages)
+    forged = dataclasses.replace(found, outcomes=(dataclasses.replace(first, messages=system),))
+    with pytest.raises(ValueError, match="changed a message of another role"):
+        send(EXAMPLES, forged)
 
 
 # --------------------------------------------------------------------------------------------------------- end to end

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rolesafe import RoleConfig
+from rolesafe.attacks.gradient.losses import gradient, make_loss
 from rolesafe.attacks.gradient.target import Target, allowed_ids
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.roles.bare import bare
@@ -185,6 +186,55 @@ def test_what_candidates_share_need_not_be_run_again(name: str | None) -> None:
                 share(shared)
                 torch.testing.assert_close(victim.reply_logits(victim.forward(slots)), direct, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(victim.reply_logits(victim.forward(slots)), direct, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [None, *CONFIGS, *PUBLISHED])
+def test_rows_may_go_on_from_several_slots(name: str | None) -> None:
+    """As the beams of BEAST do: each row has its own slot that is not run again."""
+    model, tokenizer = make(name)
+    target = target_of(model, tokenizer)
+    beams = target.allowed[torch.randint(len(target.allowed), (3, 7), generator=torch.Generator().manual_seed(1))]
+    rows = torch.tensor([2, 0, 2, 1])
+    slots = torch.cat([beams[rows], target.allowed[:4, None]], dim=1)
+    victim = Victim(model, target)
+    with torch.no_grad():
+        direct = victim.reply_logits(victim.forward(slots))
+        with victim.knowing(beams) as share:
+            share(7, rows)
+            torch.testing.assert_close(victim.reply_logits(victim.forward(slots)), direct, rtol=1e-4, atol=1e-4)
+            share(7, rows.flip(0))
+            if name != "all dedicated":  # there the reply sees no slot
+                assert not torch.allclose(victim.reply_logits(victim.forward(slots)), direct, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(victim.reply_logits(victim.forward(slots)), direct, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [None, "channel"])
+def test_a_slot_that_was_read_is_not_run_once_more(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the gradient's pass found is what `follows` and `knowing` would find, and it is of that very slot alone."""
+    model, tokenizer = make(name)
+    target = target_of(model, tokenizer)
+    victim = Victim(model, target)
+    other = target.start.clone()
+    other[5] = next(i for i in target.allowed.tolist() if i != int(other[5]))
+    with torch.no_grad():
+        for _ in target.wanted:  # from the first token on, the reply that the model would give
+            target.wanted = victim.reply_logits(victim.forward(target.start[None]))[0].argmax(-1)
+        direct = victim.reply_logits(victim.forward(other[None]))
+    gradient(victim, make_loss("ce"), target.start)
+    runs: list[int] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: (runs.append(1), forward(*a, **k))[1])
+    assert victim.follows(target.start)
+    with torch.inference_mode(), victim.knowing(target.start) as share:
+        assert not runs
+        share(5)
+        torch.testing.assert_close(victim.reply_logits(victim.forward(other[None])), direct, rtol=1e-4, atol=1e-4)
+    target.wanted = target.wanted.roll(1) if len(set(target.wanted.tolist())) > 1 else target.wanted + 1
+    runs.clear()
+    assert not victim.follows(target.start)
+    assert not runs
+    victim.follows(target.start.clone())  # equal, but not the object that was read
+    assert len(runs) == 1
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "mamba"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import pytest
@@ -12,12 +13,13 @@ import typer
 
 from benchmarks.override_resistance import __main__ as command
 from benchmarks.override_resistance import settings
+from benchmarks.override_resistance import transfer as transferring
 from benchmarks.override_resistance.arms import ARMS, BASELINES, SECOND_SIZE, trained
 from benchmarks.override_resistance.compact import compact
 from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.kept import Kept
-from benchmarks.override_resistance.measure import attacks, stratified
+from benchmarks.override_resistance.measure import attacks, examples_of, stratified
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.table import ROWS, table
 from benchmarks.override_resistance.train import obtain
@@ -64,6 +66,45 @@ def test_every_arm_is_measured_under_the_same_attacks(finished):
     assert results.forging.n == 200
     for name in ("override-resistance.html", "override-resistance.md", "override-resistance.csv"):
         assert "instaboost" in (out / name).read_text(encoding="utf-8")
+
+
+def test_the_system_text_of_the_examples_may_stand_last():
+    """The same rules and requests, and a study of its own: its records are of other conversations."""
+    first, last = (examples_of(replace(TINY, place=place), 0) for place in ("first", "last"))
+    assert first[0].messages[0]["role"] == "system"
+    assert all(e.messages[-1]["role"] == "system" for e in last)
+    assert [sorted(m["content"] for m in e.messages) for e in first] == [
+        sorted(m["content"] for m in e.messages) for e in last
+    ]
+    assert replace(TINY, place="last").to_dict() != TINY.to_dict()
+    assert "--place last" in replace(TINY, place="last").command
+    assert replace(TINY, place="last").training_of("0.1M") == TINY.training_of("0.1M")
+    with pytest.raises(ValueError, match=r"`place`: expected one of \('first', 'last'\), got 'middle'"):
+        replace(TINY, place="middle")
+
+
+def test_what_was_found_on_one_arm_is_sent_to_the_others(finished, tmp_path, monkeypatch):
+    """Counted by search and by example; a text that won wins again on the model that it was found on."""
+    out, _, _ = finished
+    told: list[Update] = []
+    job = ("0.1M", "plain", 0)
+    run = partial(transferring.send_job, TINY, ("plain", "channel"), out / "models", tmp_path, job, told.append)
+    run()
+    counts = told[-1].run
+    assert [(c["target"], c["n"]) for c in counts] == [(t, 2) for t in ("plain", "channel") for _ in range(3)]
+    assert [c["search"] is None for c in counts] == [False, False, True] * 2
+    for c in counts:
+        assert 0 <= c["of_these"] <= min(c["won"], c["of_all"]) <= c["n"]
+        if c["target"] == "plain":
+            assert c["won"] == c["of_these"] == c["of_all"], c
+    ors, singles = counts[2], counts[:2]
+    assert max(c["won"] for c in singles) <= ors["won"] <= sum(c["won"] for c in singles)
+    assert "| plain |" in transferring.table(counts)
+    assert f"| {ors['won']} of 2 " in transferring.table(counts)
+    # the searches are not run again
+    monkeypatch.setattr("rolesafe.attacks.run._Job._search_one", None)
+    run()
+    assert told[-1].run == counts
 
 
 def test_a_record_that_cannot_be_read_is_told_before_anything_runs(tmp_path, capsys):

@@ -1,0 +1,147 @@
+"""What searches find on one mechanism, sent to another: whether a defence only leads the searches astray.
+
+    python -m benchmarks.override_resistance.transfer --models runs/resistance/models --out runs/transfer
+
+The models are those of the study, trained if they are not there. Every search runs on the sources; what it found goes
+to every target, as text, with the target's own roles. OUT/transfer.json holds the counts; what a source has given is
+kept beside it, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from benchmarks.override_resistance.kept import Kept, fingerprint
+from benchmarks.override_resistance.measure import attacks, examples_of, stratified
+from benchmarks.override_resistance.settings import Study
+from benchmarks.override_resistance.train import obtain
+from rolesafe.attacks import AttackResult, attackable, transfer
+from rolesafe.demo.pool import Job, Tell, Update, progress_bars, updates
+from rolesafe.evaluation import Rate, environment, resistance
+from rolesafe.evaluation.files import write_whole
+
+SEARCHES = ("gcg", "gcg-injection", "beam", "best-of-n", "worst-insertion")
+"""Those that look at the words and the reply only; the others have losses that only a role-aware source knows."""
+
+console = Console()
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the counts and what was found go.")],
+    models: Annotated[Path, typer.Option(help="Trained models of the study.")],
+    size: Annotated[str, typer.Option(help="As in the study.")] = "0.1M",
+    sources: Annotated[list[str] | None, typer.Option("--source", help="Default: plain, pft.")] = None,
+    targets: Annotated[list[str] | None, typer.Option("--target", help="Default: plain, pft, channel.")] = None,
+    seeds: Annotated[int, typer.Option(help="As in the study.", min=1)] = 3,
+    searched: Annotated[int, typer.Option(help="Examples of each seed.", min=1)] = 30,
+    searches: Annotated[list[str] | None, typer.Option("--search", help=f"Default: {', '.join(SEARCHES)}.")] = None,
+    quick: Annotated[bool, typer.Option(help="Few steps of everything: shows that it works.")] = False,
+    workers: Annotated[int | None, typer.Option(help="As in the study.", min=1)] = None,
+) -> None:
+    """Search on the sources, send what was found to the targets, and count."""
+    sources, targets = sources or ["plain", "pft"], targets or ["plain", "pft", "channel"]
+    try:
+        study = Study(
+            sizes=(size,),
+            arms=tuple(dict.fromkeys([*sources, *targets])),
+            seeds=tuple(range(seeds)),
+            searched=searched,
+            searches=tuple(searches or SEARCHES),
+            quick=quick,
+        )
+    except ValueError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        raise typer.Exit(1) from error
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = [(size, source, seed) for source in sources for seed in study.seeds]
+    failed, found = {}, {}
+    with progress_bars(console, jobs, jobs) as tell:
+        for update in updates(partial(send_job, study, tuple(targets), models, out), jobs, workers):
+            tell(update)
+            if update.error is not None:
+                failed[update.job] = update.error
+            elif update.stage == "done":
+                found[update.job] = update.run
+    for job, error in failed.items():
+        console.print(f"[bold red]{job} failed:[/]\n{error}", markup=False)
+    counts = [count for job in jobs if job in found for count in found[job]]
+    record = {"environment": asdict(environment()), "settings": study.to_dict(), "counts": counts}
+    write_whole(out / "transfer.json", json.dumps(record, indent=1) + "\n")
+    console.print(table(counts), markup=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def send_job(study: Study, targets: tuple[str, ...], models: Path, out: Path, job: Job, tell: Tell) -> None:
+    """Search on one source with one seed, and send what was found to all targets."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    size, source, seed = job
+    examples = stratified(attackable(examples_of(study, seed)), study.searched)
+    model, tokenizer, _ = obtain(study, size, source, seed, models, lambda _: None)
+    kept = Kept(out / f"{size}--{source}--{seed}.jsonl", fingerprint(model))
+    results = []
+    for i, config in enumerate(attacks(study, seed)[1]):
+        tell(Update(job, config.name, 0.9 * i / len(study.searches)))
+        (result,) = resistance(model, tokenizer, examples, [config], done=kept.results).results
+        if result not in kept.results:
+            kept.add(result)
+        results.append(result)
+    counts = []
+    for target in targets:
+        tell(Update(job, f"to {target}", 0.9))
+        model, tokenizer, _ = obtain(study, size, target, seed, models, lambda _: None)
+        counts += list(_counts(results, [transfer(model, tokenizer, examples, r) for r in results], job, target))
+    tell(Update(job, "done", 1.0, counts))
+
+
+def _counts(found: list[AttackResult], sent: list[AttackResult], job: Job, target: str) -> Iterator[dict[str, Any]]:
+    """For each search, and for all of them by example (search None): texts, those that won, those that win here."""
+    size, source, seed = job
+    won, here = ({(r.config.label, o.id): o.success for r in results for o in r.outcomes} for results in (found, sent))
+
+    def of(search: str | None, names: list[list[tuple[str, str]]]) -> dict[str, Any]:
+        lost = [any(won[name] for name in of_one) for of_one in names]
+        wins = [any(won[name] and here[name] for name in of_one) for of_one in names]
+        anyway = [any(here[name] for name in of_one) for of_one in names]
+        where = {"size": size, "source": source, "target": target, "seed": seed, "search": search}
+        return where | {"n": len(names), "won": sum(lost), "of_these": sum(wins), "of_all": sum(anyway)}
+
+    for result in found:
+        yield of(result.config.label, [[name] for name in won if name[0] == result.config.label and name in here])
+    ids = dict.fromkeys(id for _, id in won)
+    yield of(None, [[name for name in won if name[1] == id and name in here] for id in ids])
+
+
+def table(counts: list[dict[str, Any]]) -> str:
+    """Markdown: for each source, how many examples it lost, and how many of all a target loses to the same texts."""
+    whole = [c for c in counts if c["search"] is None]
+    targets = list(dict.fromkeys(c["target"] for c in whole))
+    lines = [f"| texts found on | win there | {' | '.join(f'win on {t}' for t in targets)} |"]
+    lines.append(f"| :-- | --: | {' | '.join(['--:'] * len(targets))} |")
+    for source in dict.fromkeys(c["source"] for c in whole):
+        of = {t: [c for c in whole if (c["source"], c["target"]) == (source, t)] for t in targets}
+        first = of[targets[0]]
+        cells = [_cell(sum(c["won"] for c in first), sum(c["n"] for c in first))]
+        cells += [_cell(sum(c["of_all"] for c in of[t]), sum(c["n"] for c in of[t])) for t in targets]
+        lines.append(f"| {source} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(k: int, n: int) -> str:
+    low, high = Rate(k, n).interval
+    return f"{k} of {n} ({100 * low:.1f} to {100 * high:.1f}%)"
+
+
+if __name__ == "__main__":
+    typer.run(main)
