@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from benchmarks.override_resistance.arms import ARMS, SECOND_SIZE
+from benchmarks.override_resistance.arms import ARMS, SECOND_SIZE, USUAL_ARMS
 from rolesafe.tasks import FAMILIES, Difficulty
 from rolesafe.training import FitSettings
 
@@ -95,7 +95,7 @@ class Study:
     """What is run.
 
     Args:
-        sizes: Labels out of :data:`SIZES`. Where all arms are run the first size gets them, the others some.
+        sizes: Labels out of :data:`SIZES`. Where no arms are asked for the first gets the usual ones, the others some.
         seeds: Every arm is trained once for each.
         arms: Names out of :data:`benchmarks.override_resistance.arms.ARMS`; what needs no training stands on
             the plain model.
@@ -116,7 +116,7 @@ class Study:
 
     sizes: tuple[str, ...] = ("0.1M", "0.4M")
     seeds: tuple[int, ...] = (0, 1, 2)
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = USUAL_ARMS
     families: tuple[str, ...] = ("access", "form", "data")
     training: Difficulty = field(default_factory=lambda: Difficulty(place="any"))
     triggers: float = 0.1
@@ -175,7 +175,7 @@ class Study:
             (size, arm, seed)
             for arm in self.arms
             for size in self.sizes
-            if size == self.sizes[0] or arm in SECOND_SIZE or self.arms != tuple(ARMS)
+            if size == self.sizes[0] or arm in SECOND_SIZE or self.arms != USUAL_ARMS
             for seed in self.seeds
         )
 
