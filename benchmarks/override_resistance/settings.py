@@ -48,7 +48,7 @@ PRETRAINED = "pretrained"
 
 SIZES: dict[str, Size] = {
     "0.1M": Size(_fit(1200, 3e-3)),
-    "0.4M": Size(_fit(800, 3e-3), hidden=96, heads=6),
+    "0.4M": Size(_fit(1000, 3e-3), hidden=96, heads=6),
     "30M": Size(
         _fit(2500, 1e-3, batch_size=64, mixed_precision=True),
         hidden=512,
