@@ -75,7 +75,7 @@ def main(
     counts = [count for job in jobs if job in found for count in found[job]]
     record = {"environment": asdict(environment()), "settings": study.to_dict(), "counts": counts}
     write_whole(out / "transfer.json", json.dumps(record, indent=1) + "\n")
-    console.print(table(counts), markup=False)
+    console.print(table(counts), markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

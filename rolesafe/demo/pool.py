@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import queue
@@ -121,6 +122,7 @@ def _context() -> Any:
 def _child(work: Work, job: Job, told: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # what was imported stays: looking through it for garbage takes a second of a job's time
     try:
         import torch
 

@@ -314,18 +314,39 @@ def test_bad_settings_say_so(changes, message):
         replace(TINY, **changes)
 
 
-@pytest.mark.parametrize("name", ["", "_deep", "_wide", "_stories"])
-def test_the_page_says_what_the_record_says(name):
-    """Every figure of the tables, from the committed records."""
-    results = Results.load(ROOT / "benchmarks" / "results" / f"override_resistance{name}.json")
-    page = (ROOT / "docs" / "override-resistance.md").read_text(encoding="utf-8")
+RECORDS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "override-resistance.md"
+
+
+@pytest.mark.parametrize("name", ["", "_deep", "_wide", "_wide_larger", "_last", "_combined", "_stories"])
+def test_the_page_has_the_tables_of_the_record(name):
+    """Every figure of them."""
+    results = Results.load(RECORDS / f"override_resistance{name}.json")
+    page = PAGE.read_text(encoding="utf-8")
     for size in results.sizes:
         assert table(results, size) in page
-    assert results.settings["comparison"]["candidate"] == "channel"
     assert results.complete
+
+
+@pytest.mark.parametrize("name", ["", "_deep", "_wide", "_wide_larger", "_stories"])
+def test_the_page_says_which_targets_the_record_meets(name):
+    results = Results.load(RECORDS / f"override_resistance{name}.json")
+    page = PAGE.read_text(encoding="utf-8")
+    assert results.settings["comparison"]["candidate"] == "channel"
     for line in render_markdown(build_comparison(results)).splitlines():
         if line.startswith(("| worst case against", "| utility against", "| dilution", "| place of", "| role forging")):
             assert line in page
+
+
+def test_the_page_says_what_was_transferred():
+    counts = json.loads((RECORDS / "transfer.json").read_text(encoding="utf-8"))["counts"]
+    assert transferring.table(counts) in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_record_is_of_the_usual_command():
+    results = Results.load(RECORDS / "override_resistance.json")
+    assert results.settings["command"] == Study().command
+    assert {run.key for run in results.runs} == set(Study().jobs)
 
 
 def test_the_page_says_what_a_larger_budget_won():
