@@ -85,6 +85,7 @@ USUAL = ("gcg", "gcg-attention", "beam", "best-of-n", "worst-insertion", "prefil
 
 
 PLACES = ("first", "last")
+"""Of the system text; in the middle it would need more messages than the examples have."""
 
 PLANNED = ("sizes", "seeds", "arms", "candidate")
 """More of these, or another candidate, are more records of the same study, or the same seen differently."""

@@ -63,17 +63,22 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(size, source, seed) for source in sources for seed in study.seeds]
     failed, found = {}, {}
-    with progress_bars(console, jobs, jobs) as tell:
-        for update in updates(partial(send_job, study, tuple(targets), models, out), jobs, workers):
-            tell(update)
-            if update.error is not None:
-                failed[update.job] = update.error
-            elif update.stage == "done":
-                found[update.job] = update.run
+    try:
+        with progress_bars(console, jobs, jobs) as tell:
+            for update in updates(partial(send_job, study, tuple(targets), models, out), jobs, workers):
+                tell(update)
+                if update.error is not None:
+                    failed[update.job] = update.error
+                elif update.stage == "done":
+                    found[update.job] = update.run
+    except KeyboardInterrupt:
+        console.print("[yellow]Interrupted: counting what is there. The same command goes on from here.[/]")
     for job, error in failed.items():
         console.print(f"[bold red]{job} failed:[/]\n{error}", markup=False)
     counts = [count for job in jobs if job in found for count in found[job]]
-    record = {"environment": asdict(environment()), "settings": study.to_dict(), "counts": counts}
+    complete = len(found) == len(jobs)
+    where = asdict(environment())
+    record = {"environment": where, "settings": study.to_dict(), "complete": complete, "counts": counts}
     write_whole(out / "transfer.json", json.dumps(record, indent=1) + "\n")
     console.print(table(counts), markup=False, soft_wrap=True)
     if failed:
@@ -106,7 +111,10 @@ def send_job(study: Study, targets: tuple[str, ...], models: Path, out: Path, jo
 
 
 def _counts(found: list[AttackResult], sent: list[AttackResult], job: Job, target: str) -> Iterator[dict[str, Any]]:
-    """For each search, and for all of them by example (search None): texts, those that won, those that win here."""
+    """For each search, and for all of them by example (search None): texts, those that won, those that win here.
+
+    What the target could not be sent (too long for it, out of memory) counts nowhere.
+    """
     size, source, seed = job
     won, here = ({(r.config.label, o.id): o.success for r in results for o in r.outcomes} for results in (found, sent))
 
@@ -119,8 +127,8 @@ def _counts(found: list[AttackResult], sent: list[AttackResult], job: Job, targe
 
     for result in found:
         yield of(result.config.label, [[name] for name in won if name[0] == result.config.label and name in here])
-    ids = dict.fromkeys(id for _, id in won)
-    yield of(None, [[name for name in won if name[1] == id and name in here] for id in ids])
+    ids = dict.fromkeys(id for _, id in here)
+    yield of(None, [[name for name in here if name[1] == id] for id in ids])
 
 
 def table(counts: list[dict[str, Any]]) -> str:

@@ -79,6 +79,11 @@ class AttackResult:
         return self.config.parameters
 
     @property
+    def ids(self) -> set[str]:
+        """Of all examples that were looked at, those without an outcome too."""
+        return {*(o.id for o in self.outcomes), *self.left_out, *(name for name, _ in self.failed), *self.met}
+
+    @property
     def rate(self) -> Rate:
         """Attack success with its Wilson interval, among the examples with an outcome."""
         return Rate(sum(o.success for o in self.outcomes), len(self.outcomes))

@@ -152,13 +152,13 @@ def resistance(
     Raises:
         ValueError: There is nothing to attack, or no attack.
     """
-    attackable(examples)
+    ids = {e.id for e in attackable(examples)}
     if not attacks:
         raise ValueError("`attacks`: expected at least one, got none; see `rolesafe.attacks.suite`")
     results: list[AttackResult] = []
     earlier = [next((r for r in done if r.config == config and r.goal is None), None) for config in attacks]
     for at, (config, found) in enumerate(zip(attacks, earlier, strict=True)):
-        if found is not None and found.complete and not found.out_of_memory:
+        if found is not None and found.complete and not found.out_of_memory and found.ids == ids:
             results.append(found)
             continue
         report = None if progress is None else _labelled(progress, config.label)

@@ -101,6 +101,16 @@ def test_what_was_found_on_one_arm_is_sent_to_the_others(finished, tmp_path, mon
     assert max(c["won"] for c in singles) <= ors["won"] <= sum(c["won"] for c in singles)
     assert "| plain |" in transferring.table(counts)
     assert f"| {ors['won']} of 2 " in transferring.table(counts)
+    # what a search has found is counted by whether it won, and not where it could not be sent
+    first = Kept(tmp_path / "0.1M--plain--0.jsonl", transferring.fingerprint(obtain(
+        TINY, "0.1M", "plain", 0, out / "models", lambda _: None)[0])).results[0]  # fmt: skip
+    a, b = first.outcomes
+    searched = replace(first, outcomes=(replace(a, success=True), replace(b, success=False)))
+    both = replace(first, outcomes=(replace(a, success=False), replace(b, success=True)))
+    one = replace(first, outcomes=(replace(a, success=True),), left_out=(b.id,))
+    for sent, expected in ((both, (2, 1, 0, 1)), (searched, (2, 1, 1, 1)), (one, (1, 1, 1, 1))):
+        for c in transferring._counts([searched], [sent], job, "channel"):
+            assert (c["n"], c["won"], c["of_these"], c["of_all"]) == expected
     # the searches are not run again
     monkeypatch.setattr("rolesafe.attacks.run._Job._search_one", None)
     run()
@@ -338,9 +348,34 @@ def test_the_page_says_which_targets_the_record_meets(name):
             assert line in page
 
 
-def test_the_page_says_what_was_transferred():
+def test_page_and_readme_say_what_was_transferred():
     counts = json.loads((RECORDS / "transfer.json").read_text(encoding="utf-8"))["counts"]
     assert transferring.table(counts) in PAGE.read_text(encoding="utf-8")
+
+    def lost(source, target):
+        chosen = [c for c in counts if (c["source"], c["target"], c["search"]) == (source, target, None)]
+        assert sum(c["n"] for c in chosen) == 90
+        return sum(c["of_all"] for c in chosen)
+
+    assert lost("plain", "channel") == lost("pft", "channel") == lost("plain", "pft") == 0
+    page, readme = (" ".join(p.read_text(encoding="utf-8").split()) for p in (PAGE, ROOT / "README.md"))
+    here = [lost(arm, arm) for arm in ("plain", "pft")]
+    assert "(they win on {} of 90 examples) and on PFT ({})".format(*here) in readme
+    assert "on {} of 90 examples of plain, and on {} of PFT, win on none of `channel`".format(*here) in page
+    assert f"PFT's win on {lost('pft', 'plain')} of plain" in page
+
+
+def test_page_and_readme_say_what_the_system_text_is_worth_behind_the_attacker():
+    results = Results.load(RECORDS / "override_resistance_last.json")
+    lost = {}
+    for arm in ("plain", "pft", "channel"):
+        rates = [run.worst_case for run in results.of("0.1M", arm)]
+        assert sum(rate.n for rate in rates) == 90
+        lost[arm] = sum(rate.k for rate in rates)
+    page, readme = (" ".join(p.read_text(encoding="utf-8").split()) for p in (PAGE, ROOT / "README.md"))
+    assert lost["channel"] == 0
+    assert f"plain loses {lost['plain']} of 90 and PFT {lost['pft']}, `channel` none" in readme
+    assert f"plain loses {lost['plain']} and PFT {lost['pft']}." in page
 
 
 def test_the_record_is_of_the_usual_command():

@@ -101,10 +101,23 @@ def test_resistance_tries_again_what_ran_out_of_memory() -> None:
     done = [whole.results[0], part, *whole.results[2:]]
     assert resistance(model, make_tokenizer(), EXAMPLES, SUITE, done=done) == whole
     assert [len(prompts) for prompts in model.calls] == [2], "what has an outcome is not asked again"
-    kept = [whole.results[0], dataclasses.replace(part, failed=failed[1:]), *whole.results[2:]]
+    settled = dataclasses.replace(part, outcomes=(mimicry.outcomes[0], *part.outcomes), failed=failed[1:])
+    kept = [whole.results[0], settled, *whole.results[2:]]
     model = Scripted(str.upper)
     assert resistance(model, make_tokenizer(), EXAMPLES, SUITE, done=kept).results == tuple(kept)
     assert not model.calls, "more memory does not help there"
+
+
+def test_results_of_other_examples_are_not_taken_for_these() -> None:
+    """More examples are gone on with; a result of examples that are not among these is refused."""
+    model, tokenizer = Scripted(str.upper), make_tokenizer()
+    few = EXAMPLES[: len(EXAMPLES) // 2]
+    part = resistance(model, tokenizer, few, SUITE).results
+    whole = resistance(model, tokenizer, EXAMPLES, SUITE)
+    assert part != whole.results
+    assert resistance(model, tokenizer, EXAMPLES, SUITE, done=part) == whole
+    with pytest.raises(ValueError, match="`done`: expected outcomes of `conversations` only"):
+        resistance(model, tokenizer, few, SUITE, done=whole.results)
 
 
 def test_an_interrupted_retry_keeps_what_was_done() -> None:
