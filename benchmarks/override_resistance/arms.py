@@ -63,8 +63,11 @@ ARMS: dict[str, Arm] = {
 }
 """The arms by name, in the order of the report."""
 
-USUAL_ARMS = tuple(name for name in ARMS if name != "channel+aside")
-"""The arms of the study where none are asked for: with one more, two cores would need more than an hour."""
+ON_TOP = ("separate", "channel+aside")
+"""More on top of "channel"."""
+
+USUAL_ARMS = tuple(name for name in ARMS if name not in ON_TOP)
+"""The arms of the study where none are asked for: with more, two cores would need more than an hour."""
 
 BASELINES = tuple(name for name, arm in ARMS.items() if arm.kind == "published" and name != "drip")
 """The published mechanisms that the target compares with: ISE, AIR, ASIDE, PFT."""

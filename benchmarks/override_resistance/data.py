@@ -24,25 +24,32 @@ CHUNK = 80
 """Words of ordinary text in one row."""
 
 
-def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Path) -> list[dict[str, list[int]]]:
-    """The rows of one training, as :meth:`rolesafe.training.RoleCollator.encode` makes them."""
-    about = json.dumps([study.training_of(size), seed, len(tokenizer), tokenizer.chat_template], sort_keys=True)
+def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Path) -> list[dict[str, torch.Tensor]]:
+    """The rows of one training, as :meth:`rolesafe.training.RoleCollator.encode` makes them, int32.
+
+    A shorter training of the same conversations has the first rows of a longer one, and takes them from its file.
+    """
+    fit, share = study.fit(size), SIZES[size].text_share
+    count = fit.steps * fit.batch_size
+    decides = {name: study.training_of(size)[name] for name in ("families", "training", "triggers", "noise", "text")}
+    # ordinary text is shuffled in: there the first rows depend on how many there are
+    decides |= {"text_share": share, "count": count if share else None, "max_length": fit.max_length, "seed": seed}
+    about = json.dumps([decides, len(tokenizer), tokenizer.chat_template], sort_keys=True)
     path = models / f"rows--{sha256(about.encode()).hexdigest()[:16]}.safetensors"
-    if not path.exists():
-        write_whole(path, save(_flat(study, size, seed, tokenizer)))
-    kept = load_file(path)
-    ends = kept["lengths"].cumsum(0).tolist()
-    columns = {name: kept[name].tolist() for name in COLUMNS}
-    spans = zip([0, *ends[:-1]], ends, strict=True)
-    return [
-        {**{name: values[start:end] for name, values in columns.items()}, "attention_mask": [1] * (end - start)}
-        for start, end in spans
-    ]
+    kept = load_file(path) if path.exists() else {}
+    if not kept or len(kept["lengths"]) < count:
+        kept = _flat(study, size, seed, tokenizer)
+        write_whole(path, save(kept))
+    lengths = kept["lengths"][:count].tolist()
+    kept["attention_mask"] = torch.ones_like(kept["labels"])
+    names = (*COLUMNS, "attention_mask")
+    # views: nothing is turned into Python numbers that no batch asks for
+    columns = [kept[name][: sum(lengths)].split(lengths) for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _flat(study: Study, size: str, seed: int, tokenizer: Any) -> dict[str, torch.Tensor]:
-    fit = study.fit(size)
-    collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), max_length=fit.max_length)
+    collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), max_length=study.fit(size).max_length)
     rows = [collator.encode({"messages": messages}) for messages in conversations(study, size, seed)]
     return {
         **{name: torch.tensor([x for row in rows for x in row[name]], dtype=torch.int32) for name in COLUMNS},

@@ -29,10 +29,15 @@ def reference_attention(problem: Problem) -> Tensor:
 
 def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, Dv) and the attention mass (B, H, T, S) it came from: row sums are 1, less what sinks took."""
+    v = _per_query_head(problem.v, problem)
+    mass = torch.nn.functional.dropout(reference_mass(problem), problem.dropout)
+    return torch.matmul(mass.to(v.dtype), v), mass
+
+
+def reference_mass(problem: Problem) -> Tensor:
+    """The attention mass (B, H, T, S) alone, before dropout."""
     p = problem
-    groups = p.q.shape[1] // p.k.shape[1]
-    k = p.k.repeat_interleave(groups, dim=1)
-    v = p.v.repeat_interleave(groups, dim=1)
+    k = _per_query_head(p.k, p)
     scores = torch.matmul(p.q, k.transpose(2, 3)) * p.scale  # (B, H, T, S)
     if p.softcap is not None:
         scores = torch.tanh(scores / p.softcap) * p.softcap
@@ -54,8 +59,13 @@ def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
         weight, alone = _channel_weight(p, seen, scores)
         # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
         mass = torch.where(alone, privileged, torch.lerp(ordinary, privileged, weight))
-    mass = torch.nn.functional.dropout(mass, p.dropout)
-    return torch.matmul(mass.to(v.dtype), v), mass
+    return mass
+
+
+def _per_query_head(x: Tensor, p: Problem) -> Tensor:
+    """Keys or values (B, G, S, D) as (B, H, S, D)."""
+    groups = p.q.shape[1] // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
 def visible_keys(problem: Problem) -> Tensor:

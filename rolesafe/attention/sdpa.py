@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from rolesafe.attention.problem import PrivilegedKeys, Problem
+from rolesafe.attention.problem import PrivilegedKeys, Problem, RoleIndex
 
 _HIDE = -1e30
 """Stands for -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0 beside any score."""
@@ -59,10 +59,12 @@ def sdpa_attention(problem: Problem) -> Tensor:
         return ordinary
     # Where share and integrity are off, only the dedicated heads look at the privileged channel.
     used = heads if p.mixes_channels else first
-    privileged, seen = _privileged(p, folded, used)
+    privileged, seen, all_see = _privileged(p, folded, used)
+    privileged = privileged[..., :dim]
     if sight is not None:
-        seen = sight[:, :used, :, list(p.roles.privileged)].any(-1, keepdim=True)
-    privileged = torch.where(seen, privileged[..., :dim], 0.0)
+        seen, all_see = sight[:, :used, :, list(p.roles.privileged)].any(-1, keepdim=True), False
+    if not all_see:
+        privileged = torch.where(seen, privileged, 0.0)
     if ordinary is None:
         return privileged
     if used > first:
@@ -76,14 +78,20 @@ def sdpa_attention(problem: Problem) -> Tensor:
 def _mix(p: Problem, ordinary: Tensor, privileged: Tensor, seen: Tensor) -> Tensor:
     """Both channels of the heads that are not dedicated, (B, N, T, Dv), weighed; `seen` (B, N, T, 1) bool."""
     own = p.roles.privileged_queries[:, None, :, None]
+    integrity = p.integrity and not p.roles.keep("no privileged query", lambda: _known(~own))
     if p.share is None:
-        return torch.where(own, privileged, ordinary) if p.integrity else ordinary
+        return torch.where(own, privileged, ordinary) if integrity else ordinary
     weight = p.share[p.dedicated :, None, None].to(ordinary.dtype) * seen
     mixed = torch.lerp(ordinary, privileged, weight)
     # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
     if p.share_is_fixed:
         mixed = torch.where(weight == 1, privileged, mixed)
-    return torch.where(own, privileged, mixed) if p.integrity else mixed
+    return torch.where(own, privileged, mixed) if integrity else mixed
+
+
+def _known(all_of: Tensor) -> bool:
+    """Whether all of a bool tensor are known to be True. On a GPU the question would cost a wait: there nothing is."""
+    return all_of.device.type == "cpu" and not torch.compiler.is_compiling() and bool(all_of.all())
 
 
 def _with_mass(p: Problem) -> Tensor:
@@ -105,11 +113,28 @@ def _attend(
     else:
         k, v = (x.repeat_interleave(group, dim=1)[:, first:last] if group > 1 else x[:, first:last] for x in (k, v))
         group = 1
+    mask = added(p.roles, mask, q.dtype)
     if mask is not None and mask.shape[1] > 1:
         mask = mask[:, first:last]
     return F.scaled_dot_product_attention(
         q[:, first:last], k, v, mask, dropout_p=p.dropout, is_causal=causal, scale=p.scale, enable_gqa=group > 1
     )
+
+
+def added(roles: RoleIndex, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The bool `mask` as PyTorch's attention adds it to the scores, 0 and -inf, made once for all layers.
+
+    PyTorch makes the same of it in each call, which takes up to half as long as the attention itself on a CPU. On a GPU
+    the bool mask is left to it: nothing larger is kept there.
+    """
+    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return mask
+
+    def build() -> Tensor:
+        one = mask[:1] if mask.stride(0) == 0 else mask  # expanded: the same for every row
+        return torch.zeros(one.shape, dtype=dtype).masked_fill_(~one, float("-inf"))
+
+    return roles.keep_for(mask, ("added", dtype), build)
 
 
 def _fold(p: Problem, hidden: Tensor | None) -> _Folded:
@@ -192,7 +217,8 @@ def _ordinary(p: Problem, folded: _Folded) -> Tensor:
     elif p.causal:
         mask = _combine(p, mask)
     if mask is not None and p.roles.key_mask is not None and p.mask is not None:
-        mask = mask & p.roles.key_mask[:, None, None, :]
+        real, whole = p.roles.key_mask[:, None, None, :], mask
+        mask = p.roles.keep_for(whole, "without padding", lambda: whole & real)
     out = _attend(p, folded, p.dedicated, p.q.shape[1], mask, causal)
     if p.roles.key_mask is not None and p.mask is None and (sight := _padded_sight(p)) is not None:
         out = torch.where(sight, out, 0.0)
@@ -205,7 +231,9 @@ def _combine(p: Problem, mask: Tensor | None) -> Tensor:
         ("order", p.q.shape[2], p.window),
         lambda: p.positional_mask(torch.arange(p.k.shape[2], device=p.q.device))[None, None],  # type: ignore[index]
     )
-    return position if mask is None else mask & position
+    if mask is None:
+        return position
+    return p.roles.keep_for(mask, ("in order", p.q.shape[2], p.window), lambda: mask & position)
 
 
 def _padded_sight(p: Problem) -> Tensor | None:
@@ -213,8 +241,7 @@ def _padded_sight(p: Problem) -> Tensor | None:
 
     def compute() -> Tensor | None:
         sight = p.roles_in_sight().any(-1, keepdim=True)
-        known = sight.device.type == "cpu" and not torch.compiler.is_compiling()
-        return None if known and bool(sight.all()) else sight
+        return None if _known(sight) else sight
 
     return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), compute)
 
@@ -226,18 +253,19 @@ def _sight(p: Problem, hidden: Tensor) -> Tensor:
     return allowed & p.roles_in_sight()
 
 
-def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor]:
-    """The privileged channel (B, used, T, D') of the first `used` heads; which rows see anything (B, 1 | H, T, 1)."""
+def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor, bool]:
+    """The privileged channel (B, used, T, D') of the first `used` heads; which rows see anything (B, 1 | H, T, 1), and
+    whether all are known to."""
     keys = p.roles.select()
     batch, _, length, _ = folded.q.shape
     if keys.index.shape[1] == 0:
         empty = folded.v.new_zeros(batch, used, length, folded.v.shape[-1])
-        return empty, torch.zeros(batch, 1, length, 1, dtype=torch.bool, device=empty.device)
+        return empty, torch.zeros(batch, 1, length, 1, dtype=torch.bool, device=empty.device), False
     key = ("privileged mask", p.causal, p.window, length, None if p.mask is None else id(p.mask))
     # The mask is kept beside what was made of it, so that its id cannot come to mean another one.
-    mask, seen, everything, _ = p.roles.keep(key, lambda: (*_privileged_mask(p), p.mask))
+    mask, seen, everything, all_see, _ = p.roles.keep(key, lambda: (*_privileged_mask(p), p.mask))
     chosen = _Folded(folded.q, _only(keys, folded.k), _only(keys, folded.v))
-    return _attend(p, chosen, 0, used, None if everything else mask), seen
+    return _attend(p, chosen, 0, used, None if everything else mask), seen, all_see
 
 
 def _only(keys: PrivilegedKeys, x: Tensor) -> Tensor:
@@ -246,8 +274,11 @@ def _only(keys: PrivilegedKeys, x: Tensor) -> Tensor:
     return taken if keys.full else torch.where(keys.valid[:, None, :, None], taken, 0.0)
 
 
-def _privileged_mask(p: Problem) -> tuple[Tensor, Tensor, bool]:
-    """Visible privileged keys (B, 1 | H, T, P), rows that see any (B, 1 | H, T, 1), and whether all see all of them."""
+def _privileged_mask(p: Problem) -> tuple[Tensor, Tensor, bool, bool]:
+    """Visible privileged keys (B, 1 | H, T, P) and rows that see any (B, 1 | H, T, 1).
+
+    Then two answers, False where it is not known: whether all rows see all of the keys, and whether all see any.
+    """
     keys = p.roles.select()
     mask = keys.valid[:, None, None, :]
     position = p.positional_mask(keys.index)  # (B, T, P)
@@ -258,9 +289,9 @@ def _privileged_mask(p: Problem) -> tuple[Tensor, Tensor, bool]:
         mask = mask & p.mask.expand(index.shape[0], -1, -1, -1).gather(3, index)
     mask = mask.expand(-1, -1, p.q.shape[2], -1)
     seen = mask.any(-1, keepdim=True)
-    if not torch.compiler.is_compiling() and mask.device.type == "cpu" and bool(mask.all()):
-        return mask, seen, True
+    if _known(mask):
+        return mask, seen, True, True
     # A row that sees nothing is given one key, so that no NaN can arise; the caller writes 0 over it.
     first = torch.zeros_like(mask)
     first[..., 0] = True
-    return mask | (first & ~seen), seen, False
+    return mask | (first & ~seen), seen, False, _known(seen)

@@ -87,7 +87,7 @@ def progress_bars(console: Console, jobs: Sequence[Job], todo: Sequence[Job]) ->
     """One bar for each job; of more than a screenful only those that run. Yields what to call with every update."""
     columns = TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn()
     few = len(jobs) <= 16
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:  # it shares the jobs' cores
         bars: dict[Job, TaskID] = {}
         for job in jobs:
             stage = "waiting" if job in todo else "done before"

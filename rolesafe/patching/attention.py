@@ -14,6 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rolesafe.attention import Problem, resolve_impl
 from rolesafe.attention.api import compute
+from rolesafe.attention.sdpa import added
 from rolesafe.mechanisms import RoleHeads
 from rolesafe.patching.families import cache_layer
 from rolesafe.patching.inputs import RoleInputs
@@ -120,9 +121,8 @@ def role_attention_forward(
         """Attention without roles. On the fused path of PyTorch the base model's own call, bit for bit."""
         if impl != "sdpa" or padding is not None:
             return compute(problem.without_roles(), impl).transpose(1, 2).contiguous()
-        own, _ = sdpa_attention_forward(
-            module, query, full_key, full_value, attention_mask, problem.dropout, scaling, is_causal
-        )
+        mask = added(problem.roles, attention_mask, query.dtype)
+        own, _ = sdpa_attention_forward(module, query, full_key, full_value, mask, problem.dropout, scaling, is_causal)
         return own
 
     if heads.strength == 0:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rolesafe.config import RoleConfig
 from rolesafe.roles.encoding import EncodedConversation, encode_one, padding_id, padding_role_id
@@ -58,15 +60,12 @@ class RoleCollator:
             raise ValueError(f"`pad_to_multiple_of`: expected a number >= 1, got {self.pad_to_multiple_of}")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Collate rows with a column `messages`, or rows that :meth:`encode` made of such.
+        """Collate rows with a column `messages`, or rows that :meth:`encode` made of such (as lists or as tensors).
 
         Raises:
             ValueError: A row has no `messages`, or a conversation no reply to learn.
         """
         rows = [row if "labels" in row else self.encode(row, f"row {i}") for i, row in enumerate(features)]
-        lengths = [len(row["input_ids"]) for row in rows]
-        length = max(lengths)
-        length += -length % self.pad_to_multiple_of
         fill = {
             "input_ids": padding_id(self.tokenizer),
             "attention_mask": 0,
@@ -77,15 +76,16 @@ class RoleCollator:
         for i, row in enumerate(rows):
             if missing := [name for name in names if name not in row]:
                 raise ValueError(f"row {i}: expected the columns {names} of RoleCollator.encode, got none of {missing}")
-        batch = {
-            name: torch.tensor(
-                [[*row[name], *[fill[name]] * (length - n)] for row, n in zip(rows, lengths, strict=True)]
-            )
-            for name in names
-        }
+        batch = {name: self._padded([row[name] for row in rows], fill[name]) for name in names}
         if self.position_gap > 0:
-            batch["position_ids"] = self._positions(torch.tensor(lengths), length)
+            lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+            batch["position_ids"] = self._positions(lengths, batch["input_ids"].shape[1])
         return batch
+
+    def _padded(self, rows: Sequence[Any], value: int) -> Tensor:
+        """(B, T) int64 from rows of integers, lists or tensors."""
+        found = pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value).long()
+        return F.pad(found, (0, -found.shape[1] % self.pad_to_multiple_of), value=value)
 
     def encode(self, row: Mapping[str, Any], argument: str = "row") -> dict[str, list[int]]:
         """The lists `input_ids`, `attention_mask`, `role_ids` and `labels` of a row with a column `messages`.

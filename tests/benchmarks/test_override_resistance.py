@@ -225,16 +225,34 @@ def test_noise_changes_what_an_attacker_writes_and_nothing_else():
 
 def test_all_arms_of_a_seed_see_the_same_rows(tmp_path):
     tokenizer = tiny_tokenizer(vocabulary(TINY.families))
-    made = training_rows(TINY, "0.1M", 0, tokenizer, tmp_path)
-    assert training_rows(TINY, "0.1M", 0, tokenizer, tmp_path) == made, "read from the file"
-    assert training_rows(TINY, "0.1M", 0, tokenizer, tmp_path / "elsewhere") == made
-    assert training_rows(TINY, "0.1M", 1, tokenizer, tmp_path) != made
+    made = rows_of(TINY, "0.1M", 0, tokenizer, tmp_path)
+    assert rows_of(TINY, "0.1M", 0, tokenizer, tmp_path) == made, "read from the file"
+    assert rows_of(TINY, "0.1M", 0, tokenizer, tmp_path / "elsewhere") == made
+    assert rows_of(TINY, "0.1M", 1, tokenizer, tmp_path) != made
     assert len(made) == 20 * 32
     for row in made:
         assert {len(values) for values in row.values()} == {len(row["labels"])}
         learned = [i for i, label in enumerate(row["labels"]) if label >= 0]
         assert learned
         assert all(row["labels"][i] == row["input_ids"][i] for i in learned)
+
+
+def test_a_shorter_training_has_the_first_rows_of_a_longer_one(tmp_path, monkeypatch):
+    tokenizer = tiny_tokenizer(vocabulary(TINY.families))
+    for size, steps in (("0.1M", 6), ("0.4M", 4)):
+        chosen = settings.SIZES[size]
+        monkeypatch.setitem(settings.SIZES, size, replace(chosen, fit=replace(chosen.fit, steps=steps)))
+    study = replace(TINY, quick=False)
+    long, short = (rows_of(study, size, 0, tokenizer, tmp_path) for size in ("0.1M", "0.4M"))
+    assert (len(long), len(short)) == (6 * 32, 4 * 32)
+    assert short == long[: len(short)]
+    assert len(list(tmp_path.iterdir())) == 1
+    other = tmp_path / "other"  # the shorter one comes first
+    assert [rows_of(study, size, 0, tokenizer, other) for size in ("0.4M", "0.1M")] == [short, long]
+
+
+def rows_of(*args):
+    return [{name: values.tolist() for name, values in row.items()} for row in training_rows(*args)]
 
 
 def test_models_of_another_study_are_refused(finished, tmp_path):

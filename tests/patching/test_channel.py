@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import rolesafe.attention.sdpa
 import rolesafe.patching.attention
 from rolesafe import RoleConfig
 from rolesafe.attention import Problem
@@ -178,3 +179,29 @@ def test_padding_does_not_matter(family: str) -> None:
         torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
     else:
         assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("preset", ["channel", "ise"], ids=["two channels", "plain attention"])
+def test_layers_share_one_mask_in_numbers(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would make them of the bool mask in every call, and compute the same."""
+    model = role_model("llama", RoleConfig.preset(preset))
+    batch = conversation(BETWEEN, padding=3)
+    masks: list[Tensor | None] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: object, **kwargs: object):
+        masks.append(attn_mask)
+        return attend(q, k, v, attn_mask, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    with torch.no_grad():
+        shared = model(**batch).logits
+        assert len(masks) >= model.config.num_hidden_layers > 1
+        assert all(mask is not None and mask.dtype == torch.float32 for mask in masks)
+        assert len({id(mask) for mask in masks}) == (2 if preset == "channel" else 1)
+        masks.clear()
+        for module in (rolesafe.attention.sdpa, rolesafe.patching.attention):
+            monkeypatch.setattr(module, "added", lambda roles, mask, dtype: mask)
+        each = model(**batch).logits
+    assert all(mask is not None and mask.dtype == torch.bool for mask in masks)
+    assert torch.equal(shared, each)

@@ -115,6 +115,8 @@ def test_rows_encoded_ahead_give_the_same_batch(tokenizer):
     at_once, ahead = collator(rows), collator([collator.encode(row) for row in rows])
     assert at_once.keys() == ahead.keys()
     assert all(torch.equal(at_once[name], ahead[name]) for name in at_once)
+    small = [{k: torch.tensor(v, dtype=torch.int32) for k, v in collator.encode(row).items()} for row in rows]
+    assert all(torch.equal(at_once[name], value) for name, value in collator(small).items()), "tensors, int64 batches"
     with pytest.raises(ValueError, match=r"row: expected a message of role 'assistant' to learn"):
         collator.encode({"messages": CONVERSATION[:2]})
     without = {name: values for name, values in collator.encode(rows[0]).items() if name != "role_ids"}

@@ -17,7 +17,7 @@ from torch import Tensor
 from rolesafe.attacks.gradient.target import check_number
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attention import Problem, RoleIndex
-from rolesafe.attention.reference import reference_channels
+from rolesafe.attention.reference import reference_mass
 from rolesafe.patching.apply import is_patched
 from rolesafe.patching.observe import observing
 
@@ -90,8 +90,7 @@ def attention_loss(victim: Victim, slot: Tensor, weight: float) -> Tensor:
 
     def see(module: Any, problem: Problem) -> None:
         # Only the last queries predict the reply; order is aligned at the bottom right, so they can stand alone.
-        mass = reference_channels(_last_queries(problem, count))[1]
-        masses.append(_on_slot(mass, first, length))
+        masses.append(_on_slot(reference_mass(_last_queries(problem, count)), first, length))
 
     if victim.patched:
         with observing(victim.model, see):
