@@ -14,7 +14,7 @@ import typer
 from benchmarks.override_resistance import __main__ as command
 from benchmarks.override_resistance import settings
 from benchmarks.override_resistance import transfer as transferring
-from benchmarks.override_resistance.arms import ARMS, BASELINES, SECOND_SIZE, trained
+from benchmarks.override_resistance.arms import ARMS, BASELINES, ON_TOP, SECOND_SIZE, trained
 from benchmarks.override_resistance.compact import compact
 from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
@@ -315,7 +315,7 @@ def test_settings_survive_json_and_name_their_command():
         "--search gcg --search best-of-n --seeds 1 --searched 2 --examples 12 --gcg-steps 2 --gcg-width 4 --out DIR"
     )
     assert Study().command == "python -m benchmarks.override_resistance --out DIR"
-    assert len(Study().jobs) == 3 * (len(ARMS) - 1 + len(SECOND_SIZE))
+    assert len(Study().jobs) == 3 * (len(ARMS) - len(ON_TOP) + len(SECOND_SIZE))
     assert len(replace(Study(), arms=("plain", "drip")).jobs) == 3 * 2 * 2
 
 
