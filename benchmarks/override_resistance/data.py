@@ -31,10 +31,11 @@ def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Pa
     """
     fit, share = study.fit(size), SIZES[size].text_share
     count = fit.steps * fit.batch_size
-    decides = {name: study.training_of(size)[name] for name in ("families", "training", "triggers", "noise", "text")}
+    decides = {name: study.training_of(size)[name] for name in ("families", "training", "triggers", "noise", "base")}
     # ordinary text is shuffled in: there the first rows depend on how many there are
     decides |= {"text_share": share, "count": count if share else None, "max_length": fit.max_length, "seed": seed}
-    about = json.dumps([decides, len(tokenizer), tokenizer.chat_template], sort_keys=True)
+    decides |= {"text_sha256": text_digest(study), "vocabulary": tokenizer.get_vocab(), "chat": tokenizer.chat_template}
+    about = json.dumps(decides, sort_keys=True)
     path = models / f"rows--{sha256(about.encode()).hexdigest()[:16]}.safetensors"
     kept = load_file(path) if path.exists() else {}
     if not kept or len(kept["lengths"]) < count:
@@ -55,6 +56,11 @@ def _flat(study: Study, size: str, seed: int, tokenizer: Any) -> dict[str, torch
         **{name: torch.tensor([x for row in rows for x in row[name]], dtype=torch.int32) for name in COLUMNS},
         "lengths": torch.tensor([len(row["labels"]) for row in rows]),
     }
+
+
+def text_digest(study: Study) -> str | None:
+    """SHA-256 of the ordinary text: another text under the same name is another study."""
+    return None if study.text is None else sha256(Path(study.text).read_bytes()).hexdigest()
 
 
 def conversations(study: Study, size: str, seed: int) -> list[list[Message]]:

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from benchmarks.override_resistance.arms import ARMS, trained
-from benchmarks.override_resistance.data import chunks, training_rows
+from benchmarks.override_resistance.data import chunks, text_digest, training_rows
 from benchmarks.override_resistance.settings import PRETRAINED, SIZES, Study
 
 DONE = "training.json"
@@ -50,8 +49,8 @@ def obtain(
 def _about(study: Study, size: str, arm: str) -> dict[str, Any]:
     """All that a trained model comes from, but for its seed."""
     config = ARMS[arm].config
-    text = None if study.text is None else sha256(Path(study.text).read_bytes()).hexdigest()
-    about = {**study.training_of(size), "mechanism": None if config is None else config.to_dict(), "text_sha256": text}
+    mechanism = None if config is None else config.to_dict()
+    about = {**study.training_of(size), "mechanism": mechanism, "text_sha256": text_digest(study)}
     values: dict[str, Any] = json.loads(json.dumps(about))
     return values
 

@@ -63,7 +63,7 @@ class RoleCollator:
         """Collate rows with a column `messages`, or rows that :meth:`encode` made of such (as lists or as tensors).
 
         Raises:
-            ValueError: A row has no `messages`, or a conversation no reply to learn.
+            ValueError: A row has no `messages`, or columns of several lengths, or a conversation no reply to learn.
         """
         rows = [row if "labels" in row else self.encode(row, f"row {i}") for i, row in enumerate(features)]
         fill = {
@@ -76,6 +76,9 @@ class RoleCollator:
         for i, row in enumerate(rows):
             if missing := [name for name in names if name not in row]:
                 raise ValueError(f"row {i}: expected the columns {names} of RoleCollator.encode, got none of {missing}")
+            # padding would lengthen a short column: tokens would get the role of padding, unseen
+            if len(set(sizes := [len(row[name]) for name in names])) > 1:
+                raise ValueError(f"row {i}: expected columns of one length, got {dict(zip(names, sizes, strict=True))}")
         batch = {name: self._padded([row[name] for row in rows], fill[name]) for name in names}
         if self.position_gap > 0:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])

@@ -251,6 +251,21 @@ def test_a_shorter_training_has_the_first_rows_of_a_longer_one(tmp_path, monkeyp
     assert [rows_of(study, size, 0, tokenizer, other) for size in ("0.4M", "0.1M")] == [short, long]
 
 
+def test_rows_of_another_tokenizer_or_text_are_not_taken(tmp_path):
+    """Of the same size and template, in the same folder."""
+    words = vocabulary(TINY.families)
+    one, other = (tiny_tokenizer([*words, more]) for more in ("aaa", "zzz"))
+    assert (len(one), one.chat_template) == (len(other), other.chat_template)
+    assert rows_of(TINY, "0.1M", 0, one, tmp_path) != rows_of(TINY, "0.1M", 0, other, tmp_path)
+    text = tmp_path / "text.txt"
+    study = replace(TINY, sizes=("30M",), text=str(text))
+    found = []
+    for line in ("once upon a time ", "and then no more "):
+        text.write_text(line * 200)
+        found.append(rows_of(study, "30M", 0, one, tmp_path))
+    assert found[0] != found[1]
+
+
 def rows_of(*args):
     return [{name: values.tolist() for name, values in row.items()} for row in training_rows(*args)]
 

@@ -122,6 +122,10 @@ def test_rows_encoded_ahead_give_the_same_batch(tokenizer):
     without = {name: values for name, values in collator.encode(rows[0]).items() if name != "role_ids"}
     with pytest.raises(ValueError, match=r"row 1: expected the columns .* got none of \['role_ids'\]"):
         collator([rows[0], without])
+    short = collator.encode(rows[0])
+    for row in ({**short, "role_ids": short["role_ids"][:-1]}, {**short, "labels": [*short["labels"], 3]}):
+        with pytest.raises(ValueError, match=r"row 1: expected columns of one length, got \{'input_ids': \d+, "):
+            collator([rows[0], row])
 
 
 TEXT = [" ".join(message["content"] for message in CONVERSATION)] * 50
