@@ -43,7 +43,7 @@ def delimiters(
 ) -> Delimiters:
     """The delimiters of `tokenizer`'s chat template for a conversation of these roles.
 
-    The template is rendered with placeholders for the contents; what stands around them is what is wanted.
+    What the template prints around the contents of a harmless conversation.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -79,14 +79,14 @@ def with_answer(model: Any, tokenizer: Any, roles: Sequence[str], config: RoleCo
 
 def closing_token(tokenizer: Any, config: RoleConfig | None = None) -> int | None:
     """Id of the structural token that the template closes an assistant's turn with, or ``None`` if it uses none."""
-    from rolesafe.roles.bare import bare
+    from rolesafe.roles.structure import structure
 
     name = (config or RoleConfig()).generated
     try:
         segments = _segments(tokenizer, ("system", "user", name), config)
     except ValueError:
         segments = _segments(tokenizer, ("user", name), config)
-    state = bare(tokenizer)
+    state = structure(tokenizer)
     for role, part, text in segments:
         if role == name and part == "FOOTER":
             spans = state.markers(text)
@@ -97,18 +97,25 @@ def closing_token(tokenizer: Any, config: RoleConfig | None = None) -> int | Non
 
 def _segments(tokenizer: Any, roles: Sequence[str], config: RoleConfig | None) -> list[tuple[str, str, str]]:
     """Triples of role, part and text, in the order of the rendered conversation."""
-    from rolesafe.roles.bare import bare
-    from rolesafe.roles.templates import lay_out, resolve_template
+    from rolesafe.roles.messages import read_conversation
+    from rolesafe.roles.rendering import renderer, trace_variables
+    from rolesafe.roles.structure import structure
+    from rolesafe.roles.templates import Layout, resolve_template
+    from rolesafe.roles.traced import Kind
 
-    segments = lay_out(
-        resolve_template(tokenizer, None),
-        tuple(roles),
-        config=config or RoleConfig(),
+    config = config or RoleConfig()
+    layout = Layout(
+        renderer(resolve_template(tokenizer, None)),
+        config,
+        trace_variables(tokenizer.special_tokens_map, {}),
         add_generation_prompt=False,
-        variables=tokenizer.special_tokens_map,
-        markers=bare(tokenizer).markers,
+        markers=structure(tokenizer).markers,
     )
-    return [(roles[s.message], s.part.name, s.text) for s in segments if s.message < len(roles)]
+    messages = [{"role": role, "content": "Hello"} for role in roles]
+    segments = layout.segments(read_conversation(messages, config.roles, "messages"))
+    return [
+        (roles[s.message], s.part.name, s.text) for s in segments if s.message < len(roles) and s.kind is Kind.TEMPLATE
+    ]
 
 
 def _look_up(pairs: tuple[tuple[str, str], ...], role: str) -> str:

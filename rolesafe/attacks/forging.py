@@ -159,9 +159,9 @@ class _Bench:
     def __init__(self, tokenizer: Any, config: RoleConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.structural = {int(i) for text, i in tokenizer.get_added_vocab().items() if text.strip()}
-        self.structural |= {int(i) for i in tokenizer.all_special_ids}
-        self.structural -= {tokenizer.unk_token_id}  # unknown text is no structure
+        from rolesafe.roles.structure import structure
+
+        self.structural = structure(tokenizer, names=self.config.roles).forbidden
         self.strings = sorted({*structural_strings(), *tokenizer.get_added_vocab(), *self._own()} - {""})
         first = [] if self._printed(("system", "user")) is None else ["system"]
         self.places: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
@@ -204,7 +204,10 @@ class _Bench:
             cut = rng.randint(0, len(text))
             written = {at[0]: text[:cut], at[1]: text[cut:]}
         messages = self._conversation(roles, written)
-        reason = self._broken(place, self._rows(messages), set(written))
+        # A template may strip a blank message together with text around it: that is no work of the attacker's.
+        blank = {i: text for i, text in written.items() if not text.strip()}
+        clean = self._rows(self._conversation(roles, blank)) if blank else self.clean[place]
+        reason = self._broken(clean, self._rows(messages), set(written))
         return None if reason is None else Forgery(messages=messages, place=place, reason=reason)
 
     def role_name(self, text: str) -> Forgery | None:
@@ -219,8 +222,7 @@ class _Bench:
             return None
         return Forgery(messages=messages, place="role name", reason="a role name that is none was accepted")
 
-    def _broken(self, place: str, rows: list[Row], attacked: set[int]) -> str | None:
-        clean = self.clean[place]
+    def _broken(self, clean: list[Row], rows: list[Row], attacked: set[int]) -> str | None:
         content = _content_part()
         roles = {message: role for _, role, message, _ in clean}
         if any(role != roles.get(message) for _, role, message, _ in rows):

@@ -36,7 +36,7 @@ class _Neighbours:
     def __init__(self, model: Any, tokenizer: Any, marks: Delimiters) -> None:
         import torch
 
-        from rolesafe.roles.bare import bare
+        from rolesafe.roles.structure import structure
 
         embeddings = getattr(model, "get_input_embeddings", lambda: None)()
         if embeddings is None:
@@ -50,7 +50,7 @@ class _Neighbours:
                 "out attacks with near delimiters"
             )
         self.tokenizer = tokenizer
-        self.state = bare(tokenizer)
+        self.state = structure(tokenizer)
         self.marks = marks
         self.vectors = torch.nn.functional.normalize(embeddings.weight.detach().float(), dim=1)  # (V, E)
         self.structural = {*self.state.structural.values(), *tokenizer.all_special_ids}
@@ -94,14 +94,12 @@ class _Neighbours:
 
     def _text(self, i: int) -> str | None:
         """What to type to get this token, if there is such a text."""
-        from rolesafe.roles.templates import Part
-
         if i >= len(self.tokenizer):  # rows that the embedding was padded with
             return None
         text = str(self.tokenizer.decode([i])).strip()
         if not text or "\ufffd" in text:
             return None
-        return text if self.state.encode([(Part.CONTENT, text)], "text")[0] == [i] else None
+        return text if self.state.plain_ids(text) == [i] else None
 
 
 def _apart(left: str, right: str) -> str:

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rolesafe.config import RoleConfig
-from rolesafe.roles.bare import Bare, Piece, bare
-from rolesafe.roles.messages import Message, read_batch, read_conversation
-from rolesafe.roles.templates import Part, Segment, lay_out, resolve_template
+from rolesafe.roles.messages import read_batch, read_conversation
+from rolesafe.roles.role import role_id
+from rolesafe.roles.templates import Layout, Part, Segment, resolve_template
+from rolesafe.roles.traced import Kind
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding
+
+    from rolesafe.roles.structure import Structure, Tokens
 
 _PADDING = (True, False, "longest", "max_length", "do_not_pad")
 _SIDES = (None, "left", "right")
@@ -28,7 +31,8 @@ _RESERVED = {
     "messages", "conversations", "chat_template", "add_generation_prompt", "continue_final_message",
     "return_assistant_tokens_mask",
 }  # fmt: skip
-_CACHE_SIZE = 1024  # layouts kept for each tokenizer
+_CACHE_SIZE = 1024  # argument combinations remembered for each tokenizer and template
+_PARTS = tuple(Part)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def encode(
     max_length: int | None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    variable_roles: Mapping[str, str] | None = None,
     return_tensors: str | None = "pt",
 ) -> BatchEncoding:
     """Encode one conversation, or a batch of them, into aligned token ids, attention mask and role ids.
@@ -101,8 +106,9 @@ def encode(
         max_length: Number of tokens, for `truncation` or ``padding="max_length"``.
         chat_template: A Jinja template, a name the tokenizer knows, or ``"default"`` for
             :data:`rolesafe.roles.templates.DEFAULT_TEMPLATE`; default: the tokenizer's own.
-        template_kwargs: Further variables for the template (``enable_thinking``, ``tools`` ...). What it prints of them
-            is template text, structural tokens included: never put an untrusted text here.
+        template_kwargs: Further variables for the template (``enable_thinking``, ``tools``, ``documents`` ...). Their
+            texts are untrusted: they have the least privileged role and hold no structural token.
+        variable_roles: Role of the texts of a variable, by its name: ``{"tools": "system"}`` where you wrote them.
         return_tensors: ``"pt"`` or None (lists).
 
     Returns:
@@ -122,7 +128,15 @@ def encode(
         raise ValueError(
             f'`max_length`: {max_length} has no effect without truncation=True or padding="max_length"; pass one'
         )
-    encoder = _Encoder(tokenizer, config, chat_template, template_kwargs, add_generation_prompt, continue_final_message)
+    encoder = _Encoder(
+        tokenizer,
+        config,
+        chat_template,
+        template_kwargs,
+        variable_roles,
+        add_generation_prompt,
+        continue_final_message,
+    )
     limit = _limit(truncation, max_length)
     conversations, names = read_batch(messages)
     encoded = [encoder.encode(c, name, limit) for c, name in zip(conversations, names, strict=True)]
@@ -149,6 +163,7 @@ def encode_one(
     max_length: int | None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    variable_roles: Mapping[str, str] | None = None,
     argument: str = "messages",
 ) -> EncodedConversation:
     """Encode one conversation, and say of each token which message and which part of it it comes from.
@@ -159,7 +174,13 @@ def encode_one(
         ValueError: As :func:`encode`.
     """
     encoder = _Encoder(
-        tokenizer, _config(config), chat_template, template_kwargs, add_generation_prompt, continue_final_message
+        tokenizer,
+        _config(config),
+        chat_template,
+        template_kwargs,
+        variable_roles,
+        add_generation_prompt,
+        continue_final_message,
     )
     return encoder.encode(messages, argument, _limit(truncation, max_length))
 
@@ -182,124 +203,189 @@ class _Encoder:
         config: RoleConfig,
         chat_template: str | None,
         template_kwargs: Mapping[str, Any] | None,
+        variable_roles: Mapping[str, str] | None,
         add_generation_prompt: bool,
         continue_final_message: bool,
     ) -> None:
+        from rolesafe.roles.rendering import renderer, trace_variables
+        from rolesafe.roles.structure import structure
+
         _check_tokenizer(tokenizer)
         if add_generation_prompt and continue_final_message:
             raise ValueError(
                 "`continue_final_message`: True together with add_generation_prompt=True; expected at most one of "
                 "them, as the model either goes on with the last message or starts a new one"
             )
-        variables = {} if template_kwargs is None else template_kwargs
-        _check(isinstance(variables, Mapping), "template_kwargs", "a mapping of names to values, or None", variables)
-        for name in _RESERVED & set(variables):
+        given = {} if template_kwargs is None else template_kwargs
+        _check(isinstance(given, Mapping), "template_kwargs", "a mapping of names to values, or None", given)
+        for name in _RESERVED & set(given):
             raise ValueError(f"`template_kwargs`: {name!r} is not the caller's to set; leave it out")
+        template = resolve_template(tokenizer, chat_template, given.get("tools"))
+        special = tokenizer.special_tokens_map
         self.config = config
-        self.state: Bare = bare(tokenizer)
-        self.template = resolve_template(tokenizer, chat_template)
-        self.variables = {**tokenizer.special_tokens_map, **variables}
-        self.add_generation_prompt = bool(add_generation_prompt)
+        self.structure: Structure = structure(tokenizer, template, config.roles)
+        self.variable_roles = _variable_roles(variable_roles, given, config)
         self.continue_final_message = continue_final_message
-        self.layouts = self.state.layouts
-        self.key: tuple[Any, ...] = ()
+        self.layout = Layout(
+            renderer(template),
+            config,
+            trace_variables(special, given),
+            add_generation_prompt=bool(add_generation_prompt),
+            markers=self.structure.markers,
+            known=self._known(given, bool(add_generation_prompt)),
+        )
+
+    def _known(self, given: Mapping[str, Any], generation: bool) -> dict[Any, Any]:
+        """What earlier calls with the same arguments found out about the template."""
         try:
-            printed = json.dumps(self.variables, sort_keys=True)
-            self.key = (self.template, config.privileged, config.generated, self.add_generation_prompt, printed)
+            text = json.dumps(given, sort_keys=True)
+            key = (self.config.roles, self.config.privileged, self.config.generated, generation, text)
         except TypeError:  # a function among the tools, say
-            self.layouts = {}
-        if "strftime_now" in self.template:  # prints the date: good for this call only
-            self.layouts = {}
+            return {}
+        known = self.structure.known
+        if key not in known and len(known) >= _CACHE_SIZE:
+            known.clear()
+        found: dict[Any, Any] = known.setdefault(key, {})
+        return found
 
     def encode(self, messages: Any, argument: str, limit: int | None) -> EncodedConversation:
         conversation = read_conversation(messages, self.config.roles, argument)
-        segments = self._lay_out(tuple(message.role for message in conversation))
+        segments = self.layout.segments(conversation, argument)
         if self.continue_final_message:
-            last = max(k for k, segment in enumerate(segments) if segment.part is Part.CONTENT)
-            segments = segments[: last + 1]
-        encoded = _tokenise(self.state, segments, conversation, self.config)
+            last = [k for k, s in enumerate(segments) if s.part is Part.CONTENT and s.message == len(conversation) - 1]
+            if not last:
+                raise ValueError(
+                    f"`continue_final_message`: expected a content of the last message of `{argument}` to go on with, "
+                    "but the chat template prints none. Pass add_generation_prompt=True instead."
+                )
+            segments = segments[: last[-1] + 1]
+        roles = [
+            self.variable_roles.get(s.variable, padding_role_id(self.config))
+            if s.variable is not None
+            else conversation[s.message].role_id
+            if s.message < len(conversation)
+            else self.config.generated_id
+            for s in segments
+        ]
+        encoded, cuttable, glued = _tokenise(self.structure, segments, roles, set(self.config.privileged_ids))
         if limit is not None and len(encoded) > limit:
-            return _truncate(encoded, conversation, self.config, limit)
+            return _truncate(encoded, cuttable, glued, self.config, limit, argument)
         return encoded
 
-    def _lay_out(self, roles: tuple[str, ...]) -> tuple[Segment, ...]:
-        """The segments, kept for the next conversation of the same roles: they do not depend on any content."""
-        key = (roles, *self.key)
-        if key not in self.layouts:
-            if len(self.layouts) >= _CACHE_SIZE:
-                self.layouts.clear()
-            self.layouts[key] = lay_out(
-                self.template,
-                roles,
-                config=self.config,
-                add_generation_prompt=self.add_generation_prompt,
-                variables=self.variables,
-                markers=self.state.markers,
+
+def _variable_roles(
+    given: Mapping[str, str] | None, variables: Mapping[str, Any], config: RoleConfig
+) -> dict[str, int]:
+    _check(given is None or isinstance(given, Mapping), "variable_roles", "a mapping of names to roles, or None", given)
+    for name in given or ():
+        if name not in variables:
+            raise ValueError(
+                f"`variable_roles`: expected names of `template_kwargs` ({sorted(variables)}), got {name!r}. Leave it "
+                "out, or pass the variable."
             )
-        return self.layouts[key]
+    return {
+        name: role_id(role, config.roles, argument=f"variable_roles[{name!r}]") for name, role in (given or {}).items()
+    }
 
 
 def _tokenise(
-    state: Bare, segments: Sequence[Segment], conversation: Sequence[Message], config: RoleConfig
-) -> EncodedConversation:
-    input_ids: list[int] = []
-    role_ids: list[int] = []
-    message_ids: list[int] = []
-    parts: list[Part] = []
-    run: list[Piece] = []
-    before = "start"
-    for k, segment in enumerate(segments):
-        text = segment.text
-        if segment.part is Part.CONTENT:
-            text = _fill(segment, conversation[segment.message].content)
-        if text:
-            run.append((segment.part, text))
-        following = segments[k + 1].message if k + 1 < len(segments) else None
-        if following == segment.message or not run:
-            continue
-        ids, new_parts, before = state.encode(run, before)
-        message = segment.message
-        role = conversation[message].role_id if message < len(conversation) else config.generated_id
-        input_ids += ids
-        parts += new_parts
-        role_ids += [role] * len(ids)
-        message_ids += [message] * len(ids)
-        run = []
-    return EncodedConversation(input_ids, role_ids, message_ids, parts)
+    structure: Structure, segments: Sequence[Segment], roles: Sequence[int], privileged: set[int]
+) -> tuple[EncodedConversation, list[bool], list[bool]]:
+    """Tokens of the segments, which of them hold nothing but the content of one message, and which of them begin inside
+    a character of the token before.
 
+    A token with characters of several segments has the least privileged of their roles, and is content if any of it is.
+    No token holds more than white space of a privileged content together with another content.
+    """
+    import numpy as np
 
-def _fill(segment: Segment, content: str) -> str:
-    """The content as the template would print it."""
-    content = content.lstrip(segment.left) if segment.left != "" else content
-    content = content.rstrip(segment.right) if segment.right != "" else content
-    return json.dumps(content, ensure_ascii=False)[1:-1] if segment.json else content
+    from rolesafe.roles.structure import trimmed
+
+    text = "".join(segment.text for segment in segments)
+    if not text:
+        return EncodedConversation([], [], [], []), [], []
+    lengths = [len(segment.text) for segment in segments]
+    trusted = np.repeat([segment.kind is Kind.TEMPLATE for segment in segments], lengths)
+    at = np.repeat(np.arange(len(segments)), lengths)  # segment of every character
+    bounds = np.cumsum(lengths)[:-1].tolist()
+
+    def spread(tokens: Tokens) -> tuple[Any, Any]:
+        """First and last segment of every token."""
+        last = np.maximum(tokens.ends - 1, tokens.starts)
+        return at[np.minimum(tokens.starts, len(at) - 1)], at[np.minimum(last, len(at) - 1)]
+
+    def mixes(a: int, b: int) -> bool:
+        """Whether segments `a` to `b` hold a privileged content and another text that somebody wrote."""
+        written = [k for k in range(a, b + 1) if segments[k].kind is not Kind.TEMPLATE]
+        return any(roles[k] in privileged for k in written) and len({segments[k].message for k in written}) > 1
+
+    tokens = structure.encode(text, trusted, bounds)
+    first, last = spread(tokens)
+    across = np.nonzero(first != last)[0].tolist()
+    cuts = {
+        cut
+        for k in across
+        if mixes(first[k], last[k]) and text[tokens.starts[k] : tokens.ends[k]].strip()
+        for cut in bounds[first[k] : last[k]]
+    }
+    if cuts:
+        tokens = structure.encode(text, trusted, bounds, sorted(cuts))
+        first, last = spread(tokens)
+        across = np.nonzero(first != last)[0].tolist()
+    owners = first.copy()
+    parts = np.array([segment.part for segment in segments])[owners]
+    for k in across:
+        a, b = int(first[k]), int(last[k])
+        if int(tokens.ids[k]) in structure.forbidden:  # it may have taken white space along
+            start, end = trimmed(text, int(tokens.starts[k]), int(tokens.ends[k]))
+            a, b = int(at[start]), int(at[max(start, end - 1)])
+        owners[k] = max(range(a, b + 1), key=lambda j: (roles[j], segments[j].part is Part.CONTENT))
+        contents = [j for j in range(a, b + 1) if segments[j].part is Part.CONTENT]
+        parts[k] = Part.CONTENT if contents else segments[int(owners[k])].part
+    cuttable = (first == last) & (parts == Part.CONTENT)
+    glued = np.concatenate([[False], tokens.starts[1:] < tokens.ends[:-1]])
+    encoded = EncodedConversation(
+        tokens.ids.tolist(),
+        np.array(roles)[owners].tolist(),
+        np.array([segment.message for segment in segments])[owners].tolist(),
+        [_PARTS[part] for part in parts.tolist()],
+    )
+    return encoded, cuttable.tolist(), glued.tolist()
 
 
 def _truncate(
-    encoded: EncodedConversation, conversation: Sequence[Message], config: RoleConfig, max_length: int
+    encoded: EncodedConversation,
+    cuttable: Sequence[bool],
+    glued: Sequence[bool],
+    config: RoleConfig,
+    max_length: int,
+    argument: str,
 ) -> EncodedConversation:
-    """Cut contents of unprivileged messages, oldest first, each from its end."""
+    """Cut contents of unprivileged messages, oldest first, each from its end, whole characters at a time."""
     excess = len(encoded) - max_length
     privileged = set(config.privileged_ids)
     content: dict[int, list[int]] = {}
-    for k, (message, part) in enumerate(zip(encoded.message_ids, encoded.parts, strict=True)):
-        if part is Part.CONTENT and conversation[message].role_id not in privileged:
+    for k, (message, role) in enumerate(zip(encoded.message_ids, encoded.role_ids, strict=True)):
+        if cuttable[k] and role not in privileged:
             content.setdefault(message, []).append(k)
     room = sum(map(len, content.values()))
     if room < excess:
         held = sum(role in privileged for role in encoded.role_ids)
         raise ValueError(
-            f"`max_length`: {max_length} is too small for this conversation of {len(encoded)} tokens; expected at "
-            f"least {len(encoded) - room}, because the privileged part ({held} tokens) and the template text around "
-            f"the other messages ({len(encoded) - room - held} tokens) are never cut. Raise `max_length`, or shorten "
-            "the privileged messages yourself."
+            f"`max_length`: {max_length} is too small for the conversation `{argument}` of {len(encoded)} tokens; "
+            f"expected at least {len(encoded) - room}, because the privileged part ({held} tokens) and "
+            f"the template text around the other messages ({len(encoded) - room - held} tokens) are never cut. Raise "
+            "`max_length`, or shorten the privileged messages yourself."
         )
     cut: set[int] = set()
     truncated = []
     for message in sorted(content):
         if excess <= 0:
             break
-        taken = content[message][-excess:]
+        at = max(0, len(content[message]) - excess)
+        while at and glued[content[message][at]]:
+            at -= 1
+        taken = content[message][at:]
         cut.update(taken)
         truncated.append(message)
         excess -= len(taken)

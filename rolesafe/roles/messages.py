@@ -13,11 +13,25 @@ _KEYS = ("role", "content")
 
 @dataclass(frozen=True)
 class Message:
-    """A message that is known to be in order."""
+    """A message that is known to be in order.
+
+    Attributes:
+        role: Name of its role.
+        role_id: Id of its role.
+        content: Its text.
+        parts: The texts of its parts, where the content was a list of them.
+    """
 
     role: str
     role_id: int
     content: str
+    parts: tuple[str, ...] | None = None
+
+    def shown(self, as_parts: bool) -> str | tuple[str, ...]:
+        """The content as one text, or as the texts of its parts."""
+        if not as_parts:
+            return self.content
+        return (self.content,) if self.parts is None else self.parts
 
 
 def read_batch(messages: Any) -> tuple[list[Any], list[str]]:
@@ -67,18 +81,24 @@ def _read(message: Any, roles: Sequence[str], argument: str) -> Message:
                 "should read into the content, and leave the key out."
             )
     number = role_id(message["role"], roles, argument=f"{argument}['role']")
-    return Message(roles[number], number, _read_content(message["content"], f"{argument}['content']"))
+    content, name = message["content"], f"{argument}['content']"
+    if not _is_list(content):
+        return Message(roles[number], number, _read_content(content, name))
+    parts = tuple(_read_content(part, name) for part in _read_parts(content, name))
+    return Message(roles[number], number, "".join(parts), parts)
+
+
+def _read_parts(content: Sequence[Any], argument: str) -> list[str]:
+    for i, part in enumerate(content):
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(
+                f"`{argument}[{i}]`: expected a part {{'type': 'text', 'text': a string}}, got {part!r:.80}; only "
+                "text has a role here"
+            )
+    return [part["text"] for part in content]
 
 
 def _read_content(content: Any, argument: str) -> str:
-    if _is_list(content):
-        for i, part in enumerate(content):
-            if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise ValueError(
-                    f"`{argument}[{i}]`: expected a part {{'type': 'text', 'text': a string}}, got {part!r:.80}; only "
-                    "text has a role here"
-                )
-        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise ValueError(
             f"`{argument}`: expected a string or a list of text parts, got {type(content).__name__}. Pass '' for an "

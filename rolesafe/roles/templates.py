@@ -1,38 +1,43 @@
-"""Chat templates, laid out without ever showing them a message's text.
+"""Chat templates: which one is used, and to which message each piece of the printed text belongs.
 
-A chat template is a program over the whole conversation: it may strip a content, merge a system message into the first
-user turn, or look for ``</think>`` inside an answer. Here it is run with a *placeholder* in place of every content, so
-nothing that anybody wrote can steer it. What comes out is cut at the placeholders into a list of :class:`Segment`:
-template text that belongs to a message (its header, its footer) and the slots its content goes into.
+The template is run on the real conversation by :mod:`rolesafe.roles.rendering`, where every character of the result
+knows its source. What the template prints itself is given to messages by these rules, the first that applies:
 
-How template text is shared out among the messages:
-
-- text before the first content, the beginning-of-sequence token included, belongs to the first message printed;
-- text between two contents is the footer of the first and the header of the second. The footer is what the template
-  prints after that message when the conversation ends there, as far as both agree; where it cannot be printed on its
-  own, the footer ends before the token that opens turns, else after the first added token and its line breaks, else it
-  is all of the text (Llama 2's ``<</SYS>>`` belongs to the system message);
-- text after the last content is its footer; what follows that is the generation prompt;
-- a system prompt that a template makes up when there is none is text before the first content: it gets no more
-  standing than the message it precedes. Send a system message to have one.
+- text printed in the round of a loop over the messages belongs to the message of that round;
+- except where another message is printed inside that round (Llama 2 prints the system message inside the first user
+  turn): what the template would not print without that other message belongs to it (``<<SYS>>``, but not ``[INST]``);
+- text outside of such loops belongs to the message around whose content it is printed, the beginning-of-sequence token
+  to the first one. Between two contents it belongs to the first if it is not printed without it, else to the second;
+  where that cannot be found out, to the less privileged one;
+- a turn that is opened inside the round of the message before belongs to the message that fills it;
+- after the last content, what is printed for ``add_generation_prompt`` alone or opens a turn is the generation prompt;
+- a system prompt that a template makes up when there is none belongs to the message it precedes. Send a system message
+  to have one.
 
 Roles that a template does not know (it raises, or leaves the message out) are printed under a name it knows:
-privileged roles as ``system``, others as ``user``. The role *id* stays that of the sender. The role of what the model
-generates is always printed as ``assistant``.
+privileged roles as ``system``, others as ``user``; the other roles keep their names. The role *id* stays that of the
+sender. The role of what the model generates is always printed as ``assistant``.
 
 A template may print messages in another order than they were sent (Mistral v0.3 puts the system message into the last
-user turn): each keeps its role. A template that loses a message, or prints one twice, is an error.
+user turn): each keeps its role. A template that loses a message is an error.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 from rolesafe.config import RoleConfig
+from rolesafe.roles.messages import Message
+from rolesafe.roles.role import DEFAULT_ROLES
+from rolesafe.roles.traced import Kind, Traced
+
+if TYPE_CHECKING:
+    from rolesafe.roles.rendering import Renderer
 
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}"
@@ -47,17 +52,20 @@ It adds no token to the vocabulary: the headers are plain text, the only special
 beginning and end of sequence, where it has them. What separates the messages is their role ids.
 """
 
-_CORE_ROLES = ("system", "user", "assistant")  # every chat template knows these, or refuses them by name
+ROLE_NAMES = DEFAULT_ROLES
+"""Names that a template may print for roles."""
 
-# A placeholder is letters only, so that no trimming, splitting or escaping in a template touches it. The white space
-# around it shows what the template strips: U+2003 goes with `trim`, but not with `strip('\n')`. The line breaks are
-# more than any header ends with.
-_MARK, _END = "Xqzrolesafe", "Zqx"
-_WIDE, _LINES = "\u2003", "\n" * 7
-_LINES_AS_JSON = r"\n" * 7
-_PLACEHOLDER = re.compile(rf"{_MARK}([a-z]{{6}}){_END}")
+CORE_ROLES = ("system", "user", "assistant")
+"""Every chat template knows these, or refuses them by name."""
+
+_NEUTRAL = "Hello"  # content of conversations that are rendered to see what the template does with a message
+_CACHE_SIZE = 1024
 
 Span = tuple[int, int]
+
+
+class RefusedError(Exception):
+    """The template did not print a conversation; the text says why, for the user."""
 
 
 class Part(IntEnum):
@@ -75,26 +83,25 @@ class Segment:
     Attributes:
         message: Index of the message it belongs to; the number of messages for the generation prompt.
         part: Header, content or footer. The generation prompt is a header.
-        text: The template's text; empty for a content.
-        left, right: What the template strips from that end of a content: characters, ``None`` for all white space,
-            ``""`` for nothing.
-        json: Whether the template prints the content as JSON.
+        text: The text.
+        kind: Who wrote it.
+        variable: Name of the template's variable it comes from, if it does.
     """
 
     message: int
     part: Part
-    text: str = ""
-    left: str | None = ""
-    right: str | None = ""
-    json: bool = False
+    text: str
+    kind: Kind
+    variable: str | None = None
 
 
-class _RefusedError(Exception):
-    """The template did not print this conversation; the text says why, for the user."""
+def resolve_template(tokenizer: Any, chat_template: str | None, tools: Any = None) -> str:
+    """Return the Jinja template to use: the argument, the tokenizer's own, or the default where it is asked for.
 
-
-def resolve_template(tokenizer: Any, chat_template: str | None) -> str:
-    """The Jinja template to use: the argument, the tokenizer's own, or the default where it is asked for.
+    Args:
+        tokenizer: A transformers tokenizer.
+        chat_template: A Jinja template, the name of one of the tokenizer's, ``"default"``, or None.
+        tools: What the template gets as ``tools``: with them a tokenizer of several templates uses ``tool_use``.
 
     Raises:
         ValueError: There is no template.
@@ -113,210 +120,348 @@ def resolve_template(tokenizer: Any, chat_template: str | None) -> str:
             'chat_template="default" for rolesafe\'s documented default (rolesafe.roles.templates.DEFAULT_TEMPLATE), '
             "or a Jinja template of your own."
         )
-    template = str(tokenizer.get_chat_template(chat_template))
+    template = str(tokenizer.get_chat_template(chat_template, tools))
     if chat_template is not None and not named and "{" not in template:
         names = sorted(own) if isinstance(own, dict) else []
         raise ValueError(
             f"`chat_template`: {chat_template!r} is no Jinja template and no name the tokenizer knows; expected a "
             f'template, "default" or one of {names}'
         )
-    if _MARK in template:
-        raise ValueError(f"`chat_template`: contains {_MARK!r}, which marks the contents while it is rendered")
     return template
 
 
-def lay_out(
-    template: str,
-    roles: Sequence[str],
-    *,
-    config: RoleConfig,
-    add_generation_prompt: bool,
-    variables: Mapping[str, Any],
-    markers: Callable[[str], list[Span]],
-) -> tuple[Segment, ...]:
-    """Segments of a conversation of these roles, in the order in which the template prints them.
+class Layout:
+    """One template with the variables of one call: prints conversations and says what belongs to which message.
 
     Args:
-        template: A Jinja chat template.
-        roles: Role names of the messages.
+        renderer: The template.
         config: Says which roles are privileged and which one is generated.
+        variables: What the template sees besides the messages, traced.
         add_generation_prompt: As in ``apply_chat_template``.
-        variables: What the template sees besides the messages: the special tokens by name, and the caller's own.
-        markers: Spans of the added tokens in a text, in order.
-
-    Raises:
-        ValueError: The template refuses the conversation, loses a message or prints one twice.
+        markers: Returns the spans of the structural tokens in a text of the template, in order.
+        known: What earlier calls with the same template, configuration and variables found out.
     """
-    page = _Page(template, variables, markers)
-    own = ["assistant" if name == config.generated else name for name in roles]
-    known = [name if name in _CORE_ROLES else "system" if name in config.privileged else "user" for name in own]
-    reasons = []
-    for names in [own] if own == known else [own, known]:
-        try:
-            return page.segments(names, add_generation_prompt)
-        except _RefusedError as error:  # noqa: PERF203 - two rounds at most
-            reasons.append(str(error))
-    culprit = page.refused_role(own)
-    raise ValueError(
-        f"`messages`: the chat template does not print this conversation of roles {list(roles)}: {reasons[-1]}. "
-        + (f"It refuses role {culprit!r}. " if culprit else "")
-        + 'Pass another `chat_template` (a Jinja template, or "default" for rolesafe\'s own, which prints every '
-        "role), or send the messages in an order and with roles that this one prints."
-    )
 
-
-class _Page:
-    """One template with its variables: renders placeholders and cuts the result."""
-
-    def __init__(self, template: str, variables: Mapping[str, Any], markers: Callable[[str], list[Span]]) -> None:
-        self.template = template
+    def __init__(
+        self,
+        renderer: Renderer,
+        config: RoleConfig,
+        variables: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool,
+        markers: Callable[[str], list[Span]],
+        known: dict[Any, Any] | None = None,
+    ) -> None:
+        self.renderer = renderer
+        self.config = config
         self.variables = variables
+        self.generation = add_generation_prompt
         self.markers = markers
+        self.known = {} if known is None else known
 
-    def segments(self, names: Sequence[str], add_generation_prompt: bool) -> tuple[Segment, ...]:
-        gaps, slots = self._split(self._render(names, add_generation_prompt), len(names))
-        for i, name in enumerate(names):
-            count = sum(slot.message == i for slot in slots)
-            if count != 1:
-                fault = "loses" if count == 0 else "repeats"
-                raise _RefusedError(f"it {fault} message {i} (role {name!r})")
-        opener = self._opener(gaps[0])
-        cuts: dict[tuple[str, str | None, str], int] = {}  # equal text between equal roles is cut alike
-        out = [Segment(slots[0].message, Part.HEADER, gaps[0]), slots[0]]
-        for slot, gap, following in zip(slots, gaps[1:], [*slots[1:], None], strict=True):
-            key = (names[slot.message], names[following.message] if following else None, gap)
-            if key not in cuts:
-                # The last message is closed by the whole conversation, whatever order it was printed in.
-                closing = self._closing(names, slot.message, whole=following is None)
-                cuts[key] = self._cut(gap, closing, opener)
-            at = cuts[key]
-            out.append(Segment(slot.message, Part.FOOTER, gap[:at]))
-            out.append(Segment(following.message if following else len(names), Part.HEADER, gap[at:]))
-            if following is not None:
-                out.append(following)
-        return tuple(s for s in out if s.text or s.part is Part.CONTENT)
+    def segments(self, conversation: Sequence[Message], argument: str = "messages") -> list[Segment]:
+        """Print a conversation and cut it into segments, in the order in which the template prints them.
 
-    def refused_role(self, names: Sequence[str]) -> str | None:
+        Raises:
+            ValueError: The template refuses the conversation or loses a message.
+        """
+        names, text = self._print(conversation, argument)
+        return _attribute(self, names, conversation, text)
+
+    # ------------------------------------------------------------------------------------------------------- printing
+
+    def render(
+        self,
+        names: Sequence[str],
+        contents: Sequence[str | Sequence[str]],
+        *,
+        without: int | None = None,
+        generation: bool | None = None,
+    ) -> Traced:
+        """The text of a conversation, without one of its messages if asked for.
+
+        Raises:
+            RefusedError: The template does not print it.
+        """
+        from rolesafe.roles.rendering import make_message
+
+        return self.renderer.render(
+            [
+                make_message(i, name, content)
+                for i, (name, content) in enumerate(zip(names, contents, strict=True))
+                if i != without
+            ],
+            self.variables,
+            add_generation_prompt=self.generation if generation is None else generation,
+        )
+
+    def _print(self, conversation: Sequence[Message], argument: str) -> tuple[tuple[str, ...], Traced]:
+        """Names under which the template prints the messages, and its text."""
+        roles = tuple(message.role for message in conversation)
+        own = tuple("assistant" if name == self.config.generated else name for name in roles)
+        shapes = tuple(message.parts is not None for message in conversation)
+        key = ("plan", own, shapes)
+        reasons = []
+        for names, joined in dict.fromkeys([self.known.get(key, (own, False)), *self._plans(own, any(shapes))]):
+            contents = [m.shown(self._reads_parts(m, joined)) for m in conversation]
+            try:
+                text = self.render(names, contents)
+                self._check_whole(names, contents, text)
+            except RefusedError as error:
+                reasons.append(str(error))
+                continue
+            _keep(self.known, key, (names, joined))
+            return names, text
+        culprit = self._refused_role(own)
+        raise ValueError(
+            f"`{argument}`: the chat template does not print this conversation of roles {list(roles)}: {reasons[0]}. "
+            + (f"It refuses role {culprit!r}. " if culprit else "")
+            + 'Pass another `chat_template` (a Jinja template, or "default" for rolesafe\'s own, which prints every '
+            "role), or send the messages in an order and with roles that this one prints."
+        )
+
+    @staticmethod
+    def _reads_parts(message: Message, other: bool) -> bool:
+        """Whether the content is shown as a list of parts: as it was sent, or the other way."""
+        return (message.parts is not None) != other
+
+    def _plans(self, own: tuple[str, ...], parts: bool) -> Iterator[tuple[tuple[str, ...], bool]]:
+        """Ways to print a conversation: names of the roles, and whether contents are shown in their other form.
+
+        As few roles are renamed as possible, and none of those that every template knows.
+        """
+        foreign = [name for name in dict.fromkeys(own) if name not in CORE_ROLES]
+        for count in range(len(foreign) + 1):
+            for renamed in combinations(foreign, count):
+                names = tuple(
+                    ("system" if name in self.config.privileged else "user") if name in renamed else name
+                    for name in own
+                )
+                yield names, False
+                yield names, True
+
+    def _check_whole(self, names: tuple[str, ...], contents: Sequence[str | Sequence[str]], text: Traced) -> None:
+        """Raise where a message is lost: it has text, and the template prints none, whatever the text is."""
+        printed = _printed(text)
+        for i, content in enumerate(contents):
+            if i in printed or not "".join(content).strip():
+                continue
+            neutral = [_NEUTRAL if isinstance(content, str) else [_NEUTRAL] for content in contents]
+            if i not in _printed(self.render(names, neutral)):
+                raise RefusedError(f"it loses message {i} (role {names[i]!r})")
+
+    def _refused_role(self, names: Sequence[str]) -> str | None:
         """The role without which the template would print the conversation, if there is exactly one."""
         culprits = []
         for role in dict.fromkeys(names):
             rest = [name for name in names if name != role]
             try:
-                if rest:
-                    self.segments(rest, False)
+                if rest and _printed(self.render(rest, [_NEUTRAL] * len(rest), generation=False)) == set(
+                    range(len(rest))
+                ):
                     culprits.append(role)
-            except _RefusedError:
+            except RefusedError:
                 continue
         return culprits[0] if len(culprits) == 1 else None
 
-    # ----------------------------------------------------------------------------------------------------- rendering
+    # ---------------------------------------------------------------------------------------- what depends on a message
 
-    def _render(self, names: Sequence[str], add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def depends_on(self, names: tuple[str, ...], message: int | None) -> frozenset[Any] | None:
+        """Names of the literals that the template prints because of a message, or of the generation prompt (None).
 
-        messages = [
-            {"role": name, "content": f"{_LINES}{_WIDE}{_MARK}{_letters(i)}{_END}{_WIDE}{_LINES}"}
-            for i, name in enumerate(names)
-        ]
-        try:
-            rendered, _ = render_jinja_template(
-                conversations=[messages],
-                chat_template=self.template,
-                add_generation_prompt=add_generation_prompt,
-                **self.variables,
-            )
-        except (TemplateError, TypeError, LookupError, AttributeError) as error:
-            raise _RefusedError(f"it says {str(error)!r}") from error
-        return str(rendered[0])
-
-    def _split(self, text: str, count: int) -> tuple[list[str], list[Segment]]:
-        """Cut at the placeholders: ``n + 1`` stretches of template text around n contents."""
-        gaps, slots, at = [], [], 0
-        for match in _PLACEHOLDER.finditer(text):
-            message = _number(match[1])
-            if message >= count:  # pragma: no cover - a template cannot know these letters
-                raise _RefusedError("it prints a content that is not there")
-            start, end = match.span()
-            before, after = text[at:start], text[end : end + 1 + len(_LINES_AS_JSON)]
-            left: str | None = None
-            right: str | None = None
-            as_json = before.endswith(_LINES_AS_JSON + _WIDE) and after == _WIDE + _LINES_AS_JSON
-            if as_json:
-                before, end, left, right = before[: -len(after)], end + len(after), "", ""
-            elif before.endswith(_WIDE):
-                before, left = before[:-1], "\n"
-                if before.endswith(_LINES):
-                    before, left = before[: -len(_LINES)], ""
-            if not as_json and after.startswith(_WIDE):
-                end, right = end + 1, "\n"
-                if after.startswith(_WIDE + _LINES):
-                    end, right = end + len(_LINES), ""
-            gaps.append(before)
-            slots.append(Segment(message, Part.CONTENT, left=left, right=right, json=as_json))
-            at = end
-        gaps.append(text[at:])
-        return gaps, slots
-
-    # ---------------------------------------------------------------------------------------- footer | header of a gap
-
-    def _opener(self, first: str) -> str | None:
-        """The added token that opens a turn: the first one of the first header that is not the sequence's own."""
-        outer = {self.variables.get("bos_token"), self.variables.get("eos_token")}
-        for start, end in self.markers(first):
-            if first[start:end] not in outer:
-                return first[start:end]
-        return None
-
-    def _closing(self, names: Sequence[str], message: int, *, whole: bool) -> str | None:
-        """What the template prints after `message` when it is the last one; None where that cannot be printed."""
-        head = names if whole else names[: message + 1]
-        try:
-            gaps, slots = self._split(self._render(head, False), len(head))
-        except _RefusedError:
-            return None
-        if not slots or slots[-1].message != message or len(slots) != len(head):
-            return None
-        return gaps[-1]
-
-    def _cut(self, gap: str, closing: str | None, opener: str | None) -> int:
-        """Length of the footer at the start of `gap`."""
-        spans = self.markers(gap)
-        opens = [start for start, end in spans if gap[start:end] == opener]
-        if closing is not None:
-            length = self._agreed(gap, closing)
-            return min([length, *opens])
-        if opens:
-            return opens[0]
-        if spans:
-            rest = gap[spans[0][1] :]
-            return len(gap) - len(rest.lstrip("\n"))
-        return len(gap)
-
-    def _agreed(self, gap: str, closing: str) -> int:
-        """Length of the longest start that both have, counting added tokens as a whole and not ending inside a word."""
-        if gap.startswith(closing):
-            return len(closing)
-        ends = {end for _, end in self.markers(gap)}
-        starts = [{start for start, _ in self.markers(text)} for text in (gap, closing)]
-        inside = {i for start, end in self.markers(gap) for i in range(start + 1, end)}
-        inside |= {i for start, end in self.markers(closing) for i in range(start + 1, end)}
-        length = 0
-        while length < min(len(gap), len(closing)) and gap[length] == closing[length]:
-            length += 1
-        while length in inside:
-            length -= 1
-        if any(
-            length == len(t) or length in s or t[length] == "\n" for t, s in zip((gap, closing), starts, strict=True)
-        ):
-            return length
-        # Both go on with ordinary text: fall back to the last line break or added token, or "<|" would be torn off.
-        return max([0, *(end for end in ends if end <= length), gap.rfind("\n", 0, length) + 1])
+        Found with neutral contents, so that no content has a say. None where the template prints no such conversation.
+        """
+        key = ("depends", names, message)
+        if key not in self.known:
+            contents = [_NEUTRAL] * len(names)
+            try:
+                whole = self.render(names, contents)
+                less = self.render(names, contents, without=message, generation=message is not None and None)
+            except RefusedError:
+                _keep(self.known, key, None)
+            else:
+                _keep(self.known, key, frozenset(_literals(whole) - _literals(less)))
+        found: frozenset[Any] | None = self.known[key]
+        return found
 
 
-def _letters(number: int) -> str:
-    return "".join(chr(ord("a") + number // 26**k % 26) for k in range(6))
+def _keep(known: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(known) >= _CACHE_SIZE:
+        known.clear()
+    known[key] = value
 
 
-def _number(letters: str) -> int:
-    return sum((ord(c) - ord("a")) * 26**k for k, c in enumerate(letters))
+def _printed(text: Traced) -> set[int | None]:
+    """Messages of which there is some content in the text."""
+    return {source.message for length, source in text._runs if length and source.kind is Kind.CONTENT}
+
+
+def _literals(text: Traced) -> Counter[Any]:
+    return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
+
+
+# ------------------------------------------------------------------------------------------------------- who owns what
+
+
+@dataclass(slots=True)
+class _Piece:
+    """A run of the text.
+
+    Attributes:
+        owner: The message it belongs to; None until that is known.
+        outside: Whether it was printed outside of the rounds of all messages.
+        written: Whether it is of a content.
+    """
+
+    text: str
+    kind: Kind
+    owner: int | None
+    name: Any
+    outside: bool
+    written: bool
+
+
+def _attribute(layout: Layout, names: tuple[str, ...], conversation: Sequence[Message], text: Traced) -> list[Segment]:
+    pieces, at = [], 0
+    plain = str.__str__(text)
+    for length, source in text._runs:
+        kind, message, name = source
+        pieces.append(_Piece(plain[at : at + length], kind, message, name, message is None, kind is Kind.CONTENT))
+        at += length
+    written = [k for k, piece in enumerate(pieces) if piece.written]
+    if written:
+        _give_guests_their_text(layout, names, pieces, written)
+        _give_the_rest(layout, names, conversation, pieces, written)
+        opener = _opener(layout, pieces[: written[0]])
+        pieces = _open_turns_early(layout, pieces, opener)
+    else:
+        opener = None
+        for piece in pieces:
+            piece.owner = piece.owner if piece.owner is not None else 0
+    pieces = _cut_generation_prompt(layout, names, pieces, opener)
+    begun: set[int | None] = set()
+    found: list[tuple[tuple[int, Part, Kind, str | None], list[str]]] = []
+    for piece in pieces:
+        assert piece.owner is not None
+        if piece.written:
+            begun.add(piece.owner)
+        part = Part.CONTENT if piece.written else Part.FOOTER if piece.owner in begun else Part.HEADER
+        key = (piece.owner, part, piece.kind, piece.name if piece.kind is Kind.VARIABLE else None)
+        if not found or found[-1][0] != key:
+            found.append((key, []))
+        found[-1][1].append(piece.text)
+    joined = (((message, part, kind, variable), "".join(texts)) for (message, part, kind, variable), texts in found)
+    return [Segment(message, part, text, kind, variable) for (message, part, kind, variable), text in joined if text]
+
+
+def _give_guests_their_text(layout: Layout, names: tuple[str, ...], pieces: list[_Piece], written: list[int]) -> None:
+    """Text of the template around a content that is printed inside another message's round."""
+    with_a_round = {piece.owner for piece in pieces if not piece.written and piece.name != "role"}
+    for k in written:
+        guest = pieces[k].owner
+        around = [*_stretch(pieces, k, -1), *_stretch(pieces, k, 1)]
+        if guest in with_a_round or all(piece.owner in (None, guest) for piece in around):
+            continue
+        depends = layout.depends_on(names, guest) or frozenset()
+        for piece in around:
+            if piece.name in depends:
+                piece.owner = guest
+
+
+def _stretch(pieces: list[_Piece], k: int, step: int) -> list[_Piece]:
+    """Pieces from `k` to the next content."""
+    out, k = [], k + step
+    while 0 <= k < len(pieces) and not pieces[k].written:
+        out.append(pieces[k])
+        k += step
+    return out
+
+
+def _give_the_rest(
+    layout: Layout,
+    names: tuple[str, ...],
+    conversation: Sequence[Message],
+    pieces: list[_Piece],
+    written: list[int],
+) -> None:
+    """Text of the template outside of all rounds."""
+    first = pieces[written[0]].owner
+    if pieces[0].name == "bos_token":
+        pieces[0].owner = first
+    ahead: list[_Piece | None] = [None] * len(pieces)  # the next piece with an owner
+    for k in range(len(pieces) - 2, -1, -1):
+        ahead[k] = pieces[k + 1] if pieces[k + 1].owner is not None else ahead[k + 1]
+    before: int | None = None
+    for piece, following in zip(pieces, ahead, strict=True):
+        if piece.written:
+            before = piece.owner
+        elif piece.owner is None:
+            if before is None:
+                piece.owner = first if following is None else following.owner
+            elif following is None or not following.written or following.owner == before:
+                piece.owner = before
+            else:
+                piece.owner = _between(layout, names, conversation, before, following.owner, piece.name)
+
+
+def _between(
+    layout: Layout, names: tuple[str, ...], conversation: Sequence[Message], before: int, after: int | None, name: Any
+) -> int:
+    """Owner of text between two contents that are both printed outside of all rounds."""
+    assert after is not None
+    depends = layout.depends_on(names, before)
+    if depends is None:
+        return max(before, after, key=lambda i: conversation[i].role_id)
+    return before if name in depends else after
+
+
+def _opener(layout: Layout, header: Sequence[_Piece]) -> str | None:
+    """The structural token that opens a turn: the first one before the first content that is not the sequence's own."""
+    text = "".join(piece.text for piece in header if piece.kind is Kind.TEMPLATE and piece.name != "bos_token")
+    spans = layout.markers(text)
+    return text[slice(*spans[0])] if spans else None
+
+
+def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) -> list[_Piece]:
+    """Give a turn that is opened in the round of the message before to the message that fills it."""
+    if opener is None:
+        return pieces
+    last = {piece.owner: k for k, piece in enumerate(pieces) if piece.written}
+    out: list[_Piece] = []
+    for k, piece in enumerate(pieces):
+        out.append(piece)
+        if piece.kind is not Kind.TEMPLATE or opener not in piece.text or last.get(piece.owner, k) >= k:
+            continue  # no opener, or the header of a message whose content is yet to come
+        ahead = _stretch(pieces, k, 1)
+        filled = pieces[k + len(ahead) + 1].owner if k + len(ahead) + 1 < len(pieces) else None
+        if filled in (None, piece.owner) or any(p.owner == filled for p in ahead):
+            continue
+        at = piece.text.index(opener)
+        out[-1:] = [replace(piece, text=piece.text[:at]), replace(piece, text=piece.text[at:], owner=filled)]
+        for p in ahead:
+            p.owner = filled
+    return out
+
+
+def _cut_generation_prompt(
+    layout: Layout, names: tuple[str, ...], pieces: list[_Piece], opener: str | None
+) -> list[_Piece]:
+    """Give the generation prompt to the message after the last one."""
+    end = max((k + 1 for k, piece in enumerate(pieces) if piece.written), default=0)
+    tail = pieces[end:]
+    start: int | None = None
+    if opener is not None:
+        for k, piece in enumerate(tail):
+            if piece.kind is Kind.TEMPLATE and opener in piece.text:
+                at = piece.text.index(opener)
+                tail[k : k + 1] = [replace(piece, text=piece.text[:at]), replace(piece, text=piece.text[at:])]
+                start = k + 1
+                break
+    if start is None and layout.generation:
+        asked = layout.depends_on(names, None) or frozenset()
+        found = [k for k, piece in enumerate(tail) if piece.name in asked]
+        outside = [k for k in found if tail[k].outside]
+        start = next(iter(outside or found), None)
+    for piece in tail[start:] if start is not None else ():
+        piece.owner = len(names)
+    return [*pieces[:end], *(piece for piece in tail if piece.text)]

@@ -12,8 +12,8 @@ from rolesafe import RoleConfig
 from rolesafe.attacks.gradient.losses import gradient, make_loss
 from rolesafe.attacks.gradient.target import Target, allowed_ids
 from rolesafe.attacks.gradient.victim import Victim
-from rolesafe.roles.bare import bare
 from rolesafe.roles.encoding import encode_one
+from rolesafe.roles.structure import structure
 from tests.attacks.gradient import CONFIGS, PUBLISHED, bytes_tokenizer, example, make, pieces_tokenizer, words_tokenizer
 from tests.models import base_model
 
@@ -72,7 +72,7 @@ def test_no_structural_special_or_unknown_token_is_allowed(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     allowed = set(allowed_ids(tokenizer, True, len(tokenizer)))
     assert allowed
-    assert allowed.isdisjoint(bare(tokenizer).structural.values())
+    assert allowed.isdisjoint(structure(tokenizer).structural.values())
     assert allowed.isdisjoint(tokenizer.all_special_ids)
     assert all(tokenizer.decode([i]).isascii() for i in allowed)
     assert max(allowed_ids(tokenizer, True, 20)) < 20

@@ -92,9 +92,9 @@ def test_the_turn_that_the_user_message_opens_belongs_to_the_assistant():
 def test_system_message_inside_the_user_turn():
     tokenizer = tokenizer_of("llama2")
     encoded = encode_one(tokenizer, CHAT)
-    assert text_of(tokenizer, encoded, 0, Part.HEADER) == "<s> [INST] <<SYS>>\n"
+    assert text_of(tokenizer, encoded, 0, Part.HEADER) == "<s><<SYS>>\n"
     assert text_of(tokenizer, encoded, 0, Part.FOOTER) == "\n<</SYS>>\n\n"
-    assert text_of(tokenizer, encoded, 1, Part.HEADER) == ""
+    assert text_of(tokenizer, encoded, 1, Part.HEADER).strip() == "[INST]"  # the user's opener is the user's
     assert text_of(tokenizer, encoded, 1, Part.FOOTER) == "[/INST]"
 
 
@@ -167,12 +167,13 @@ def test_white_space_is_stripped_as_the_template_does():
     assert encoded.input_ids == tokenizer_of("qwen3").apply_chat_template(answer, return_dict=False)
 
 
-def test_text_does_not_steer_the_template():
-    """Qwen 3 takes out what stands before `</think>`; LLama 2 loses white space that is next to an empty message."""
+def test_reasoning_in_an_answer_is_printed_as_the_template_prints_it():
+    """Qwen 3 takes out what stands before `</think>` and prints it in a block of its own."""
     tokenizer = tokenizer_of("qwen3")
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>no</think>yes"}]
     encoded = encode_one(tokenizer, messages)
-    assert text_of(tokenizer, encoded, 1, Part.CONTENT) == "<think>no</think>yes"
+    assert encoded.input_ids == tokenizer.apply_chat_template(messages, return_dict=False)
+    assert text_of(tokenizer, encoded, 1, Part.CONTENT) == "noyes"
     assert encoded.input_ids.count(tokenizer.convert_tokens_to_ids("</think>")) == 1  # the template's own
 
 
@@ -201,18 +202,22 @@ def test_template_kwargs_reach_the_template():
         assert tokenizer.decode(encoded.input_ids) == f"{note}system: Keep the secret!"
 
 
-def test_date_is_not_kept(monkeypatch):
-    from rolesafe.roles import templates
+def test_date_is_printed_anew_in_every_call(monkeypatch):
+    from datetime import datetime
+
+    from transformers.utils import chat_template_utils
 
     tokenizer = tokenizer_of("llama3.2")
-    encode_one(tokenizer, CHAT)
-    calls = []
-    original = templates._Page._render
-    monkeypatch.setattr(templates._Page, "_render", lambda *a: calls.append(a) or original(*a))
-    encode(tokenizer, [CHAT, CHAT])
-    once = len(calls)
-    encode_one(tokenizer, CHAT)
-    assert len(calls) == 2 * once > 0
+    first = encode_one(tokenizer, CHAT)
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 5, 17)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    later = encode_one(tokenizer, CHAT)
+    assert later.input_ids == tokenizer.apply_chat_template(CHAT, return_dict=False) != first.input_ids
 
 
 def test_functions_as_tools():

@@ -17,8 +17,8 @@ from rolesafe.attacks.judge import contains, words
 from rolesafe.attacks.replies import context_size, role_config
 from rolesafe.attacks.search import CannotSearch
 from rolesafe.config import RoleConfig
-from rolesafe.roles.bare import Bare, bare
 from rolesafe.roles.encoding import EncodedConversation, encode_one
+from rolesafe.roles.structure import Structure, structure
 from rolesafe.roles.templates import Part
 from rolesafe.tasks import Example, Message
 
@@ -296,7 +296,7 @@ def _spelled(tokenizer: Any, secret: str) -> frozenset[int]:
     return frozenset(one[0] for one in ids if len(one) == 1)
 
 
-_ALLOWED: WeakKeyDictionary[Bare, dict[tuple[bool, int], tuple[int, ...]]] = WeakKeyDictionary()
+_ALLOWED: WeakKeyDictionary[Structure, dict[tuple[bool, int], tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def allowed_ids(tokenizer: Any, ascii_only: bool, size: int) -> tuple[int, ...]:
@@ -304,7 +304,7 @@ def allowed_ids(tokenizer: Any, ascii_only: bool, size: int) -> tuple[int, ...]:
 
     `ascii_only`: of printable ASCII alone; nothing counts as that too, as a lone mark for a space is decoded to.
     """
-    state = bare(tokenizer)
+    state = structure(tokenizer)
     known = _ALLOWED.setdefault(state, {})
     if (ascii_only, size) not in known:
         forbidden = {*state.structural.values(), *tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

@@ -1,0 +1,491 @@
+"""Turning a rendered conversation into tokens such that only the template's text gives a structural token.
+
+*Structural* are the tokens that mean something to the model besides their text: the special tokens, added tokens named
+like parts of a conversation (``<|name|>``, ``[NAME]``, ``<tool_call>``, ``<think>``), and every token that the chat
+template prints as one, wherever the tokenizer keeps it: an added token, flagged special or not, or a piece of the
+vocabulary that plain text cannot be built up to. Words, digits, white space and single characters are never structural
+unless they are flagged special, nor are other added tokens that the template does not print (a vocabulary of one's own,
+Gemma's HTML tags).
+
+The text is encoded as ``apply_chat_template`` would, in one call of the tokenizer. If a structural token comes out that
+holds a character which is not the template's, the text is encoded again piece by piece: the template's structural
+tokens are set, and what is between them goes through a copy of the tokenizer that knows no structural token. What still
+comes out of somebody's text (a Unigram holds ``<s>`` as an ordinary piece) is spelled out in smaller pieces.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Span = tuple[int, int]
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>|\[/?[A-Z][A-Z0-9_]*\]|<</?[A-Z]+>>")
+_CONVERSATION = re.compile(
+    r"[<\[{]+/?[^\s]*(system|developer|user|human|assistant|model|tool|function|think|reason|turn|message|role|channel)"
+    r"[^\s]*[>\]}]+",
+    re.IGNORECASE,
+)
+_COMPLETE = re.compile(  # in brackets, with a letter or digit
+    r"<+[^<>\s]*[^\W_][^<>\s]*>+|\[+[^\[\]\s]*[^\W_][^\[\]\s]*\]+|\{+[^{}\s]*[^\W_][^{}\s]*\}+"
+    r"|[【〈《「『«⟨]\S+[】〉》」』»⟩]"
+)
+_NATURAL = re.compile(r"[^\w\s]?[\w]+|[\W_]+")  # a word, with a sign before it; signs and white space alone
+_BLANK = "▁ĠĊ \n\t"
+
+
+class Structure:
+    """The structural tokens of a tokenizer under a chat template.
+
+    Args:
+        tokenizer: A transformers tokenizer. It is not changed.
+        literals: Texts that the template prints: its literals, and the names of roles.
+
+    Attributes:
+        structural: Id of every structural token, by its text.
+    """
+
+    def __init__(self, tokenizer: Any, literals: Iterable[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
+        self.added: dict[str, Any] = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        self._added_ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+        self.structural = dict(self._find(set(filter(None, literals))))
+        # Leftmost, then longest, as the tokenizer itself chooses.
+        longest = sorted(self.structural, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+        self.unknown = self._find_unknown()
+        self.forbidden = frozenset(i for i in self.structural.values() if i != self.unknown)
+        self._variants: dict[str, Any] = {}
+        self._renumbered: dict[int, int] = {}  # ids of added tokens in the bare tokenizers, and their own
+        self._is_forbidden = _flags(self.forbidden)
+        self._is_added = _flags(i for text, i in self._added_ids.items() if text.strip() and i != self.unknown)
+        self.known: dict[Any, Any] = {}  # kept for the encoder
+
+    # ---------------------------------------------------------------------------------------------- what is structural
+
+    def _find(self, literals: set[str]) -> Iterator[tuple[str, int]]:
+        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
+        prints = _Printer(literals)
+        for text, i in {**special, **self._added_ids}.items():
+            token = self.added.get(text)
+            flagged = text in special or (token is not None and token.special)
+            named = _CONTROL.fullmatch(text) or _CONVERSATION.fullmatch(text)
+            if text.strip() and (flagged or named or (_marks(text) and prints(text))):
+                yield text, i
+        for text, i in self._pieces(literals, prints):
+            if text not in self.added:
+                yield text, i
+
+    def _pieces(self, literals: set[str], prints: _Printer) -> Iterator[tuple[str, int]]:
+        """Pieces of the vocabulary that the template prints as one token and that plain text is not built up to."""
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+        for piece, i in vocabulary.items():
+            if _COMPLETE.fullmatch(piece) and not _BYTE_PIECE.fullmatch(piece) and prints(piece):
+                yield piece, i
+        if self.backend is None:
+            return
+        merged: set[str] | None = None
+        for literal in literals:
+            for piece in self.tokenizer.tokenize(literal):
+                text = piece.strip(_BLANK)
+                if piece in self.added or piece not in vocabulary or text not in literal:
+                    continue
+                if len(text) < 2 or _NATURAL.fullmatch(text) or _COMPLETE.fullmatch(piece):
+                    continue
+                if merged is None:
+                    merged = _built_up(self.backend.model)
+                if piece not in merged:
+                    yield piece, vocabulary[piece]
+
+    def _find_unknown(self) -> int | None:
+        """The id for unknown text, if it is nothing else as well."""
+        name = getattr(getattr(self.backend, "model", None), "unk_token", None)
+        unknown = self.backend.token_to_id(name) if self.backend is not None and name else self.tokenizer.unk_token_id
+        return None if unknown in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) else unknown
+
+    def markers(self, text: str, start: int = 0, end: int | None = None) -> list[Span]:
+        """Spans of the structural tokens in a text of the template, in order."""
+        spans = []
+        for match in self._pattern.finditer(text, start, len(text) if end is None else end):
+            token = self.added.get(match[0])
+            inside_word = _is_word(text, match.start() - 1) or _is_word(text, match.end())
+            if token is not None and token.single_word and inside_word:
+                continue
+            spans.append(match.span())
+        return spans
+
+    # -------------------------------------------------------------------------------------------------------- encoding
+
+    def encode(self, text: str, trusted: Flags, bounds: Sequence[int] = (), cuts: Sequence[int] = ()) -> Tokens:
+        """Tokens of a rendered conversation.
+
+        Args:
+            text: The conversation.
+            trusted: (len(text),) True where a character is the template's.
+            bounds: Where another message begins or ends, for tokenizers that do not tell where their tokens are.
+            cuts: Positions which no token may cross.
+        """
+        if self.backend is None:
+            cuts = [*cuts, *bounds] if not self._aligns(text, trusted) else cuts
+        elif not cuts:
+            tokens = self._encode_whole(text)
+            if self._is_clean(text, tokens, trusted):
+                return tokens
+        return self._encode_apart(text, trusted, sorted(cuts))
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text that somebody typed, in the middle of other text."""
+        return [int(i) for i in self._encode_plain(text, 0, len(text), "text").ids]
+
+    def _encode_whole(self, text: str) -> Tokens:
+        """The tokens of ``apply_chat_template``."""
+        found = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            split_special_tokens=False,
+            verbose=False,
+        )
+        return Tokens.of(found["input_ids"], found["offset_mapping"])
+
+    def _is_clean(self, text: str, tokens: Tokens, trusted: Flags) -> bool:
+        """Whether all structural tokens are the template's, and none of its own was swallowed by another text."""
+        foreign = np.concatenate([[0], np.cumsum(~trusted)])
+        count = foreign[tokens.ends] - foreign[tokens.starts]
+        atomic = _at(self._is_added, tokens.ids) | _at(self._is_forbidden, tokens.ids)
+        for k in np.nonzero(atomic & (count > 0))[0]:
+            a, b = trimmed(text, int(tokens.starts[k]), int(tokens.ends[k]))
+            strange = foreign[b] - foreign[a]
+            # An added token of somebody's own is his affair; one that reaches into the template's text is not.
+            if strange and (int(tokens.ids[k]) in self.forbidden or strange < b - a):
+                return False
+        if any(text not in self.added for text in self.structural):
+            at = {int(a) for a in tokens.starts[_at(self._is_forbidden, tokens.ids)]}
+            if any(a not in at for a, _ in self._template_markers(text, trusted)):
+                return False
+        return not any(True for _ in self._misnamed(text, tokens))
+
+    def _misnamed(self, text: str, tokens: Tokens) -> Iterator[int]:
+        """Tokens that somebody called by their names: a byte piece stands for a byte, not for the six characters of its
+        name, and the token for unknown text is no text."""
+        name = None if self.unknown is None else self.tokenizer.convert_ids_to_tokens(self.unknown)
+        if "<0x" not in text and (not name or name not in text):
+            return
+        for k, (a, b) in enumerate(zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)):
+            if _BYTE_PIECE.fullmatch(text, a, b) or (b - a > 1 and text[a:b].strip() == name):
+                yield k
+
+    def _template_markers(self, text: str, trusted: Flags) -> list[Span]:
+        """Spans of the structural tokens that are the template's from end to end."""
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], trusted, [False]])))
+        return [
+            span for a, b in zip(edges[::2], edges[1::2], strict=True) for span in self.markers(text, int(a), int(b))
+        ]
+
+    def _encode_apart(self, text: str, trusted: Flags, cuts: Sequence[int]) -> Tokens:
+        parts: list[Tokens] = []
+        before, at = "start", 0
+
+        def plain(end: int) -> None:
+            nonlocal before, at
+            for stop in [*(cut for cut in cuts if at < cut < end), end]:
+                if at < stop:
+                    parts.append(self._encode_plain(text, at, stop, before))
+                    before, at = "text", stop
+
+        for start, end in self._template_markers(text, trusted):
+            token = self.added.get(text[start:end])
+            left = start
+            if token is not None and token.lstrip:
+                left = at + len(text[at:start].rstrip())
+            plain(left)
+            following = end
+            if token is not None and token.rstrip:
+                following = len(text) - len(text[end:].lstrip())
+            parts.append(Tokens.of([self.structural[text[start:end]]], [(start, end)]))
+            before, at = "token", following
+        plain(len(text))
+        return Tokens.joined(parts)
+
+    def _encode_plain(self, text: str, start: int, end: int, before: str) -> Tokens:
+        """Tokens of a stretch without structural tokens of the template."""
+        if self.backend is None:
+            return self._encode_slowly(text, start, end)
+        encoding = self._variant(before).encode(text[start:end], add_special_tokens=False)
+        tokens = Tokens.of([self._renumbered.get(i, i) for i in encoding.ids], encoding.offsets).moved(start)
+        bad = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
+        bad += self._misnamed(text, tokens)
+        names = encoding.tokens if bad else []  # made anew at every access
+        return tokens.replaced({k: self._spell(names[k]) for k in bad})
+
+    def _spell(self, token: str) -> list[int]:
+        """A structural piece in pieces of one character each; what has no piece of its own is unknown text."""
+        ids: list[int] = []
+        for character in token:
+            if self.backend is None:
+                found = list(self.tokenizer.convert_tokens_to_ids(self._tokenize(character)))
+            else:
+                found = [piece.id for piece in self.backend.model.tokenize(character)]
+            if self.forbidden.isdisjoint(found):
+                ids += found
+            elif self.unknown is not None:
+                ids.append(self.unknown)
+        return ids
+
+    # ------------------------------------------------------------------------------------- tokenizers without a backend
+
+    def _aligns(self, text: str, trusted: Flags) -> bool:
+        """Whether the tokens' own texts tell where they are."""
+        spans, at = [*self._template_markers(text, trusted), (len(text), len(text))], 0
+        for start, end in spans:
+            if _aligned(self._tokenize(text[at:start]), text[at:start]) is None:
+                return False
+            at = end
+        return True
+
+    def _encode_slowly(self, text: str, start: int, end: int) -> Tokens:
+        whole = text[start:end]
+        names = self._tokenize(whole)
+        ids = list(self.tokenizer.convert_tokens_to_ids(names))
+        spans = _aligned(names, whole) or [(0, len(whole))] * len(ids)
+        tokens = Tokens.of(ids, spans).moved(start)
+        bad = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
+        return tokens.replaced({k: self._spell(names[k]) for k in bad})
+
+    def _tokenize(self, text: str) -> list[str]:
+        """Tokens of a text without a structural token in it."""
+        own = [t for t in self.added if t not in self.structural and t in text]
+        if not own:
+            return list(self.tokenizer.tokenize(text, split_special_tokens=True))
+        pattern = "|".join(map(re.escape, sorted(own, key=len, reverse=True)))
+        out: list[str] = []
+        for k, piece in enumerate(re.split(f"({pattern})", text)):
+            out += [piece] if k % 2 else self.tokenizer.tokenize(piece, split_special_tokens=True) if piece else []
+        return out
+
+    # ----------------------------------------------------------------------------------------------- bare tokenizers
+
+    def _variant(self, before: str) -> Any:
+        """The tokenizer without structural tokens, for text at the start, after a structural token, or after text.
+
+        They differ in the space that SentencePiece-like tokenizers put in front of a text: the whole tokenizer would
+        add one after a structural token if it does so "always", and none in the middle of a text.
+        """
+        if before not in self._variants:
+            from tokenizers import Tokenizer
+
+            backend: Any = self.backend
+            bare: Any = Tokenizer(backend.model)
+            bare.normalizer = backend.normalizer
+            bare.pre_tokenizer = backend.pre_tokenizer
+            if before != "start":
+                everywhere = before == "text"
+                bare.pre_tokenizer = _without_prefix(backend.pre_tokenizer, everywhere)
+                bare.normalizer = _without_prefix(backend.normalizer, everywhere)
+            kept = {
+                i: t
+                for i, t in sorted(backend.get_added_tokens_decoder().items())
+                if t.content not in self.structural and not (t.special and t.content.strip())
+            }
+            bare.add_tokens(list(kept.values()))  # under other ids where the vocabulary lacks them
+            self._renumbered.update({bare.token_to_id(t.content): i for i, t in kept.items()})
+            self._variants[before] = bare
+        return self._variants[before]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens and the characters they hold.
+
+    Attributes:
+        ids: (T,) token ids.
+        starts, ends: (T,) positions of each token's first character, and behind its last one.
+    """
+
+    ids: Ints
+    starts: Ints
+    ends: Ints
+
+    @classmethod
+    def of(cls, ids: Sequence[int], spans: Sequence[Span]) -> Tokens:
+        table = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        return cls(np.array(ids, dtype=np.int64), table[:, 0], table[:, 1])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        if not parts:
+            return cls.of([], [])
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("ids", "starts", "ends")))
+
+    def moved(self, by: int) -> Tokens:
+        return Tokens(self.ids, self.starts + by, self.ends + by)
+
+    def replaced(self, pieces: dict[int, list[int]]) -> Tokens:
+        """Tokens with some of them in several pieces, in one pass: an attacker may send a hundred thousand."""
+        if not pieces:
+            return self
+        counts = np.ones(len(self.ids), dtype=np.int64)
+        for k, ids in pieces.items():
+            counts[k] = len(ids)
+        ids = [i for k, own in enumerate(self.ids.tolist()) for i in pieces.get(k, [own])]
+        return Tokens(np.array(ids, dtype=np.int64), np.repeat(self.starts, counts), np.repeat(self.ends, counts))
+
+
+class _Printer:
+    """Tells whether a template can print a text as it stands: inside a literal, or out of literals put together."""
+
+    def __init__(self, literals: set[str]) -> None:
+        self.literals = sorted(literals)
+        self.joined = "\0".join(self.literals)
+
+    def __call__(self, text: str) -> bool:
+        if text in self.joined:
+            return True
+        ends = [k for k in range(len(text)) if not k or any(s.endswith(text[:k]) for s in self.literals)]
+        reached, ahead = set(ends), list(ends)
+        while ahead:
+            at = ahead.pop()
+            if at and any(s.startswith(text[at:]) for s in self.literals):
+                return True
+            for literal in self.literals:
+                to = at + len(literal)
+                if to not in reached and to <= len(text) and text.startswith(literal, at):
+                    if to == len(text):
+                        return True
+                    reached.add(to)
+                    ahead.append(to)
+        return False
+
+
+_KNOWN: WeakKeyDictionary[Any, tuple[Any, dict[Any, Structure]]] = WeakKeyDictionary()
+
+
+def structure(tokenizer: Any, template: str | None = None, names: Iterable[str] = ()) -> Structure:
+    """The :class:`Structure` of a tokenizer under a template, made again whenever tokens were added to it.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: A Jinja chat template; default: the tokenizer's own, if it has one.
+        names: Names of roles beyond the usual ones.
+    """
+    from rolesafe.roles.templates import ROLE_NAMES, resolve_template
+
+    if template is None and tokenizer.chat_template is not None:
+        template = resolve_template(tokenizer, None)
+    state = (tuple(tokenizer.get_added_vocab().items()), tuple(tokenizer.all_special_tokens), len(tokenizer))
+    known = _KNOWN.get(tokenizer)
+    if known is None or known[0] != state:
+        known = _KNOWN[tokenizer] = (state, {})
+    names = tuple(names)
+    key = (template, names)
+    if key not in known[1]:
+        from rolesafe.roles.rendering import renderer
+
+        printed = set() if template is None else set(renderer(template).literals)
+        roles = {form for name in (*ROLE_NAMES, *names) for form in (name, name.upper(), name.title())}
+        # The tokenizer is the weak key, so its value must not hold it: a copy shares the (large) backend.
+        known[1][key] = Structure(copy.copy(tokenizer), printed | roles if printed else ())
+    return known[1][key]
+
+
+def _marks(text: str) -> bool:
+    """Whether an added token that a template prints is a marker: no word, number, white space or single character."""
+    bare = text.strip()
+    if len(bare) < 2:
+        return bool(bare) and not bare.isprintable()  # a private character, say
+    return not re.fullmatch(r"[\w'\u2019-]+", bare) or (bare.isascii() and bare.isupper() and len(bare) > 2)
+
+
+def _built_up(model: Any) -> set[str]:
+    """Pieces that a model makes of smaller ones: not those that it only ever finds whole."""
+    state = json.loads(model.__getstate__())
+    if state["type"] == "BPE":
+        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in state["merges"])
+        return {left + right for left, right in pairs}
+    if state["type"] == "Unigram":
+        return {piece for piece, score in state["vocab"] if score < 0}
+    return set()
+
+
+def _flags(ids: Iterable[int]) -> Flags:
+    ids = list(ids)
+    flags = np.zeros(max(ids, default=-1) + 1, dtype=bool)
+    flags[ids] = True
+    return flags
+
+
+def _at(flags: Flags, ids: Ints) -> Flags:
+    """Flags of ids; False for those beyond the end."""
+    if not len(flags):
+        return np.zeros(len(ids), dtype=bool)
+    return flags[np.minimum(ids, len(flags) - 1)] & (ids < len(flags))
+
+
+def trimmed(text: str, start: int, end: int) -> Span:
+    """A span without the white space at its ends, which tokens may take along (`lstrip`, `rstrip`)."""
+    inside = text[start:end]
+    return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip()) if inside.strip() else start
+
+
+def _aligned(tokens: Sequence[str], text: str) -> list[Span] | None:
+    """Spans of SentencePiece-like tokens in their text; None where they do not spell it."""
+    spans, at = [], 0
+    for token in tokens:
+        surface = token.replace("▁", " ")
+        if not text.startswith(surface, at):
+            surface = surface[1:] if not at and surface.startswith(" ") else ""
+            if not surface or not text.startswith(surface, at):
+                return None
+        spans.append((at, at + len(surface)))
+        at += len(surface)
+    return spans if at == len(text) else None
+
+
+def _is_word(text: str, at: int) -> bool:
+    return 0 <= at < len(text) and (text[at].isalnum() or text[at] == "_")
+
+
+def _without_prefix(component: Any, everywhere: bool) -> Any:
+    """A normalizer or pre-tokenizer that adds no space in front; if not `everywhere`, only such as add it to the first
+    text alone."""
+    if component is None:
+        return None
+    before = json.loads(component.__getstate__())
+    after = _edit(before, everywhere)
+    if after == before:
+        return component
+    if after is None:
+        return None
+    edited = copy.deepcopy(component)
+    edited.__setstate__(json.dumps(after).encode())
+    return edited
+
+
+def _edit(component: dict[str, Any], everywhere: bool) -> dict[str, Any] | None:
+    component = dict(component)
+    kind = component["type"]
+    if kind == "Sequence":
+        (key,) = (key for key in ("normalizers", "pretokenizers") if key in component)
+        edited = [_edit(inner, everywhere) for inner in component[key]]
+        component[key] = [inner for inner in edited if inner is not None]
+    elif kind == "Metaspace" and (everywhere or component.get("prepend_scheme") == "first"):
+        component["prepend_scheme"] = "never"
+    elif kind == "ByteLevel" and everywhere:
+        component["add_prefix_space"] = False
+    elif kind == "Prepend" and everywhere:
+        return None
+    return component
