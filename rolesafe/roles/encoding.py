@@ -139,7 +139,7 @@ def encode(
     )
     limit = _limit(truncation, max_length)
     conversations, names = read_batch(messages)
-    encoded = [encoder.encode(c, name, limit) for c, name in zip(conversations, names, strict=True)]
+    encoded = encoder.encode(conversations, names, limit)
     side = padding_side or tokenizer.padding_side
     return collate(
         tokenizer,
@@ -182,7 +182,7 @@ def encode_one(
         add_generation_prompt,
         continue_final_message,
     )
-    return encoder.encode(messages, argument, _limit(truncation, max_length))
+    return encoder.encode([messages], [argument], _limit(truncation, max_length))[0]
 
 
 def _limit(truncation: bool, max_length: int | None) -> int | None:
@@ -248,7 +248,23 @@ class _Encoder:
         found: dict[Any, Any] = known.setdefault(key, {})
         return found
 
-    def encode(self, messages: Any, argument: str, limit: int | None) -> EncodedConversation:
+    def encode(
+        self, conversations: Sequence[Any], arguments: Sequence[str], limit: int | None
+    ) -> list[EncodedConversation]:
+        """Encode conversations; `arguments` are their names in error messages."""
+        printed = [self._print(messages, name) for messages, name in zip(conversations, arguments, strict=True)]
+        whole = self.structure.encode_whole(["".join(s.text for s in segments) for segments, _ in printed])
+        privileged = set(self.config.privileged_ids)
+        out = []
+        for (segments, roles), tokens, name in zip(printed, whole, arguments, strict=True):
+            encoded, cuttable, glued = _tokenise(self.structure, tokens, segments, roles, privileged)
+            if limit is not None and len(encoded) > limit:
+                encoded = _truncate(encoded, cuttable, glued, self.config, limit, name)
+            out.append(encoded)
+        return out
+
+    def _print(self, messages: Any, argument: str) -> tuple[list[Segment], list[int]]:
+        """The text of a conversation in segments, and their role ids."""
         conversation = read_conversation(messages, self.config.roles, argument)
         segments = self.layout.segments(conversation, argument)
         if self.continue_final_message:
@@ -259,18 +275,12 @@ class _Encoder:
                     "but the chat template prints none. Pass add_generation_prompt=True instead."
                 )
             segments = segments[: last[-1] + 1]
+        own = [message.role_id for message in conversation] + [self.config.generated_id]
+        others = padding_role_id(self.config)
         roles = [
-            self.variable_roles.get(s.variable, padding_role_id(self.config))
-            if s.variable is not None
-            else conversation[s.message].role_id
-            if s.message < len(conversation)
-            else self.config.generated_id
-            for s in segments
+            own[s.message] if s.variable is None else self.variable_roles.get(s.variable, others) for s in segments
         ]
-        encoded, cuttable, glued = _tokenise(self.structure, segments, roles, set(self.config.privileged_ids))
-        if limit is not None and len(encoded) > limit:
-            return _truncate(encoded, cuttable, glued, self.config, limit, argument)
-        return encoded
+        return segments, roles
 
 
 def _variable_roles(
@@ -289,10 +299,16 @@ def _variable_roles(
 
 
 def _tokenise(
-    structure: Structure, segments: Sequence[Segment], roles: Sequence[int], privileged: set[int]
+    structure: Structure,
+    tokens: Tokens | None,
+    segments: Sequence[Segment],
+    roles: Sequence[int],
+    privileged: set[int],
 ) -> tuple[EncodedConversation, list[bool], list[bool]]:
     """Tokens of the segments, which of them hold nothing but the content of one message, and which of them begin inside
     a character of the token before.
+
+    `tokens` are those of the whole text, where the tokenizer tells where they are.
 
     A token with characters of several segments has the least privileged of their roles, and is content if any of it is.
     No token holds more than white space of a privileged content together with another content.
@@ -319,7 +335,7 @@ def _tokenise(
         written = [k for k in range(a, b + 1) if segments[k].kind is not Kind.TEMPLATE]
         return any(roles[k] in privileged for k in written) and len({segments[k].message for k in written}) > 1
 
-    tokens = structure.encode(text, trusted, bounds)
+    tokens = structure.encode(text, trusted, bounds, tokens)
     first, last = spread(tokens)
     across = np.nonzero(first != last)[0].tolist()
     cuts = {
@@ -329,7 +345,7 @@ def _tokenise(
         for cut in bounds[first[k] : last[k]]
     }
     if cuts:
-        tokens = structure.encode(text, trusted, bounds, sorted(cuts))
+        tokens = structure.encode(text, trusted, bounds, cuts=sorted(cuts))
         first, last = spread(tokens)
         across = np.nonzero(first != last)[0].tolist()
     owners = first.copy()

@@ -128,31 +128,13 @@ class Structure:
 
     # -------------------------------------------------------------------------------------------------------- encoding
 
-    def encode(self, text: str, trusted: Flags, bounds: Sequence[int] = (), cuts: Sequence[int] = ()) -> Tokens:
-        """Tokens of a rendered conversation.
-
-        Args:
-            text: The conversation.
-            trusted: (len(text),) True where a character is the template's.
-            bounds: Where another message begins or ends, for tokenizers that do not tell where their tokens are.
-            cuts: Positions which no token may cross.
-        """
-        if self.backend is None:
-            cuts = [*cuts, *bounds] if not self._aligns(text, trusted) else cuts
-        elif not cuts:
-            tokens = self._encode_whole(text)
-            if self._is_clean(text, tokens, trusted):
-                return tokens
-        return self._encode_apart(text, trusted, sorted(cuts))
-
-    def plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text that somebody typed, in the middle of other text."""
-        return [int(i) for i in self._encode_plain(text, 0, len(text), "text").ids]
-
-    def _encode_whole(self, text: str) -> Tokens:
-        """The tokens of ``apply_chat_template``."""
+    def encode_whole(self, texts: Sequence[str]) -> list[Tokens | None]:
+        """The tokens of ``apply_chat_template``, for :meth:`encode`; None where the tokenizer does not tell where in
+        the text they are."""
+        if self.backend is None or not texts:
+            return [None] * len(texts)
         found = self.tokenizer(
-            text,
+            list(texts),
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
@@ -160,7 +142,34 @@ class Structure:
             split_special_tokens=False,
             verbose=False,
         )
-        return Tokens.of(found["input_ids"], found["offset_mapping"])
+        return [Tokens.of(*pair) for pair in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
+    def encode(
+        self,
+        text: str,
+        trusted: Flags,
+        bounds: Sequence[int] = (),
+        tokens: Tokens | None = None,
+        cuts: Sequence[int] = (),
+    ) -> Tokens:
+        """Tokens of a rendered conversation, of which only the template's text gives structural ones.
+
+        Args:
+            text: The conversation.
+            trusted: (len(text),) True where a character is the template's.
+            bounds: Where another message begins or ends, for tokenizers that do not tell where their tokens are.
+            tokens: What :meth:`encode_whole` returns for the text.
+            cuts: Positions which no token may cross.
+        """
+        if tokens is not None and not cuts and self._is_clean(text, tokens, trusted):
+            return tokens
+        if self.backend is None and not self._aligns(text, trusted):
+            cuts = [*cuts, *bounds]
+        return self._encode_apart(text, trusted, sorted(cuts))
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text that somebody typed, in the middle of other text."""
+        return [int(i) for i in self._encode_plain(text, 0, len(text), "text").ids]
 
     def _is_clean(self, text: str, tokens: Tokens, trusted: Flags) -> bool:
         """Whether all structural tokens are the template's, and none of its own was swallowed by another text."""

@@ -83,16 +83,16 @@ class Segment:
     Attributes:
         message: Index of the message it belongs to; the number of messages for the generation prompt.
         part: Header, content or footer. The generation prompt is a header.
-        text: The text.
         kind: Who wrote it.
         variable: Name of the template's variable it comes from, if it does.
+        text: The text.
     """
 
     message: int
     part: Part
-    text: str
     kind: Kind
-    variable: str | None = None
+    variable: str | None
+    text: str
 
 
 def resolve_template(tokenizer: Any, chat_template: str | None, tools: Any = None) -> str:
@@ -166,7 +166,15 @@ class Layout:
             ValueError: The template refuses the conversation or loses a message.
         """
         names, text = self._print(conversation, argument)
-        return _attribute(self, names, conversation, text)
+        key = ("plan", names, tuple(source for _, source in text._runs))
+        if key not in self.known:  # the same for every conversation that is printed from the same literals
+            _keep(self.known, key, _attribute(self, names, conversation, text))
+        runs, at, plain = [], 0, str.__str__(text)
+        for length, _ in text._runs:
+            runs.append(plain[at : at + length])
+            at += length
+        found = [(owner, "".join([runs[k][a:b] for k, a, b in cuts])) for owner, cuts in self.known[key]]
+        return [Segment(owner[0], owner[1], owner[2], owner[3], text) for owner, text in found if text]
 
     # ------------------------------------------------------------------------------------------------------- printing
 
@@ -200,7 +208,7 @@ class Layout:
         roles = tuple(message.role for message in conversation)
         own = tuple("assistant" if name == self.config.generated else name for name in roles)
         shapes = tuple(message.parts is not None for message in conversation)
-        key = ("plan", own, shapes)
+        key = ("names", own, shapes)
         reasons = []
         for names, joined in dict.fromkeys([self.known.get(key, (own, False)), *self._plans(own, any(shapes))]):
             contents = [m.shown(self._reads_parts(m, joined)) for m in conversation]
@@ -303,30 +311,51 @@ def _literals(text: Traced) -> Counter[Any]:
 # ------------------------------------------------------------------------------------------------------- who owns what
 
 
+_Owner = tuple[int, Part, Kind, "str | None"]
+"""Message, part, kind and variable of a segment."""
+
+_Cut = tuple[int, int, "int | None"]
+"""A piece of a run: its number, start and end."""
+
+
 @dataclass(slots=True)
 class _Piece:
-    """A run of the text.
+    """A run of the text, or a part of one.
 
     Attributes:
+        cut: Which part of which run.
         owner: The message it belongs to; None until that is known.
         outside: Whether it was printed outside of the rounds of all messages.
         written: Whether it is of a content.
     """
 
     text: str
+    cut: _Cut
     kind: Kind
     owner: int | None
     name: Any
     outside: bool
     written: bool
 
+    def parted(self, at: int, owner: int | None) -> list[_Piece]:
+        """The text before `at`, and the rest, which belongs to `owner`."""
+        k, start, end = self.cut
+        return [
+            replace(self, text=self.text[:at], cut=(k, start, start + at)),
+            replace(self, text=self.text[at:], cut=(k, start + at, end), owner=owner),
+        ]
 
-def _attribute(layout: Layout, names: tuple[str, ...], conversation: Sequence[Message], text: Traced) -> list[Segment]:
+
+def _attribute(
+    layout: Layout, names: tuple[str, ...], conversation: Sequence[Message], text: Traced
+) -> list[tuple[_Owner, list[_Cut]]]:
+    """Owner of every piece of a rendered conversation; neighbours of one owner are put together."""
     pieces, at = [], 0
     plain = str.__str__(text)
-    for length, source in text._runs:
-        kind, message, name = source
-        pieces.append(_Piece(plain[at : at + length], kind, message, name, message is None, kind is Kind.CONTENT))
+    for k, (length, (kind, message, name)) in enumerate(text._runs):
+        pieces.append(
+            _Piece(plain[at : at + length], (k, 0, None), kind, message, name, message is None, kind is Kind.CONTENT)
+        )
         at += length
     written = [k for k, piece in enumerate(pieces) if piece.written]
     if written:
@@ -340,18 +369,17 @@ def _attribute(layout: Layout, names: tuple[str, ...], conversation: Sequence[Me
             piece.owner = piece.owner if piece.owner is not None else 0
     pieces = _cut_generation_prompt(layout, names, pieces, opener)
     begun: set[int | None] = set()
-    found: list[tuple[tuple[int, Part, Kind, str | None], list[str]]] = []
+    found: list[tuple[_Owner, list[_Cut]]] = []
     for piece in pieces:
         assert piece.owner is not None
         if piece.written:
             begun.add(piece.owner)
         part = Part.CONTENT if piece.written else Part.FOOTER if piece.owner in begun else Part.HEADER
-        key = (piece.owner, part, piece.kind, piece.name if piece.kind is Kind.VARIABLE else None)
-        if not found or found[-1][0] != key:
-            found.append((key, []))
-        found[-1][1].append(piece.text)
-    joined = (((message, part, kind, variable), "".join(texts)) for (message, part, kind, variable), texts in found)
-    return [Segment(message, part, text, kind, variable) for (message, part, kind, variable), text in joined if text]
+        owner = (piece.owner, part, piece.kind, piece.name if piece.kind is Kind.VARIABLE else None)
+        if not found or found[-1][0] != owner:
+            found.append((owner, []))
+        found[-1][1].append(piece.cut)
+    return found
 
 
 def _give_guests_their_text(layout: Layout, names: tuple[str, ...], pieces: list[_Piece], written: list[int]) -> None:
@@ -436,8 +464,7 @@ def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) 
         filled = pieces[k + len(ahead) + 1].owner if k + len(ahead) + 1 < len(pieces) else None
         if filled in (None, piece.owner) or any(p.owner == filled for p in ahead):
             continue
-        at = piece.text.index(opener)
-        out[-1:] = [replace(piece, text=piece.text[:at]), replace(piece, text=piece.text[at:], owner=filled)]
+        out[-1:] = piece.parted(piece.text.index(opener), filled)
         for p in ahead:
             p.owner = filled
     return out
@@ -453,8 +480,7 @@ def _cut_generation_prompt(
     if opener is not None:
         for k, piece in enumerate(tail):
             if piece.kind is Kind.TEMPLATE and opener in piece.text:
-                at = piece.text.index(opener)
-                tail[k : k + 1] = [replace(piece, text=piece.text[:at]), replace(piece, text=piece.text[at:])]
+                tail[k : k + 1] = piece.parted(piece.text.index(opener), piece.owner)
                 start = k + 1
                 break
     if start is None and layout.generation:
@@ -464,4 +490,4 @@ def _cut_generation_prompt(
         start = next(iter(outside or found), None)
     for piece in tail[start:] if start is not None else ():
         piece.owner = len(names)
-    return [*pieces[:end], *(piece for piece in tail if piece.text)]
+    return [*pieces[:end], *tail]

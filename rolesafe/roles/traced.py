@@ -331,11 +331,14 @@ def join(separator: str, parts: Iterable[str]) -> Traced:
 def _joined(runs: Iterable[Run]) -> list[Run]:
     """Runs without empty ones (but those of a content), neighbours of one source put together."""
     out: list[Run] = []
-    for length, source in runs:
-        if out and out[-1][1] == source:
+    last: Source | None = None
+    for run in runs:
+        length, source = run
+        if source is last or source == last:
             out[-1] = (out[-1][0] + length, source)
         elif length or source.kind is Kind.CONTENT:
-            out.append((length, source))
+            out.append(run)
+            last = source
     return out
 
 
