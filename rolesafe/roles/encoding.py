@@ -310,8 +310,9 @@ def _tokenise(
 
     `tokens` are those of the whole text, where the tokenizer tells where they are.
 
-    A token with characters of several segments has the least privileged of their roles, and is content if any of it is.
-    No token holds more than white space of a privileged content together with another content.
+    A token with characters of several segments has the role of what somebody wrote in it, the least privileged one if
+    several did, else the least privileged one of the template's text. No token holds more than white space of a
+    privileged content together with another content.
     """
     import numpy as np
 
@@ -338,14 +339,8 @@ def _tokenise(
     tokens = structure.encode(text, trusted, bounds, tokens)
     first, last = spread(tokens)
     across = np.nonzero(first != last)[0].tolist()
-    cuts = {
-        cut
-        for k in across
-        if mixes(first[k], last[k]) and text[tokens.starts[k] : tokens.ends[k]].strip()
-        for cut in bounds[first[k] : last[k]]
-    }
-    if cuts:
-        tokens = structure.encode(text, trusted, bounds, cuts=sorted(cuts))
+    if any(mixes(first[k], last[k]) and text[tokens.starts[k] : tokens.ends[k]].strip() for k in across):
+        tokens = structure.encode_apart(text, trusted, bounds)
         first, last = spread(tokens)
         across = np.nonzero(first != last)[0].tolist()
     owners = first.copy()
@@ -355,9 +350,9 @@ def _tokenise(
         if int(tokens.ids[k]) in structure.forbidden:  # it may have taken white space along
             start, end = trimmed(text, int(tokens.starts[k]), int(tokens.ends[k]))
             a, b = int(at[start]), int(at[max(start, end - 1)])
-        owners[k] = max(range(a, b + 1), key=lambda j: (roles[j], segments[j].part is Part.CONTENT))
-        contents = [j for j in range(a, b + 1) if segments[j].part is Part.CONTENT]
-        parts[k] = Part.CONTENT if contents else segments[int(owners[k])].part
+        written = [j for j in range(a, b + 1) if segments[j].kind is not Kind.TEMPLATE] or list(range(a, b + 1))
+        owners[k] = max(written, key=lambda j: roles[j])
+        parts[k] = segments[int(owners[k])].part
     cuttable = (first == last) & (parts == Part.CONTENT)
     glued = np.concatenate([[False], tokens.starts[1:] < tokens.ends[:-1]])
     encoded = EncodedConversation(

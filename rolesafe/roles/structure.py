@@ -150,22 +150,19 @@ class Structure:
         trusted: Flags,
         bounds: Sequence[int] = (),
         tokens: Tokens | None = None,
-        cuts: Sequence[int] = (),
     ) -> Tokens:
         """Tokens of a rendered conversation, of which only the template's text gives structural ones.
 
         Args:
             text: The conversation.
             trusted: (len(text),) True where a character is the template's.
-            bounds: Where another message begins or ends, for tokenizers that do not tell where their tokens are.
+            bounds: Where segments meet, for tokenizers that do not tell where their tokens are.
             tokens: What :meth:`encode_whole` returns for the text.
-            cuts: Positions which no token may cross.
         """
-        if tokens is not None and not cuts and self._is_clean(text, tokens, trusted):
+        if tokens is not None and self._is_clean(text, tokens, trusted):
             return tokens
-        if self.backend is None and not self._aligns(text, trusted):
-            cuts = [*cuts, *bounds]
-        return self._encode_apart(text, trusted, sorted(cuts))
+        aligned = self.backend is not None or self._aligns(text, trusted)
+        return self.encode_apart(text, trusted, () if aligned else bounds)
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text that somebody typed, in the middle of other text."""
@@ -205,7 +202,8 @@ class Structure:
             span for a, b in zip(edges[::2], edges[1::2], strict=True) for span in self.markers(text, int(a), int(b))
         ]
 
-    def _encode_apart(self, text: str, trusted: Flags, cuts: Sequence[int]) -> Tokens:
+    def encode_apart(self, text: str, trusted: Flags, cuts: Sequence[int]) -> Tokens:
+        """As :meth:`encode`, piece by piece; no token crosses the `cuts`."""
         parts: list[Tokens] = []
         before, at = "start", 0
 

@@ -4,11 +4,11 @@ The template is run on the real conversation by :mod:`rolesafe.roles.rendering`,
 knows its source. What the template prints itself is given to messages by these rules, the first that applies:
 
 - text printed in the round of a loop over the messages belongs to the message of that round;
-- except where another message is printed inside that round (Llama 2 prints the system message inside the first user
-  turn): what the template would not print without that other message belongs to it (``<<SYS>>``, but not ``[INST]``);
+- except where another message is printed inside that round, before its own content (Llama 2 prints the system message
+  inside the first user turn): what the template would not print there without that other message belongs to it
+  (``<<SYS>>``, but not ``[INST]``);
 - text outside of such loops belongs to the message around whose content it is printed, the beginning-of-sequence token
-  to the first one. Between two contents it belongs to the first if it is not printed without it, else to the second;
-  where that cannot be found out, to the less privileged one;
+  to the first one, and text between two contents to the less privileged one;
 - a turn that is opened inside the round of the message before belongs to the message that fills it;
 - after the last content, what is printed for ``add_generation_prompt`` alone or opens a turn is the generation prompt;
 - a system prompt that a template makes up when there is none belongs to the message it precedes. Send a system message
@@ -24,6 +24,8 @@ user turn): each keeps its role. A template that loses a message is an error.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -218,6 +220,8 @@ class Layout:
             except RefusedError as error:
                 reasons.append(str(error))
                 continue
+            if key not in self.known:
+                _tell_of_renamed(roles, own, names)
             _keep(self.known, key, (names, joined))
             return names, text
         culprit = self._refused_role(own)
@@ -272,25 +276,54 @@ class Layout:
                 continue
         return culprits[0] if len(culprits) == 1 else None
 
-    # ---------------------------------------------------------------------------------------- what depends on a message
+    # ------------------------------------------------------------------- what the template prints in other conversations
 
-    def depends_on(self, names: tuple[str, ...], message: int | None) -> frozenset[Any] | None:
-        """Names of the literals that the template prints because of a message, or of the generation prompt (None).
+    def generation_literals(self, names: tuple[str, ...]) -> frozenset[Any]:
+        """Names of the literals that the template prints because of ``add_generation_prompt``."""
+        whole, less = (self._literals_of(names, generation) for generation in (True, False))
+        return frozenset(whole - less)
 
-        Found with neutral contents, so that no content has a say. None where the template prints no such conversation.
+    def _literals_of(self, names: tuple[str, ...], generation: bool) -> Counter[Any]:
+        """How often each literal is printed, with neutral contents: no content has a say."""
+        text = self.render(names, [_NEUTRAL] * len(names), generation=generation)
+        return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
+
+    def opening_without(self, names: tuple[str, ...], guest: int, host: int) -> str | None:
+        """What the template prints in the round of `host` before its content where `guest` is not in the conversation.
+
+        None where it does not print that, or prints `host` outside of its round.
         """
-        key = ("depends", names, message)
-        if key not in self.known:
-            contents = [_NEUTRAL] * len(names)
-            try:
-                whole = self.render(names, contents)
-                less = self.render(names, contents, without=message, generation=message is not None and None)
-            except RefusedError:
-                _keep(self.known, key, None)
-            else:
-                _keep(self.known, key, frozenset(_literals(whole) - _literals(less)))
-        found: frozenset[Any] | None = self.known[key]
-        return found
+        try:
+            text = self.render(names, [_NEUTRAL] * len(names), without=guest)
+        except RefusedError:
+            return None
+        at, opening = 0, ""
+        for length, source in text._runs:
+            piece = str.__str__(text)[at : at + length]
+            at += length
+            if source.kind is Kind.CONTENT and source.message == host:
+                return opening
+            if source.kind is not Kind.TEMPLATE or source.message != host:
+                opening = ""
+            elif source.name != "bos_token":
+                opening += piece
+        return None
+
+
+def _tell_of_renamed(roles: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
+    """Warn that roles are printed under other names, at the line that called rolesafe."""
+    renamed = {role: name for role, before, name in zip(roles, own, names, strict=True) if before != name}
+    if not renamed:
+        return
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("rolesafe."):
+        level, frame = level + 1, frame.f_back
+    printed = ", ".join(f"{role!r} is printed as {name!r}" for role, name in renamed.items())
+    warnings.warn(
+        f"`chat_template`: does not know every role of this conversation: {printed}. Their role ids stay their own. "
+        'Pass another `chat_template` (a Jinja template, or "default") to print them under their names.',
+        stacklevel=level,
+    )
 
 
 def _keep(known: dict[Any, Any], key: Any, value: Any) -> None:
@@ -302,10 +335,6 @@ def _keep(known: dict[Any, Any], key: Any, value: Any) -> None:
 def _printed(text: Traced) -> set[int | None]:
     """Messages of which there is some content in the text."""
     return {source.message for length, source in text._runs if length and source.kind is Kind.CONTENT}
-
-
-def _literals(text: Traced) -> Counter[Any]:
-    return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
 
 
 # ------------------------------------------------------------------------------------------------------- who owns what
@@ -359,8 +388,9 @@ def _attribute(
         at += length
     written = [k for k, piece in enumerate(pieces) if piece.written]
     if written:
-        _give_guests_their_text(layout, names, pieces, written)
-        _give_the_rest(layout, names, conversation, pieces, written)
+        pieces = _give_guests_their_text(layout, names, pieces)
+        written = [k for k, piece in enumerate(pieces) if piece.written]
+        _give_the_rest(conversation, pieces, written)
         opener = _opener(layout, pieces[: written[0]])
         pieces = _open_turns_early(layout, pieces, opener)
     else:
@@ -382,18 +412,69 @@ def _attribute(
     return found
 
 
-def _give_guests_their_text(layout: Layout, names: tuple[str, ...], pieces: list[_Piece], written: list[int]) -> None:
-    """Text of the template around a content that is printed inside another message's round."""
+def _give_guests_their_text(layout: Layout, names: tuple[str, ...], pieces: list[_Piece]) -> list[_Piece]:
+    """Text of the template around a content that is printed inside another message's round, before the other content.
+
+    What is printed there without the guest as well is the host's: the start of the text before the guest, and the end
+    of the text behind it.
+    """
     with_a_round = {piece.owner for piece in pieces if not piece.written and piece.name != "role"}
-    for k in written:
-        guest = pieces[k].owner
-        around = [*_stretch(pieces, k, -1), *_stretch(pieces, k, 1)]
-        if guest in with_a_round or all(piece.owner in (None, guest) for piece in around):
+    k = 0
+    while k < len(pieces):
+        piece, ahead = pieces[k], _stretch(pieces, k, 1)
+        following = k + len(ahead) + 1
+        k += 1
+        if not piece.written or piece.owner in with_a_round or following >= len(pieces):
             continue
-        depends = layout.depends_on(names, guest) or frozenset()
-        for piece in around:
-            if piece.name in depends:
-                piece.owner = guest
+        guest, host = piece.owner, pieces[following].owner
+        before = [p for p in _stretch(pieces, k - 1, -1)[::-1] if p.owner == host and p.name != "bos_token"]
+        if guest is None or host is None or guest == host or not all(p.owner == host for p in [*before, *ahead]):
+            continue
+        opening = layout.opening_without(names, guest, host) if before or ahead else None
+        if opening is None:
+            continue
+        lead, trail = ("".join(p.text for p in some) for some in (before, ahead))
+        kept = _shared(layout, lead, opening)
+        rest = len(trail) - _shared(layout, trail, opening[kept:], from_end=True)
+        first = k - 1 - len(before)
+        given = [*_given(before, kept, len(lead), guest), piece, *_given(ahead, 0, rest, guest)]
+        pieces[first:following] = given
+        k = first + len(given)
+    return pieces
+
+
+def _shared(layout: Layout, text: str, other: str, *, from_end: bool = False) -> int:
+    """Number of characters at the start (end) that two texts share, not ending inside a word or a structural token."""
+    if from_end:
+        length = next((n for n in range(min(len(text), len(other)), 0, -1) if text.endswith(other[-n:])), 0)
+        return length if length == len(other) else 0
+    length = 0
+    while length < min(len(text), len(other)) and text[length] == other[length]:
+        length += 1
+    ends = {
+        0,
+        len(other),
+        *(end for _, end in layout.markers(text)),
+        *(i + 1 for i, c in enumerate(text) if c.isspace()),
+    }
+    inside = {i for start, end in layout.markers(text) for i in range(start + 1, end)}
+    return max(end for end in ends - inside if end <= length)
+
+
+def _given(pieces: list[_Piece], start: int, end: int, owner: int) -> list[_Piece]:
+    """Pieces of which the characters from `start` to `end` belong to `owner`."""
+    out: list[_Piece] = []
+    at = 0
+    for piece in pieces:
+        a, b = max(0, start - at), min(len(piece.text), end - at)
+        at += len(piece.text)
+        if a >= b:
+            out.append(piece)
+            continue
+        left, rest = piece.parted(a, owner)
+        middle, right = rest.parted(b - a, piece.owner)
+        out += [p for p in (left, middle, right) if p.text]
+    return out
 
 
 def _stretch(pieces: list[_Piece], k: int, step: int) -> list[_Piece]:
@@ -405,13 +486,7 @@ def _stretch(pieces: list[_Piece], k: int, step: int) -> list[_Piece]:
     return out
 
 
-def _give_the_rest(
-    layout: Layout,
-    names: tuple[str, ...],
-    conversation: Sequence[Message],
-    pieces: list[_Piece],
-    written: list[int],
-) -> None:
+def _give_the_rest(conversation: Sequence[Message], pieces: list[_Piece], written: list[int]) -> None:
     """Text of the template outside of all rounds."""
     first = pieces[written[0]].owner
     if pieces[0].name == "bos_token":
@@ -428,19 +503,9 @@ def _give_the_rest(
                 piece.owner = first if following is None else following.owner
             elif following is None or not following.written or following.owner == before:
                 piece.owner = before
-            else:
-                piece.owner = _between(layout, names, conversation, before, following.owner, piece.name)
-
-
-def _between(
-    layout: Layout, names: tuple[str, ...], conversation: Sequence[Message], before: int, after: int | None, name: Any
-) -> int:
-    """Owner of text between two contents that are both printed outside of all rounds."""
-    assert after is not None
-    depends = layout.depends_on(names, before)
-    if depends is None:
-        return max(before, after, key=lambda i: conversation[i].role_id)
-    return before if name in depends else after
+            else:  # between two contents that are both printed outside of all rounds
+                assert following.owner is not None
+                piece.owner = max(before, following.owner, key=lambda i: conversation[i].role_id)
 
 
 def _opener(layout: Layout, header: Sequence[_Piece]) -> str | None:
@@ -484,7 +549,7 @@ def _cut_generation_prompt(
                 start = k + 1
                 break
     if start is None and layout.generation:
-        asked = layout.depends_on(names, None) or frozenset()
+        asked = layout.generation_literals(names)
         found = [k for k, piece in enumerate(tail) if piece.name in asked]
         outside = [k for k in found if tail[k].outside]
         start = next(iter(outside or found), None)
