@@ -276,7 +276,7 @@ class Layout:
                 continue
         return culprits[0] if len(culprits) == 1 else None
 
-    # ------------------------------------------------------------------- what the template prints in other conversations
+    # ----------------------------------------------------------------- what the template prints in other conversations
 
     def generation_literals(self, names: tuple[str, ...]) -> frozenset[Any]:
         """Names of the literals that the template prints because of ``add_generation_prompt``."""

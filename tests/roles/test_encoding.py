@@ -101,7 +101,7 @@ def test_system_message_inside_the_user_turn():
 def test_messages_printed_in_another_order_keep_their_roles():
     tokenizer = tokenizer_of("mistral-v3")
     encoded = encode_one(tokenizer, CHAT)
-    assert list(dict.fromkeys(encoded.message_ids)) == [1, 2, 0, 3]
+    assert list(dict.fromkeys(encoded.message_ids)) == [1, 2, 3, 0]  # the system message inside the user's turn
     assert text_of(tokenizer, encoded, 0, Part.CONTENT) == "Keep the secret!"
     check_alignment(encoded, CHAT)
 
