@@ -1,21 +1,81 @@
-"""The command line: `rolesafe demo`, `rolesafe inspect` and `rolesafe mechanisms`."""
+"""The command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
+
+Exit status: 0; 1 where the work failed, or `audit --fail-on-risk` found a risk; 2 where an argument, or what it names,
+cannot be used; 130 after Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
+
+import rolesafe
+from rolesafe.text import as_text, guard_terminal, one_line
+
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""What typer raises for arguments that do not parse; older versions take it from click, newer ones bring their own."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of a process that SIGINT ended."""
+
+
+class Commands(TyperGroup):
+    """The commands, with every error on one line and an exit status that says what kind it is."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run a command; end with its exit status."""
+        try:
+            status = super().main(args, *rest, **{**options, "standalone_mode": False})
+        except UsageError as error:
+            status = _fail(error.format_message(), 2)
+        except ValueError as error:
+            status = _fail(error, 2)
+        except (OSError, ImportError) as error:
+            status = _fail(error, 1)
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        if status == INTERRUPTED:
+            Console(stderr=True).print("Interrupted.", style="yellow")
+        sys.exit(status if isinstance(status, int) else 0)
+
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="rolesafe: tokens with standing.", pretty_exceptions_enable=False
+    cls=Commands,
+    add_completion=False,
+    invoke_without_command=True,
+    help="rolesafe: tokens with standing.",
+    pretty_exceptions_enable=False,
 )
 
 Preset = Annotated[str, typer.Option(help="Role configuration: a preset of RoleConfig.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rolesafe {rolesafe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """rolesafe: tokens with standing."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -25,8 +85,8 @@ def demo(
     seeds: Annotated[int, typer.Option(help="Pairs of models to train.", min=1)] = 3,
     steps: Annotated[int | None, typer.Option(help="Training steps of each model.", min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.", min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the base parameters, at its peak.")] = None,
-    role_learning_rate: Annotated[float | None, typer.Option(help="Of the role parameters, at its peak.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the base parameters.")] = None,
+    role_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the role parameters.")] = None,
     examples: Annotated[int | None, typer.Option(help="Test examples; half of them are attacked.", min=6)] = None,
     position_gap: Annotated[int | None, typer.Option(help="Largest random jump of positions in training.")] = None,
     preset: Preset = "channel",
@@ -34,12 +94,11 @@ def demo(
 ) -> None:
     """Train a plain model and its role-aware twin on the same data, attack both, and report.
 
-    Writes results.json, a chart and one self-contained HTML page. Ctrl-C reports what is there; the same command with
-    the same --run-dir goes on from it.
+    Writes results.json, a chart and one self-contained HTML page. Ctrl-C reports what is there and exits with 130; the
+    same command with the same --run-dir resumes.
     """
     from rolesafe.config import RoleConfig
-    from rolesafe.demo import DemoSettings, run_demo
-    from rolesafe.demo.run import DemoError
+    from rolesafe.demo import DemoError, DemoSettings, run_demo
 
     given = {
         "steps": steps,
@@ -49,16 +108,19 @@ def demo(
         "examples": examples,
         "position_gap": position_gap,
     }
+    settings = DemoSettings(
+        model=model,
+        seeds=tuple(range(seeds)),
+        config=RoleConfig.preset(preset),
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    directory = run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
-        settings = DemoSettings(
-            model=model,
-            seeds=tuple(range(seeds)),
-            config=RoleConfig.preset(preset),
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-        )
-        run_demo(settings, run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"), workers=workers)
-    except (ValueError, DemoError) as error:
-        raise _fail(error) from error
+        results = run_demo(settings, directory, workers=workers)
+    except DemoError as error:
+        raise typer.Exit(_fail(error, 1)) from error
+    if not results.complete:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -70,13 +132,10 @@ def inspect(
     from rolesafe.config import RoleConfig
     from rolesafe.patching.inspect import inspect_model
 
-    try:
-        report = inspect_model(model, RoleConfig.preset(preset))
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
-    table = Table(title=f"{model}: {report.architecture}", show_header=False)
+    report = inspect_model(model, RoleConfig.preset(preset))
+    table = Table(title=as_text(f"{model}: {report.architecture}"), show_header=False)
     for label, value in report.lines():
-        table.add_row(label, value)
+        table.add_row(as_text(label), as_text(value))
     Console().print(table)
 
 
@@ -97,12 +156,9 @@ def mechanisms(
     if model is not None:
         from rolesafe.patching.inspect import count_presets
 
-        try:
-            kind, counts = count_presets(model)
-        except (ValueError, OSError) as error:
-            raise _fail(error) from error
+        kind, counts = count_presets(model)
         title = f"{model}: {kind}"
-    table = Table(title=Text(f"Presets of RoleConfig, counted for {title}"), show_lines=True)
+    table = Table(title=as_text(f"Presets of RoleConfig, counted for {title}"), show_lines=True)
     for name, ratio in (("preset", 3), ("what it adds", 6), ("parameters", 4), ("guarantee", 5)):
         table.add_column(name, ratio=ratio, min_width=10, overflow="fold")
     for name, preset in PRESETS.items():
@@ -112,9 +168,9 @@ def mechanisms(
         needs = "needs training" if preset.trained else "works without training"
         table.add_row(
             Text.assemble((name, "bold"), f"\n{preset.paper}" if preset.paper else ""),
-            Text(preset.adds),
-            Text(f"{known}{formula}\n{needs}"),
-            Text(preset.guarantee),
+            as_text(preset.adds),
+            Text(f"{one_line(known)}{formula}\n{needs}"),
+            as_text(preset.guarantee),
         )
     Console().print(table)
 
@@ -139,42 +195,45 @@ def audit(
 ) -> None:
     """Check the claims of "Token Democracy" on any model: one verdict each, with numbers.
 
-    Ctrl-C keeps and prints what is finished. What the verdicts mean is in docs/audit.md.
+    Ctrl-C prints what is finished, writes it to --json, and exits with 130. What the verdicts mean is in docs/audit.md.
     """
     from rolesafe.audit.command import run_audit
 
-    try:
-        report = run_audit(
-            model,
-            settings={
-                "examples": examples,
-                "families": tuple(family or ()),
-                "seed": seed,
-                "tau": tau,
-                "attacks": tuple(attack or ()),
-                "strong": strong,
-                "max_new_tokens": max_new_tokens,
-                "batch_size": batch_size,
-            },
-            data=data,
-            preset=preset,
-            device=device,
-            dtype=dtype,
-            json_path=json,
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise _fail(error) from error
+    report = run_audit(
+        model,
+        settings={
+            "examples": examples,
+            "families": tuple(family or ()),
+            "seed": seed,
+            "tau": tau,
+            "attacks": tuple(attack or ()),
+            "strong": strong,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+        },
+        data=data,
+        preset=preset,
+        device=device,
+        dtype=dtype,
+        json_path=json,
+    )
+    if not report.complete:
+        raise typer.Exit(INTERRUPTED)
     if fail_on_risk and any(verdict.standing == "bad" for verdict in report.verdicts):
         raise typer.Exit(1)
 
 
-def _fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(Text("error: ", style="bold red"), Text(str(error)), sep="", soft_wrap=True)
-    return typer.Exit(1)
+def _fail(error: object, status: int) -> int:
+    """Print an error on one line and return the exit status."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    text = " ".join(filter(None, lines)) or type(error).__name__
+    Console(stderr=True).print(Text("error: ", style="bold red"), as_text(text), sep="", soft_wrap=True)
+    return status
 
 
 def main() -> None:
     """Entry point of the console script."""
+    guard_terminal()
     app()
 
 

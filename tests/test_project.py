@@ -21,7 +21,7 @@ PACKAGE = ROOT / "rolesafe"
 KERNELS = ROOT / "kernels" / "rolesafe_kernels"
 
 LAYERS = (
-    {"config", "presets", "roles"},
+    {"config", "presets", "roles", "text"},
     {"attention"},
     {"mechanisms"},
     {"patching"},
