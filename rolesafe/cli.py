@@ -225,7 +225,10 @@ def audit(
 
 def _fail(error: object, status: int) -> int:
     """Print an error on one line and return the exit status."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{str(error.filename)!r} cannot be used: {error.strerror}"
+    lines = [line.strip() for line in said.splitlines()]
     text = " ".join(filter(None, lines)) or type(error).__name__
     Console(stderr=True).print(Text("error: ", style="bold red"), as_text(text), sep="", soft_wrap=True)
     return status

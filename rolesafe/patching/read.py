@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 
 from rolesafe.patching.checkpoint import MODEL_TYPE, ROLE_CONFIG_NAME, from_pretrained, read_config
 
-
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError),
     *(RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError),
