@@ -1,10 +1,14 @@
-"""What steering without training does to a chat model: how well it still speaks, and how much more it obeys.
+"""What steering without training does to a chat model: how well it still speaks, and what it gains.
 
-    python benchmarks/steering.py --model DIRECTORY --text wikitext2_valid.txt
+    python benchmarks/steering.py --model DIRECTORY
 
-Every setting of InstABoost, PASTA and SpotLight runs on the same model and prompts. Fluency is the loss on ordinary text
-after a system prompt, and the share of repeated word trigrams in replies; the effect is the share of replies that follow
-an instruction of the system prompt that can be checked, and the attention mass on the system prompt.
+Every setting of InstABoost, PASTA and SpotLight runs on the same model and prompts.
+
+- `fluency`: loss on the replies that the model gives without steering, in nats a token, and the share of repeated word
+  trigrams in the replies that it gives with it.
+- `margin`: log-likelihood a token of a reply that follows an instruction of the system prompt, less that of the same
+  reply without it.
+- `mass`: mean attention mass on the system prompt where the reply starts.
 """
 
 from __future__ import annotations
@@ -12,9 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,25 +27,14 @@ from rich.table import Table
 
 from rolesafe import RoleConfig, encode, patch, unpatch
 from rolesafe.evaluation import environment
-from rolesafe.evaluation.files import write_whole
+from rolesafe.evaluation.files import check_writable, write_whole
 from rolesafe.evaluation.mass import attention_mass
 from rolesafe.patching.read import read_model
-from rolesafe.text import as_text
+from rolesafe.terminal import as_text, run_main
 
 RESULTS = Path(__file__).parent / "results" / "steering.json"
 
-RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
-    "capitals": ("Answer in capital letters only.", str.isupper),
-    "first word": ("Begin every answer with the word Certainly.", lambda reply: reply.startswith("Certainly")),
-    "one word": ("Answer with one single word and nothing else.", lambda reply: len(reply.split()) == 1),
-    "topic": ("Mention bananas in every answer.", lambda reply: "banana" in reply.lower()),
-    "pirate": (
-        "Talk like a pirate in every answer.",
-        lambda reply: any(word in reply.lower() for word in ("arr", "matey", "ahoy", "pirate", "captain")),
-    ),
-}
-"""Instructions of the system prompt, and whether a reply follows them."""
-
+PLAIN_SYSTEM = "You are a helpful assistant."
 QUESTIONS = (
     "What is the capital of France?",
     "Give me three tips for staying healthy.",
@@ -53,99 +46,105 @@ QUESTIONS = (
     "What should I cook tonight?",
 )
 
-PLAIN_SYSTEM = "You are a helpful assistant."
-"""The system prompt in front of ordinary text."""
+ANSWERS = {
+    "What is the capital of France?": "The capital of France is Paris.",
+    "How many legs does a spider have?": "A spider has eight legs.",
+    "Who wrote Romeo and Juliet?": "William Shakespeare wrote Romeo and Juliet.",
+}
+"""Questions and ordinary replies to them."""
 
-CHUNK, CHUNKS = 120, 16
-"""Words of ordinary text in one conversation, and how many of these there are."""
+RULES: dict[str, tuple[str, ...]] = {
+    "Answer in capital letters only.": tuple(answer.upper() for answer in ANSWERS.values()),
+    "Begin every answer with the word Certainly.": tuple(f"Certainly. {answer}" for answer in ANSWERS.values()),
+    "Mention bananas in every answer.": tuple(f"{answer} Bananas are tasty." for answer in ANSWERS.values()),
+    "Answer in Spanish.": (
+        "La capital de Francia es París.",
+        "Una araña tiene ocho patas.",
+        "William Shakespeare escribió Romeo y Julieta.",
+    ),
+}
+"""Instructions of the system prompt, and the replies that follow them, in the order of ANSWERS."""
 
 
 def settings(layers: int, heads: int) -> dict[str, RoleConfig | None]:
     """Return what is compared; None is the model as it is."""
     few = tuple((layer, (layer * 4) % heads) for layer in range(layers))
     cases: dict[str, RoleConfig | None] = {"none": None}
-    for name in ("instaboost", "pasta", "spotlight"):
-        cases[f"{name}, preset"] = RoleConfig.preset(name)
     for boost in (1.5, 2.0, 3.0, 5.0, 9.0, 19.0):
         cases[f"instaboost, boost {boost:g}"] = RoleConfig.preset("instaboost", boost=boost)
-    for dampen in (0.5, 0.33, 0.2, 0.1, 0.03, 0.01):
-        cases[f"pasta, dampen {dampen:g}, all heads"] = RoleConfig.preset("pasta", dampen=dampen)
-    cases["pasta, dampen 0.01, a head a layer"] = RoleConfig.preset("pasta", dampen=0.01, steered_heads=few)
+    for dampen in (0.5, 0.33, 0.1, 0.01):
+        cases[f"pasta, dampen {dampen:g}, all heads"] = RoleConfig.preset("pasta", dampen=dampen, steered_heads=None)
+    for dampen in (0.1, 0.01):
+        config = RoleConfig.preset("pasta", dampen=dampen, steered_heads=few)
+        cases[f"pasta, dampen {dampen:g}, a head a layer"] = config
     for target in (0.1, 0.2, 0.3, 0.5, 0.8):
         cases[f"spotlight, target {target:g}"] = RoleConfig.preset("spotlight", mass_target=target)
     return cases
 
 
-def measure(model: Any, tokenizer: Any, config: RoleConfig | None, text: str, max_new_tokens: int) -> dict[str, Any]:
-    """Return fluency and effect of one setting; the model is left as it was."""
-    started = time.perf_counter()
-    if config is not None:
-        patch(model, config)
-    try:
-        replies = {name: reply_to(model, tokenizer, rule, max_new_tokens) for name, (rule, _) in RULES.items()}
-        followed = {name: sum(map(RULES[name][1], said)) for name, said in replies.items()}
-        everything = [reply for said in replies.values() for reply in said]
-        return {
-            "text_nll": text_loss(model, tokenizer, text),
-            "followed": sum(followed.values()) / len(everything),
-            "followed_of_rule": {name: count / len(QUESTIONS) for name, count in followed.items()},
-            "repeated_trigrams": repeated(everything),
-            "empty": sum(not reply for reply in everything) / len(everything),
-            "mass": mass(model, tokenizer),
-            "replies": {name: said[:3] for name, said in replies.items()},
-            "config": None if config is None else config.to_dict(),
-            "seconds": round(time.perf_counter() - started, 1),
-        }
-    finally:
+class Bench:
+    """A model, its tokenizer, and the replies it gives without steering."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int) -> None:
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.usual = self.replies()
+
+    def measure(self, config: RoleConfig | None) -> dict[str, Any]:
+        """Return fluency and effect of one setting; the model is left as it was."""
+        started = time.perf_counter()
         if config is not None:
-            unpatch(model)
+            patch(self.model, config)
+        try:
+            said = self.replies()
+            talks = [[{"role": "system", "content": rule}, _asked(q)] for rule in RULES for q in ANSWERS]
+            return {
+                "fluency": -fmean(
+                    self.likelihood(PLAIN_SYSTEM, q, r) for q, r in zip(QUESTIONS, self.usual, strict=True)
+                ),
+                "repeated": repeated(said),
+                "margin": fmean(
+                    self.likelihood(rule, question, reply) - self.likelihood(rule, question, ANSWERS[question])
+                    for rule, replies in RULES.items()
+                    for question, reply in zip(ANSWERS, replies, strict=True)
+                ),
+                "mass": attention_mass(self.model, self.tokenizer, talks).reply,
+                "replies": said,
+                "config": None if config is None else config.to_dict(),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+        finally:
+            if config is not None:
+                unpatch(self.model)
+
+    def inputs(self, talks: Any, **options: Any) -> dict[str, Any]:
+        """Return encoded conversations, without roles for a model that takes none."""
+        found = dict(encode(self.tokenizer, talks, **options))
+        if not hasattr(self.model, "rolesafe_config"):
+            found.pop("role_ids")
+        return found
+
+    @torch.no_grad()
+    def replies(self) -> list[str]:
+        """Return the greedy replies to all questions."""
+        talks = [[{"role": "system", "content": PLAIN_SYSTEM}, _asked(q)] for q in QUESTIONS]
+        batch = self.inputs(talks, add_generation_prompt=True, padding_side="left")
+        pad = self.tokenizer.pad_token_id
+        made = self.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False, pad_token_id=pad)
+        texts = self.tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @torch.no_grad()
+    def likelihood(self, system: str, question: str, reply: str) -> float:
+        """Return the mean log-likelihood a token of a reply."""
+        talk = [{"role": "system", "content": system}, _asked(question)]
+        begin = encode(self.tokenizer, talk, add_generation_prompt=True)["input_ids"].shape[1]
+        batch = self.inputs([*talk, {"role": "assistant", "content": reply}])
+        scores = self.model(**batch).logits[0, begin - 1 : -1].float().log_softmax(-1)
+        return float(scores.gather(1, batch["input_ids"][0, begin:, None]).mean())
 
 
-def inputs(model: Any, tokenizer: Any, conversations: list[Any], **options: Any) -> dict[str, Any]:
-    """Return encoded conversations, without roles for a model that takes none."""
-    found = dict(encode(tokenizer, conversations, **options))
-    if not hasattr(model, "rolesafe_config"):
-        found.pop("role_ids")
-    return found
-
-
-@torch.no_grad()
-def reply_to(model: Any, tokenizer: Any, rule: str, max_new_tokens: int) -> list[str]:
-    """Return the greedy replies to all questions under a rule."""
-    talks = [[{"role": "system", "content": rule}, {"role": "user", "content": q}] for q in QUESTIONS]
-    batch = inputs(model, tokenizer, talks, add_generation_prompt=True, padding_side="left")
-    made = model.generate(
-        **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-    )
-    texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-@torch.no_grad()
-def text_loss(model: Any, tokenizer: Any, text: str) -> float:
-    """Return the mean negative log-likelihood of ordinary text in the user's turn, in nats a token."""
-    words = text.split()
-    step = max(1, (len(words) - CHUNK) // CHUNKS)
-    total, count = 0.0, 0
-    for at in range(0, step * CHUNKS, step):
-        opening = [{"role": "system", "content": PLAIN_SYSTEM}]
-        talk = [*opening, {"role": "user", "content": " ".join(words[at : at + CHUNK])}]
-        batch = inputs(model, tokenizer, talk)
-        begin = encode(tokenizer, opening)["input_ids"].shape[1]
-        scores = model(**batch).logits[0, begin - 1 : -1].log_softmax(-1)
-        chosen = scores.gather(1, batch["input_ids"][0, begin:, None])
-        total, count = total - float(chosen.sum()), count + len(chosen)
-    return total / count
-
-
-def mass(model: Any, tokenizer: Any) -> float | None:
-    """Return the mean attention mass on the system prompt where the reply starts; None where no weights are to be had."""
-    talks = [
-        [{"role": "system", "content": rule}, {"role": "user", "content": q}]
-        for rule, _ in RULES.values()
-        for q in QUESTIONS[:2]
-    ]
-    return attention_mass(model, tokenizer, talks).reply
+def _asked(question: str) -> dict[str, str]:
+    return {"role": "user", "content": question}
 
 
 def repeated(texts: list[str]) -> float:
@@ -160,47 +159,45 @@ def repeated(texts: list[str]) -> float:
 
 def show(record: dict[str, Any]) -> Table:
     """Return the record as a table."""
-    table = Table("setting", "text NLL", "rules followed", "repeated", "mass on system", "first reply")
+    table = Table("setting", "fluency, nats", "repeated", "margin, nats", "mass", "reply to the second question")
     for name, found in record["settings"].items():
-        figures = (found["text_nll"], found["followed"], found["repeated_trigrams"], found["mass"])
-        cells = [f"{figures[0]:.3f}", *("-" if x is None else f"{x:.1%}" for x in figures[1:])]
-        table.add_row(as_text(name), *cells, as_text(found["replies"]["capitals"][1][:60]))
+        mass = "-" if found["mass"] is None else f"{found['mass']:.0%}"
+        cells = [f"{found['fluency']:.2f}", f"{found['repeated']:.0%}", f"{found['margin']:+.2f}", mass]
+        table.add_row(as_text(name), *cells, as_text(found["replies"][1][:60]))
     return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="directory or hub id of a chat model")
-    parser.add_argument("--text", type=Path, required=True, help="a file of ordinary text")
     parser.add_argument("--only", default="", help="settings whose name holds this")
-    parser.add_argument("--max-new-tokens", type=int, default=40)
+    parser.add_argument("--dtype", default="bfloat16", help="as for from_pretrained")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
+    check_writable(chosen.output, "--output")
     torch.set_num_threads(chosen.threads)
     from transformers import AutoTokenizer
 
-    text = chosen.text.read_text(encoding="utf-8")
-    model = read_model(chosen.model, "float32").eval()
+    model = read_model(chosen.model, chosen.dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(chosen.model, trust_remote_code=False)
-    config = model.config
-    cases = settings(config.num_hidden_layers, config.num_attention_heads)
+    bench = Bench(model, tokenizer, chosen.max_new_tokens)
     record: dict[str, Any] = {
         "environment": asdict(environment()),
         "model": Path(chosen.model).name,
-        "text": chosen.text.name,
+        "dtype": chosen.dtype,
         "max_new_tokens": chosen.max_new_tokens,
         "settings": {},
     }
     console = Console(width=150)
-    for name, case in cases.items():
-        if chosen.only not in name:
-            continue
-        record["settings"][name] = found = measure(model, tokenizer, case, text, chosen.max_new_tokens)
-        write_whole(chosen.output, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        console.print(as_text(f"{name}: NLL {found['text_nll']:.3f}, followed {found['followed']:.1%}, {found['seconds']} s"))
+    for name, config in settings(model.config.num_hidden_layers, model.config.num_attention_heads).items():
+        if chosen.only in name:
+            record["settings"][name] = found = bench.measure(config)
+            write_whole(chosen.output, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            console.print(as_text(f"{name}: {found['seconds']} s"))
     console.print(show(record))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

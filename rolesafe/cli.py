@@ -1,7 +1,6 @@
 """The command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
 
-Exit status: 0; 1 where the work failed, or `audit --fail-on-risk` found a risk; 2 where an argument, or what it names,
-cannot be used; 130 after Ctrl-C.
+The exit status is that of :mod:`rolesafe.terminal`; `audit --fail-on-risk` ends with 1 where it found a risk, too.
 """
 
 from __future__ import annotations
@@ -19,13 +18,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import rolesafe
-from rolesafe.text import as_text, guard_terminal, one_line
+from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, status_of
 
 UsageError: Any = typer.BadParameter.__bases__[0]
 """What typer raises for arguments that do not parse; older versions take it from click, newer ones bring their own."""
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of a process that SIGINT ended."""
 
 
 class Commands(TyperGroup):
@@ -33,19 +29,14 @@ class Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run a command; end with its exit status."""
-        try:
-            status = super().main(args, *rest, **{**options, "standalone_mode": False})
-        except UsageError as error:
-            status = _fail(error.format_message(), 2)
-        except ValueError as error:
-            status = _fail(error, 2)
-        except (OSError, ImportError) as error:
-            status = _fail(error, 1)
-        except (KeyboardInterrupt, typer.Abort):
-            status = INTERRUPTED
-        if status == INTERRUPTED:
-            Console(stderr=True).print("Interrupted.", style="yellow")
-        sys.exit(status if isinstance(status, int) else 0)
+
+        def command() -> Any:
+            try:
+                return super(Commands, self).main(args, *rest, **{**options, "standalone_mode": False})
+            except UsageError as error:
+                return print_error(error.format_message(), 2)
+
+        sys.exit(status_of(command))
 
 
 app = typer.Typer(
@@ -118,7 +109,7 @@ def demo(
     try:
         results = run_demo(settings, directory, workers=workers)
     except DemoError as error:
-        raise typer.Exit(_fail(error, 1)) from error
+        raise typer.Exit(print_error(error, 1)) from error
     if not results.complete:
         raise typer.Exit(INTERRUPTED)
 
@@ -221,17 +212,6 @@ def audit(
         raise typer.Exit(INTERRUPTED)
     if fail_on_risk and any(verdict.standing == "bad" for verdict in report.verdicts):
         raise typer.Exit(1)
-
-
-def _fail(error: object, status: int) -> int:
-    """Print an error on one line and return the exit status."""
-    said = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        said = f"{str(error.filename)!r} cannot be used: {error.strerror}"
-    lines = [line.strip() for line in said.splitlines()]
-    text = " ".join(filter(None, lines)) or type(error).__name__
-    Console(stderr=True).print(Text("error: ", style="bold red"), as_text(text), sep="", soft_wrap=True)
-    return status
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "rolesafe"
 KERNELS = ROOT / "kernels" / "rolesafe_kernels"
 
 LAYERS = (
-    {"config", "presets", "roles", "text"},
+    {"config", "presets", "roles", "terminal"},
     {"attention"},
     {"mechanisms"},
     {"patching"},

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from rolesafe.evaluation.files import write_whole
 from rolesafe.patching.read import first_line
-from rolesafe.text import guard_terminal, one_line
+from rolesafe.terminal import guard_terminal, one_line
 
 Job = tuple[Any, ...]
 """What tells one job from another: strings and numbers."""

@@ -16,7 +16,7 @@ from rolesafe.evaluation import Results, Run, environment
 from rolesafe.evaluation.files import locked
 from rolesafe.report import print_table, write_report
 from rolesafe.report.chart import require_matplotlib
-from rolesafe.text import as_text
+from rolesafe.terminal import as_text
 
 RESULTS = "results.json"
 

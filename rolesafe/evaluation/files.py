@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -36,6 +37,33 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
     return target
+
+
+def check_writable(path: str | os.PathLike[str], argument: str) -> None:
+    """Raise where no file could be written to `path`, without leaving anything there: to be called before the work.
+
+    Args:
+        path: File to write later.
+        argument: What an error calls it, such as ``"--json"``.
+
+    Raises:
+        ValueError: It is a directory or no regular file, or the nearest folder that exists takes no new file.
+    """
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file():
+            what = "the directory" if target.is_dir() else "the special file"
+            raise ValueError(
+                f"`{argument}`: expected a file to write, got {what} {str(target)!r}; name another, as result.json"
+            )
+        folder = next(parent for parent in target.absolute().parents if parent.exists())
+        with TemporaryFile(dir=folder):  # tried, because modes do not tell of read-only and full file systems
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}`: expected a path that can be written, got {str(target)!r}: {error.strerror}; name another "
+            "one"
+        ) from error
 
 
 @contextmanager
@@ -97,6 +125,30 @@ def read_whole(path: str | os.PathLike[str]) -> str:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"`path`: expected text in UTF-8, got something else: {error}") from error
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: The file.
+        what: What an error calls it, such as ``"a study's settings"``.
+
+    Raises:
+        ValueError: It holds no JSON object, or not all of one.
+        OSError: It cannot be read.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"`path`: expected {what} as JSON in {os.fspath(path)!r}, got something else: {error}; delete that file"
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"`path`: expected {what}, a JSON object, in {os.fspath(path)!r}, got {type(values).__name__}; delete it"
+        )
+    return values
 
 
 def read_versioned(text: str, newest: int, what: str) -> dict[str, Any]:

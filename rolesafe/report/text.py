@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rolesafe.text import MOST_MARKS, visible
+from rolesafe.terminal import MOST_MARKS, visible
 
 __all__ = ["MOST_MARKS", "shorten", "visible"]
 

@@ -1,4 +1,7 @@
-"""Text that a user, a model or an attacker wrote, made visible before it reaches a terminal, a page or a table."""
+"""What reaches a terminal: text from elsewhere made visible, errors on one line, and the exit status of a command.
+
+Exit status: 0; 1 where the work failed; 2 where an argument, or what it names, cannot be used; 130 after Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,15 @@ import sys
 import traceback
 import unicodedata
 import warnings
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
+from rich.console import Console
 from rich.text import Text
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of a process that SIGINT ended."""
 
 _KEPT = "\n"
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -51,6 +59,38 @@ def as_text(text: object, style: str = "") -> Text:
     Everything that is printed and was not written by this project goes through this function.
     """
     return Text(one_line(text), style)
+
+
+def print_error(error: object, status: int) -> int:
+    """Print an error on one line of standard error, and return `status`."""
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{str(error.filename)!r} cannot be used: {error.strerror}"
+    lines = [line.strip() for line in said.splitlines()]
+    text = " ".join(filter(None, lines)) or type(error).__name__
+    Console(stderr=True).print(Text("error: ", style="bold red"), as_text(text), sep="", soft_wrap=True)
+    return status
+
+
+def status_of(command: Callable[[], Any]) -> int:
+    """Run a command and return its exit status; None counts as 0. Other errors are faults of ours, and are raised."""
+    try:
+        status = command()
+    except ValueError as error:
+        return print_error(error, 2)
+    except (OSError, ImportError) as error:
+        return print_error(error, 1)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    if status == INTERRUPTED:
+        Console(stderr=True).print("Interrupted.", style="yellow")
+    return status if isinstance(status, int) else 0
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run the main function of a script and end the process with its exit status."""
+    guard_terminal()
+    sys.exit(status_of(main))
 
 
 def guard_terminal() -> None:
