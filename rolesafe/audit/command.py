@@ -41,7 +41,7 @@ def run_audit(
 
     Raises:
         ValueError: An argument does not fit; `json_path` is tried before the audit starts.
-        OSError: A file cannot be read or written.
+        OSError: The report cannot be written.
         ImportError: A package is missing that the model or the set needs, such as `datasets` for a set from the hub.
     """
     from transformers.utils import logging
@@ -54,7 +54,11 @@ def run_audit(
         from rolesafe.tasks import sets
 
         name, path = data
-        examples = _drawn(sets.load_set(name, path, seed=chosen.seed), chosen)
+        try:
+            found = sets.load_set(name, path, seed=chosen.seed)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        examples = _drawn(found, chosen)
         source = f"{name}, {path}"
     logging.set_verbosity_error()
     logging.disable_progress_bar()
