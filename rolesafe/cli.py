@@ -6,10 +6,10 @@ The exit status is that of :mod:`rolesafe.terminal`; `audit --fail-on-risk` ends
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,10 +18,25 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import rolesafe
-from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, status_of
+from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, run_main, status_of
 
 UsageError: Any = typer.BadParameter.__bases__[0]
 """What typer raises for arguments that do not parse; older versions take it from click, newer ones bring their own."""
+
+
+def run_command(function: Callable[..., Any]) -> NoReturn:
+    """Run `function` as the only command of a script and end the process, with errors and statuses as of `rolesafe`."""
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(function)
+    run_main(lambda: _parsed(lambda: command(standalone_mode=False)))
+
+
+def _parsed(command: Callable[[], Any]) -> Any:
+    """Run a command and return its status; 2 where its arguments do not parse."""
+    try:
+        return command()
+    except UsageError as error:
+        return print_error(error.format_message(), 2)
 
 
 class Commands(TyperGroup):
@@ -30,13 +45,9 @@ class Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run a command; end with its exit status."""
 
-        def command() -> Any:
-            try:
-                return super(Commands, self).main(args, *rest, **{**options, "standalone_mode": False})
-            except UsageError as error:
-                return print_error(error.format_message(), 2)
-
-        sys.exit(status_of(command))
+        options["standalone_mode"] = False
+        run = super().main
+        sys.exit(status_of(lambda: _parsed(lambda: run(args, *rest, **options))))
 
 
 app = typer.Typer(

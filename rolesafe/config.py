@@ -40,8 +40,8 @@ class RoleConfig:
         share: Reserved share in [0, 1] of every other head: the attention mass on privileged keys is at least this,
             whatever else is in the context.
         learn_share: Whether `share` is a learned parameter per head (it starts at `share`) or a constant.
-        integrity: Privileged queries see privileged keys only: no text can change the privileged channel's states. (CIV,
-            arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's provenance.)
+        integrity: Privileged queries see privileged keys only: no text can change the privileged channel's states.
+            CIV, arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's provenance.
         layers: Indices of the decoder layers whose attention is patched; ``None``: all of them.
         rotation: Angle in radians by which pairs of dimensions (0, 1), (2, 3), ... of the first layer's input are
             turned at data tokens, learned positions with them where the model adds such to its embeddings; nothing is

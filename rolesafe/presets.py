@@ -107,8 +107,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "instaboost": Preset(
         values={"bias": False, "boost": 2.0},
-        adds="attention to privileged keys times 2, renormalised (published: 1 to 19, tuned per model and task; from 5 on "
-        "a chat model of 135 M parameters repeats itself: docs/steering.md)",
+        adds="attention to privileged keys times 2, renormalised (published: 1 to 19, tuned per model and task; "
+        "from 5 on a chat model of 135 M parameters repeats itself: docs/steering.md)",
         parameters="0",
         guarantee="none",
         trained=False,
@@ -116,8 +116,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "pasta": Preset(
         values={"bias": False, "dampen": 0.5},
-        adds="attention to other keys times 0.5 in all heads, renormalised, so the same as instaboost (published: 0.01 on "
-        "heads that are profiled; in all heads that breaks a chat model of 135 M parameters: docs/steering.md)",
+        adds="attention to other keys times 0.5 in all heads, renormalised: the same as instaboost (published: 0.01 "
+        "on heads that are profiled; in all heads it breaks a chat model of 135 M parameters: docs/steering.md)",
         parameters="0",
         guarantee="none",
         trained=False,

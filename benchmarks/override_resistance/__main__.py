@@ -23,12 +23,13 @@ from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.train import start
 from rolesafe.attacks.forging import forge
+from rolesafe.cli import run_command
 from rolesafe.demo.pool import failures, progress_bars, updates
 from rolesafe.evaluation import Rate, Run, Store
 from rolesafe.evaluation.comparison import unlearned
 from rolesafe.evaluation.files import locked, read_json, write_whole
 from rolesafe.report import write_comparison
-from rolesafe.terminal import INTERRUPTED, as_text, print_error, run_main
+from rolesafe.terminal import INTERRUPTED, as_text, print_error
 
 FORGING_TRIES = 10_000
 
@@ -157,6 +158,4 @@ def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:
 
 
 if __name__ == "__main__":
-    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    application.command()(main)
-    run_main(partial(application, standalone_mode=False))
+    run_command(main)

@@ -25,10 +25,11 @@ from benchmarks.override_resistance.measure import attacks, examples_of, stratif
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.train import obtain
 from rolesafe.attacks import AttackResult, attackable, transfer
+from rolesafe.cli import run_command
 from rolesafe.demo.pool import Job, Tell, Update, failures, progress_bars, updates
 from rolesafe.evaluation import Rate, environment, resistance
 from rolesafe.evaluation.files import locked, write_whole
-from rolesafe.terminal import INTERRUPTED, as_text, print_error, run_main
+from rolesafe.terminal import INTERRUPTED, as_text, print_error
 
 SEARCHES = ("gcg", "gcg-injection", "beam", "best-of-n", "worst-insertion")
 """Those that look at the words and the reply only; the others have losses that only a role-aware source knows."""
@@ -162,6 +163,4 @@ def _cell(k: int, n: int) -> str:
 
 
 if __name__ == "__main__":
-    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    application.command()(main)
-    run_main(partial(application, standalone_mode=False))
+    run_command(main)
