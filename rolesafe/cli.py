@@ -44,7 +44,6 @@ class Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Run a command; end with its exit status."""
-
         options["standalone_mode"] = False
         run = super().main
         sys.exit(status_of(lambda: _parsed(lambda: run(args, *rest, **options))))

@@ -103,6 +103,8 @@ def guard_terminal() -> None:
     def record(*args: Any, **keywords: Any) -> logging.LogRecord:
         made = make(*args, **keywords)
         made.msg, made.args = visible(made.getMessage()), ()
+        if isinstance(made.exc_info, tuple):
+            made.exc_text = visible("".join(traceback.format_exception(*made.exc_info)))
         return made
 
     logging.setLogRecordFactory(record)

