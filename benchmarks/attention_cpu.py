@@ -32,6 +32,8 @@ from rich.table import Table  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from rolesafe import role_attention  # noqa: E402
+from rolesafe.evaluation.files import check_writable, write_whole  # noqa: E402
+from rolesafe.terminal import run_main  # noqa: E402
 
 HEADS, DIM, ROLES = 8, 64, 5
 RESULTS = ROOT / "benchmarks" / "results" / "attention_cpu.json"
@@ -198,6 +200,7 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of, options.lengths[0], options.gradients)))
         return
+    check_writable(options.output, "--output")
     # Memory first: a process inherits the peak of the one that starts it, which is small as long as nothing was timed.
     runs = [(length, gradients) for length in options.lengths for gradients in (False, True)]
     memory = {
@@ -212,10 +215,9 @@ def main() -> None:
         results.append({"length": length, "pass": "forward + backward" if gradients else "forward", "cases": cases})
     settings = {"heads": HEADS, "head_dim": DIM, "roles": ROLES, "batch": 1, "dtype": "float32", "causal": True}
     report = {"environment": environment(options.threads), "settings": settings, "results": results}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(options.output, json.dumps(report, indent=1) + "\n")
     show(report)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

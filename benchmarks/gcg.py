@@ -66,7 +66,9 @@ from rolesafe.attacks.gradient.losses import losses, make_loss  # noqa: E402
 from rolesafe.attacks.gradient.target import Target  # noqa: E402
 from rolesafe.attacks.gradient.victim import Victim  # noqa: E402
 from rolesafe.evaluation.environment import environment  # noqa: E402
+from rolesafe.evaluation.files import check_writable, write_whole  # noqa: E402
 from rolesafe.tasks import Example, generate  # noqa: E402
+from rolesafe.terminal import INTERRUPTED, as_text, run_main  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "gcg.json"
 
@@ -395,7 +397,7 @@ def compare(
     return record
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--model", required=True, help="folder or name of a causal language model")
     parser.add_argument("--draft", help="of a smaller model with the same tokenizer; every second layer otherwise")
@@ -417,21 +419,23 @@ def main() -> None:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     budget = Budget(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Budget)})
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(args.output, "--output")
 
     def save(record: dict[str, Any]) -> None:
-        part = args.output.with_suffix(".part")
-        part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        part.replace(args.output)
+        write_whole(args.output, json.dumps(record, indent=1) + "\n")
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     variants = tuple(dict.fromkeys(args.variant or VARIANTS))
-    tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+    def tell(line: str) -> None:
+        console.print(as_text(line), soft_wrap=True)
+
     record = compare(
         args.model, budget, variants=variants, draft=args.draft, save=save, tell=tell, stopping=lambda: bool(asked)
     )
     console.print(show(record))
+    return INTERRUPTED if asked else 0
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

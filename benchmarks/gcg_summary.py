@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from rolesafe.terminal import as_text
+
 NANOGCG, ROLESAFE, UNCACHED = KINDS = ("nanogcg", "rolesafe", "rolesafe without prefix")
 NLL, MELLOWMAX, LOGITS = MEASURES = ("nll", "mellowmax", "mellowmax of logits")
 
@@ -64,7 +66,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def show(record: dict[str, Any]) -> Table:
     """Loss and time of each; an interval where there is one."""
-    table = Table(title=f"GCG on {record['model']}{'' if record['complete'] else ', not complete'}")
+    table = Table(title=as_text(f"GCG on {record['model']}{'' if record['complete'] else ', not complete'}"))
     for column in ("variant", "tool", "loss", "less nanoGCG", "seconds", "x nanoGCG", "x without collections"):
         table.add_column(column)
 

@@ -30,9 +30,11 @@ import torch
 import torch.nn.functional as F
 from gpu_checks import ROOT, all_jobs, run_job
 from rolesafe_kernels import launch, role_attention
+from rolesafe_kernels.crew import Crew, Lost
+from rolesafe_kernels.files import run_main, write_whole
 from rolesafe_kernels.launch import INTERPRET, architecture
 from rolesafe_kernels.offline import source_hash
-from rolesafe_kernels.timing import Crew, Inputs, Lost, Shape, make_inputs, time_rounds
+from rolesafe_kernels.timing import Inputs, Shape, make_inputs, time_rounds
 from rolesafe_kernels.tune import gpu
 
 CHECK_LIMIT = 150.0
@@ -83,7 +85,7 @@ def check(out: Path, only: str, until: float) -> None:
         last = records[-1]
         said = "ok" if last["ok"] else "WRONG " + last["detail"]
         print(f"[{len(records)}/{len(names)}] {name} {last['seconds']:.0f} s: {said}", flush=True)
-        (out / "checks.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+        write_whole(out / "checks.json", json.dumps(records, indent=1) + "\n")
     crew.close()
     bad = [record["name"] for record in records if not record["ok"]]
     if bad:
@@ -205,7 +207,7 @@ def read_lines(out: Path) -> dict[str, dict[str, float]]:
 
 def write_lines(out: Path, when: str) -> None:
     found = read_lines(out) | {when: lines()}
-    (out / "lines.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(out / "lines.json", json.dumps(found, indent=1) + "\n")
 
 
 def teraflops(name: str, ms: float) -> str:
@@ -275,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name} FAILED: {failures[name]}", flush=True)
     took = round(time.monotonic() - begin)
     record = {"environment": about, "seconds": took, "failures": failures, "lines": read_lines(out)}
-    (out / "summary.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(out / "summary.json", json.dumps(record, indent=1) + "\n")
     print(f"== {took} s")
     show(out)
     for name, failure in failures.items():
@@ -284,4 +286,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

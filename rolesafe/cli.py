@@ -1,21 +1,82 @@
-"""The command line: `rolesafe demo`, `rolesafe inspect` and `rolesafe mechanisms`."""
+"""The command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
+
+The exit status is that of :mod:`rolesafe.terminal`; `audit --fail-on-risk` ends with 1 where it found a risk, too.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
+
+import rolesafe
+from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, run_main, status_of
+
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""What typer raises for arguments that do not parse; older versions take it from click, newer ones bring their own."""
+
+
+def run_command(function: Callable[..., Any]) -> NoReturn:
+    """Run `function` as the only command of a script and end the process, with errors and statuses as of `rolesafe`."""
+    command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command.command()(function)
+    run_main(lambda: _parsed(lambda: command(standalone_mode=False)))
+
+
+def _parsed(command: Callable[[], Any]) -> Any:
+    """Run a command and return its status; 2 where its arguments do not parse."""
+    try:
+        return command()
+    except UsageError as error:
+        return print_error(error.format_message(), 2)
+
+
+class Commands(TyperGroup):
+    """The commands, with every error on one line and an exit status that says what kind it is."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """Run a command; end with its exit status."""
+        options["standalone_mode"] = False
+        run = super().main
+        sys.exit(status_of(lambda: _parsed(lambda: run(args, *rest, **options))))
+
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="rolesafe: tokens with standing.", pretty_exceptions_enable=False
+    cls=Commands,
+    add_completion=False,
+    invoke_without_command=True,
+    help="rolesafe: tokens with standing.",
+    pretty_exceptions_enable=False,
 )
 
 Preset = Annotated[str, typer.Option(help="Role configuration: a preset of RoleConfig.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rolesafe {rolesafe.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """rolesafe: tokens with standing."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -25,8 +86,8 @@ def demo(
     seeds: Annotated[int, typer.Option(help="Pairs of models to train.", min=1)] = 3,
     steps: Annotated[int | None, typer.Option(help="Training steps of each model.", min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.", min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the base parameters, at its peak.")] = None,
-    role_learning_rate: Annotated[float | None, typer.Option(help="Of the role parameters, at its peak.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the base parameters.")] = None,
+    role_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the role parameters.")] = None,
     examples: Annotated[int | None, typer.Option(help="Test examples; half of them are attacked.", min=6)] = None,
     position_gap: Annotated[int | None, typer.Option(help="Largest random jump of positions in training.")] = None,
     preset: Preset = "channel",
@@ -34,12 +95,11 @@ def demo(
 ) -> None:
     """Train a plain model and its role-aware twin on the same data, attack both, and report.
 
-    Writes results.json, a chart and one self-contained HTML page. Ctrl-C reports what is there; the same command with
-    the same --run-dir goes on from it.
+    Writes results.json, a chart and one self-contained HTML page. Ctrl-C reports what is there and exits with 130; the
+    same command with the same --run-dir resumes.
     """
     from rolesafe.config import RoleConfig
-    from rolesafe.demo import DemoSettings, run_demo
-    from rolesafe.demo.run import DemoError
+    from rolesafe.demo import DemoError, DemoSettings, run_demo
 
     given = {
         "steps": steps,
@@ -49,16 +109,19 @@ def demo(
         "examples": examples,
         "position_gap": position_gap,
     }
+    settings = DemoSettings(
+        model=model,
+        seeds=tuple(range(seeds)),
+        config=RoleConfig.preset(preset),
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    directory = run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
-        settings = DemoSettings(
-            model=model,
-            seeds=tuple(range(seeds)),
-            config=RoleConfig.preset(preset),
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-        )
-        run_demo(settings, run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"), workers=workers)
-    except (ValueError, DemoError) as error:
-        raise _fail(error) from error
+        results = run_demo(settings, directory, workers=workers)
+    except DemoError as error:
+        raise typer.Exit(print_error(error, 1)) from error
+    if not results.complete:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -70,13 +133,10 @@ def inspect(
     from rolesafe.config import RoleConfig
     from rolesafe.patching.inspect import inspect_model
 
-    try:
-        report = inspect_model(model, RoleConfig.preset(preset))
-    except (ValueError, OSError) as error:
-        raise _fail(error) from error
-    table = Table(title=f"{model}: {report.architecture}", show_header=False)
+    report = inspect_model(model, RoleConfig.preset(preset))
+    table = Table(title=as_text(f"{model}: {report.architecture}"), show_header=False)
     for label, value in report.lines():
-        table.add_row(label, value)
+        table.add_row(as_text(label), as_text(value))
     Console().print(table)
 
 
@@ -97,12 +157,9 @@ def mechanisms(
     if model is not None:
         from rolesafe.patching.inspect import count_presets
 
-        try:
-            kind, counts = count_presets(model)
-        except (ValueError, OSError) as error:
-            raise _fail(error) from error
+        kind, counts = count_presets(model)
         title = f"{model}: {kind}"
-    table = Table(title=Text(f"Presets of RoleConfig, counted for {title}"), show_lines=True)
+    table = Table(title=as_text(f"Presets of RoleConfig, counted for {title}"), show_lines=True)
     for name, ratio in (("preset", 3), ("what it adds", 6), ("parameters", 4), ("guarantee", 5)):
         table.add_column(name, ratio=ratio, min_width=10, overflow="fold")
     for name, preset in PRESETS.items():
@@ -112,9 +169,9 @@ def mechanisms(
         needs = "needs training" if preset.trained else "works without training"
         table.add_row(
             Text.assemble((name, "bold"), f"\n{preset.paper}" if preset.paper else ""),
-            Text(preset.adds),
-            Text(f"{known}{formula}\n{needs}"),
-            Text(preset.guarantee),
+            as_text(preset.adds),
+            Text(f"{one_line(known)}{formula}\n{needs}"),
+            as_text(preset.guarantee),
         )
     Console().print(table)
 
@@ -139,42 +196,37 @@ def audit(
 ) -> None:
     """Check the claims of "Token Democracy" on any model: one verdict each, with numbers.
 
-    Ctrl-C keeps and prints what is finished. What the verdicts mean is in docs/audit.md.
+    Ctrl-C prints what is finished, writes it to --json, and exits with 130. What the verdicts mean is in docs/audit.md.
     """
     from rolesafe.audit.command import run_audit
 
-    try:
-        report = run_audit(
-            model,
-            settings={
-                "examples": examples,
-                "families": tuple(family or ()),
-                "seed": seed,
-                "tau": tau,
-                "attacks": tuple(attack or ()),
-                "strong": strong,
-                "max_new_tokens": max_new_tokens,
-                "batch_size": batch_size,
-            },
-            data=data,
-            preset=preset,
-            device=device,
-            dtype=dtype,
-            json_path=json,
-        )
-    except (ValueError, OSError, ImportError) as error:
-        raise _fail(error) from error
+    report = run_audit(
+        model,
+        settings={
+            "examples": examples,
+            "families": tuple(family or ()),
+            "seed": seed,
+            "tau": tau,
+            "attacks": tuple(attack or ()),
+            "strong": strong,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+        },
+        data=data,
+        preset=preset,
+        device=device,
+        dtype=dtype,
+        json_path=json,
+    )
+    if not report.complete:
+        raise typer.Exit(INTERRUPTED)
     if fail_on_risk and any(verdict.standing == "bad" for verdict in report.verdicts):
         raise typer.Exit(1)
 
 
-def _fail(error: Exception) -> typer.Exit:
-    Console(stderr=True).print(Text("error: ", style="bold red"), Text(str(error)), sep="", soft_wrap=True)
-    return typer.Exit(1)
-
-
 def main() -> None:
     """Entry point of the console script."""
+    guard_terminal()
     app()
 
 

@@ -41,6 +41,7 @@ class RoleConfig:
             whatever else is in the context.
         learn_share: Whether `share` is a learned parameter per head (it starts at `share`) or a constant.
         integrity: Privileged queries see privileged keys only: no text can change the privileged channel's states.
+            CIV, arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's provenance.
         layers: Indices of the decoder layers whose attention is patched; ``None``: all of them.
         rotation: Angle in radians by which pairs of dimensions (0, 1), (2, 3), ... of the first layer's input are
             turned at data tokens, learned positions with them where the model adds such to its embeddings; nothing is
@@ -56,8 +57,9 @@ class RoleConfig:
             With `integrity` the privileged states then depend neither on what other text says nor on where it stands
             or how long it is (as long as sliding windows keep the privileged keys in sight).
         boost: Factor >= 1 of the attention to privileged keys, before it is renormalised (InstABoost,
-            arXiv 2506.13734); no training.
-        dampen: Factor in (0, 1] of the attention to all other keys (PASTA, arXiv 2311.02262, takes 0.01); no training.
+            arXiv 2506.13734, tunes it per model and task between 1 and 19); no training.
+        dampen: Factor in (0, 1] of the attention to all other keys (PASTA, arXiv 2311.02262, takes 0.01 on heads
+            that it profiles); no training.
         steered_heads: Pairs (layer, head) that `boost` and `dampen` act on; ``None``: all heads of `layers`.
         mass_target: In [0, 1]: where a row's attention mass m on privileged keys is lower, log(target / m) is added to
             their scores, so the mass becomes target / (1 + target - m) (SpotLight, arXiv 2505.12025, takes 0.2); no

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
 import rolesafe
 from rolesafe.cli import app
+from rolesafe.demo import DemoError
+from rolesafe.tasks import vocabulary
+from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 from tests.models import tiny_model
+from tests.test_project import ROOT
 
 
 @pytest.fixture
@@ -49,18 +60,211 @@ def test_inspect_says_why_a_model_cannot_be_patched(run, tmp_path):
     assert "does not go through transformers' attention interface" in " ".join(result.output.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("arguments", [("inspect", "/no/such/model"), ("inspect", ".", "--preset", "best")])
-def test_errors_are_one_line_without_a_traceback(run, arguments):
-    result = run(*arguments)
-    assert result.exit_code == 1
-    assert "error:" in result.output
-    assert "Traceback" not in result.output
+# -------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_demo_refuses_bad_settings(run):
-    result = run("demo", "--examples", "7")
-    assert result.exit_code == 1
-    assert "`examples`: expected an even number >= 6, got 7" in result.output
+def refused(result, status: int = 2) -> str:
+    """The one line that a command ended with."""
+    assert not result.exception or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == status, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "\x1b" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("demo", "--examples", "7"), "`examples`"),
+        (("demo", "--examples", "2"), "--examples"),
+        (("demo", "--seeds", "none"), "--seeds"),
+        (("demo", "--steps", "0"), "--steps"),
+        (("demo", "--learning-rate", "0"), "`learning_rate`"),
+        (("demo", "--learning-rate", "nan"), "`learning_rate`"),
+        (("demo", "--position-gap", "-1"), "`position_gap`"),
+        (("demo", "--preset", "best"), "best"),
+        (("demo", "--workers", "0"), "--workers"),
+        (("demo", "--model", "/no/such/model", "--run-dir", "RUN"), "`model`"),
+        (("demo", "--run-dir", "FILE"), "`directory`"),
+        (("demo", "extra"), "extra"),
+        (("inspect",), "model"),
+        (("inspect", "/no/such/model"), "`model`"),
+        (("inspect", "no/such\x1b[31m"), "`model`"),
+        (("inspect", "EMPTY"), "`model`"),
+        (("inspect", "FILE"), "`model`"),
+        (("inspect", ""), "`model`"),
+        (("inspect", "x" * 5000), "`model`"),
+        (("inspect", ".", "--preset", "best"), "best"),
+        (("mechanisms", "/no/such/model"), "`model`"),
+        (("mechanisms", "EMPTY"), "`model`"),
+        (("mechanisms", "--layers", "0"), "--layers"),
+        (("mechanisms", "--heads", "many"), "--heads"),
+        (("audit",), "model"),
+        (("audit", "/no/such/model"), "`model`"),
+        (("audit", "EMPTY"), "`model`"),
+        (("audit", "FILE"), "`model`"),
+        (("audit", "m", "--examples", "7"), "`examples`"),
+        (("audit", "m", "--tau", "2"), "`tau`"),
+        (("audit", "m", "--set", "sep"), "--set"),
+        (("audit", "m", "--set", "sep", "/no/such/file.json"), "`path_or_hub`"),
+        (("audit", "m", "--set", "sep", "FILE"), "`path_or_hub`"),
+        (("audit", "m", "--json", "EMPTY"), "`--json`"),
+        (("--bogus\x1b[31m",), "--bogus\\x1b[31m"),
+        (("no-such-command\x1b[31m",), "no-such-command\\x1b[31m"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
+)
+def test_cli_argument_that_cannot_be_used_is_one_line_and_status_2(run, tmp_path, arguments, named):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.json").write_bytes(b"\xff\xfe{")
+    places = {"EMPTY": tmp_path / "empty", "FILE": tmp_path / "file.json", "RUN": tmp_path / "run"}
+    assert named in refused(run(*(str(places.get(argument, argument)) for argument in arguments)))
+
+
+def test_cli_every_command_has_a_refusal_above():
+    """A new command needs its own lines in the list above."""
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
+        *("demo", "inspect", "mechanisms", "audit"),
+    }
+
+
+SHORT = ("--examples", "6", "--attack", "mimicry", "--max-new-tokens", "3", "--device", "cpu")
+READERS = (("inspect",), ("mechanisms",), ("audit", *SHORT))
+"""Commands that read the model at a path; `demo` reads it by the way that is tested in tests/demo."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"null", b"[]", b'"x"', b"\xff\xfe\x00", b'{"model_type": "llama"', b"{}", b"[" * 100_000],
+    ids=["empty", "null", "list", "text", "binary", "cut", "nothing", "deep"],
+)
+def test_cli_config_that_is_not_whole_is_one_line(run, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    for command, *options in READERS:
+        assert "`model`" in refused(run(command, str(tmp_path), *options))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": 0},
+        {"hidden_size": "x\x1b[31m"},
+        {"num_hidden_layers": -1.5},
+        {"vocab_size": None},
+        {"model_type": "\x1b]0;x\x07[bold]"},
+        {"layer_types": 3},
+        {"torch_dtype": "\x1b[31m"},
+        {"head_dim": []},
+    ],
+    ids=str,
+)
+def test_cli_config_with_values_of_the_wrong_kind_is_one_line(run, tmp_path, changes):
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    for command, *options in READERS:
+        result = run(command, str(tmp_path), *options)
+        assert "\x1b" not in result.output
+        if result.exit_code:
+            assert "`model`" in refused(result)
+
+
+def test_audit_weights_that_are_cut_short_are_one_line(run, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "`model`" in refused(run("audit", str(tmp_path), *SHORT))
+
+
+def test_cli_full_disk_is_one_line_and_status_1(run, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x\x1b[31m/results.json")
+
+    monkeypatch.setattr("rolesafe.demo.run_demo", full)
+    said = refused(run("demo"), 1)
+    assert said == "error: 'runs/x\\x1b[31m/results.json' cannot be used: No space left on device"
+
+
+def test_demo_without_matplotlib_is_one_line_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("rolesafe.demo.run.updates", lambda *args: pytest.fail("a job was started"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert 'pip install "rolesafe[demo]"' in refused(run("demo", "--run-dir", str(tmp_path)), 1)
+
+
+def test_demo_failed_job_is_one_line_and_status_1(run, monkeypatch):
+    def fail(*args, **kwargs):
+        raise DemoError("1 of 2 jobs failed: plain 0: its process was ended by SIGKILL")
+
+    monkeypatch.setattr("rolesafe.demo.run_demo", fail)
+    assert "1 of 2 jobs failed" in refused(run("demo"), 1)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["reported", "anywhere"])
+def test_demo_interrupted_ends_with_130(run, monkeypatch, inside):
+    def interrupted(*args, **kwargs):
+        if inside:
+            return SimpleNamespace(complete=False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rolesafe.demo.run_demo", interrupted)
+    result = run("demo")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted.\n")
+
+
+def test_cli_version_and_no_command(run):
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"rolesafe {rolesafe.__version__}\n")
+    result = run()
+    assert result.exit_code == 2
+    for command in ("demo", "inspect", "mechanisms", "audit"):
+        assert command in result.output
+
+
+# ------------------------------------------------------------------------------------------------------- hostile names
+
+HOSTILE = "[bold red]x[/y]\x1b]0;x\x07\u202e"
+ROLES = ("system", "user", "assistant", "[/]\x1b[31m", "a\u202eb\n")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A checkpoint whose folder, roles and tokenizer file have names that a terminal or rich would obey."""
+    folder = tmp_path_factory.mktemp("models") / HOSTILE
+    tokenizer = tiny_tokenizer(vocabulary())
+    model = tiny_llama(len(tokenizer), seed=0)
+    roles = {"roles": ROLES, "privileged": ("system",)}
+    rolesafe.patch(model, rolesafe.RoleConfig.preset("channel", **roles, data_roles=ROLES[3:], rotation=0.1))
+    model.save_pretrained(folder / "aware")
+    tokenizer.save_pretrained(folder / "aware")
+    tiny_model("llama").save_pretrained(folder / "plain")
+    return folder
+
+
+def test_cli_hostile_names_have_no_effect(hostile, tmp_path):
+    """In a process of their own, because libraries log to the real terminal; `audit` is in tests/audit."""
+    aware, plain = str(hostile / "aware"), str(hostile / "plain")
+    calls = [
+        ["inspect", aware],
+        ["inspect", plain],
+        ["mechanisms", plain],
+        ["demo", "--model", aware, "--run-dir", str(tmp_path / HOSTILE)],  # a role-aware model is no base to retrain
+    ]
+    code = (
+        "import json, sys\nfrom rolesafe.cli import main\n"
+        "for arguments in json.loads(sys.argv[1]):\n    sys.argv[1:] = arguments\n    try:\n        main()\n"
+        "    except SystemExit as ended:\n        print('STATUS', ended.code, flush=True)\n"
+    )
+    environment = {**os.environ, "COLUMNS": "300", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", code, json.dumps(calls)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=500)
+    said = (done.stdout + done.stderr).decode("ascii")
+    assert [line[7:] for line in said.splitlines() if line.startswith("STATUS")] == ["0", "0", "0", "2"], said
+    assert "Traceback" not in said
+    assert not set(said) & {chr(code) for code in (*range(32), 127) if chr(code) not in "\n\r"}
+    assert said.count("[bold red]x[/y]\\x1b]0;x\\x07\\u202e") >= len(calls)
+    assert "[/]\\x1b[31m" in said
 
 
 # ---------------------------------------------------------------------------------------------------------- mechanisms
@@ -89,6 +293,3 @@ def test_mechanisms_counts_for_a_model(run, tmp_path):
     text = " ".join(result.output.replace("\u2502", " ").split())
     assert "JambaForCausalLM" in text
     assert "does not fit:" in text
-    result = run("mechanisms", "/no/such/model")
-    assert result.exit_code == 1
-    assert "error:" in result.output

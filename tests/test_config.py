@@ -220,7 +220,7 @@ def test_presets_are_described() -> None:
         assert preset.adds and preset.guarantee and preset.parameters, name  # noqa: PT018
         assert not preset.adds.endswith("."), name
     published = {name for name, preset in PRESETS.items() if preset.paper}
-    assert published == {"ise", "air", "aside", "pft", "drip", "instaboost", "pasta", "spotlight"}
+    assert published == {"integrity", "ise", "air", "aside", "pft", "drip", "instaboost", "pasta", "spotlight"}
     assert {name for name in PRESETS if not PRESETS[name].trained} == {"instaboost", "pasta", "spotlight"}
 
 

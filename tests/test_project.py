@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ PACKAGE = ROOT / "rolesafe"
 KERNELS = ROOT / "kernels" / "rolesafe_kernels"
 
 LAYERS = (
-    {"config", "presets", "roles"},
+    {"config", "presets", "roles", "terminal"},
     {"attention"},
     {"mechanisms"},
     {"patching"},
@@ -239,6 +240,25 @@ def test_packages_of_setup_are_all_packages() -> None:
         assert (folder / "__init__.py").exists(), f"{folder.relative_to(ROOT)} has no __init__.py"
     for marker in (PACKAGE / "py.typed", KERNELS / "py.typed"):
         assert marker.exists(), f"{marker.relative_to(ROOT)} is missing: type checkers would ignore the annotations"
+
+
+def test_source_distribution_holds_the_documentation(tmp_path: Path) -> None:
+    command = ["setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as found:
+        names = {name.partition("/")[2] for name in found.getnames()}
+    wanted = {
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "README.md",
+        "kernels/README.md",
+        "rolesafe/report/page.html",
+    }
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "docs").iterdir()}
+    assert wanted <= names
 
 
 def test_every_attack_family_set_and_preset_is_documented():

@@ -2,13 +2,14 @@
 
     python -m benchmarks.override_resistance --out runs/resistance
 
-Every finished record stays: the same command goes on after Ctrl-C. Trained models are kept in OUT/models; another study
-(other attacks, a larger budget) takes them with --models.
+Every finished record stays: rerun the command to resume after Ctrl-C. Trained models are kept in OUT/models; another
+study (other attacks, a larger budget) takes them with --models.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +17,19 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from benchmarks.override_resistance.arms import ARMS, BASELINES, PLAIN
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.train import start
 from rolesafe.attacks.forging import forge
-from rolesafe.demo.pool import progress_bars, updates
+from rolesafe.cli import run_command
+from rolesafe.demo.pool import failures, progress_bars, updates
 from rolesafe.evaluation import Rate, Run, Store
 from rolesafe.evaluation.comparison import unlearned
+from rolesafe.evaluation.files import locked, read_json, write_whole
 from rolesafe.report import write_comparison
+from rolesafe.terminal import INTERRUPTED, as_text, print_error
 
 FORGING_TRIES = 10_000
 
@@ -69,16 +72,14 @@ def main(
         "gcg_width": gcg_width,
         "quick": quick,
     }
-    try:
-        study = Study(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-    except ValueError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
-    run(study, out, models or out / "models", workers)
+    study = Study(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    with locked(out, "out"):
+        status = run(study, out, models or out / "models", workers)
+    raise typer.Exit(status)
 
 
-def run(study: Study, out: Path, models: Path, workers: int | None = None) -> None:
-    """Do what is not done yet, then report; Ctrl-C reports what is there."""
+def run(study: Study, out: Path, models: Path, workers: int | None = None) -> int:
+    """Do what is not done yet, then report; Ctrl-C reports what is there. Return the exit status."""
     records = out / "records"
     records.mkdir(parents=True, exist_ok=True)
     _claim(study, out)
@@ -86,42 +87,40 @@ def run(study: Study, out: Path, models: Path, workers: int | None = None) -> No
     try:
         todo = [job for job in study.jobs if not ((found := store.load(job)) and found.complete)]
     except ValueError as error:
-        console.print(
-            f"[bold red]error:[/] {escape(str(error))}; move it away, and its run is measured again", soft_wrap=True
-        )
-        raise typer.Exit(1) from error
+        raise ValueError(f"`out`: {error}; move it away, and its run is measured again") from error
     # short ones last: all workers end at about the same time
     todo.sort(key=lambda job: ARMS[job[1]].kind == "steering")
-    failed = {}
+    failed, status = {}, 0
     try:
-        with progress_bars(console, study.jobs, todo) as tell:
-            for update in updates(partial(run_job, study, records, models), todo, workers):
+        with (
+            progress_bars(console, study.jobs, todo) as tell,
+            closing(updates(partial(run_job, study, records, models), todo, workers)) as told,
+        ):
+            for update in told:
                 tell(update)
                 if update.error is not None:
-                    failed[update.job] = update.error
+                    failed[update.job] = update
                 elif update.stage == "done":
-                    console.print(_line(update.run), markup=False, highlight=False)
+                    console.print(as_text(_line(update.run)))
     except KeyboardInterrupt:
-        console.print("[yellow]Interrupted: reporting what is there. The same command goes on from here.[/]")
-    for job, error in failed.items():
-        console.print(f"[bold red]{job} failed:[/]")
-        console.print(error, markup=False)
+        console.print("Interrupted: reporting what is there. Rerun the command to resume.", style="yellow")
+        status = INTERRUPTED
     report(study, out)
     if failed:
-        raise typer.Exit(1)
+        said = failures(failed, out / "failed")
+        status = print_error(f"{len(failed)} of {len(study.jobs)} jobs failed: {said}. Rerun to repeat only these.", 1)
+    return status
 
 
 def _claim(study: Study, out: Path) -> None:
     """From now on `out` is of this study: records of different settings must not be mixed."""
     path, mine = out / "study.json", json.loads(json.dumps(study.to_dict()))
     if path.exists():
-        other = json.loads(path.read_text(encoding="utf-8"))
+        other = read_json(path, "a study's settings")
         different = [k for k in mine if mine[k] != other.get(k)]
         if different:
-            what = ", ".join(different)
-            console.print(f"[bold red]error:[/] `out`: {path} is of a study with other {what}; give another directory")
-            raise typer.Exit(1)
-    path.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+            raise ValueError(f"`out`: {path} is of a study with other {', '.join(different)}; give another directory")
+    write_whole(path, json.dumps(mine, indent=1) + "\n")
 
 
 def _line(run: Run) -> str:
@@ -136,7 +135,7 @@ def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:
     try:
         results = store.read(study.jobs)
     except ValueError as error:
-        console.print(f"Nothing to report: {escape(str(error))}")
+        console.print("Nothing to report:", as_text(error))
         return
     parts = {"baseline": PLAIN.name, "candidate": study.candidate}
     plan = {
@@ -155,8 +154,8 @@ def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:
     )
     results.save(out / "results.json")
     for path in (out / "results.json", *write_comparison(results, out)):
-        console.print(path, style="dim")
+        console.print(as_text(path, "dim"))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

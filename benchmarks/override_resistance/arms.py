@@ -46,8 +46,9 @@ ARMS: dict[str, Arm] = {
         # all arms are trained with jumps of up to 640 positions: the paper's gap of 512 would be lost among them
         _preset("pft", "published", position_gap=1024),
         _preset("drip", "published"),
-        _preset("instaboost", "steering"),
-        _preset("pasta", "steering"),
+        # the factors of the papers, which the presets weaken for models that have to speak
+        _preset("instaboost", "steering", boost=9.0),
+        _preset("pasta", "steering", dampen=0.01),
         _preset("spotlight", "steering"),
         _preset("embedding", "part"),
         _preset("bias", "part"),

@@ -5,13 +5,14 @@ python -m benchmarks.override_resistance.compact runs/x/results.json benchmarks/
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from rolesafe.evaluation import Results
 from rolesafe.evaluation.files import write_whole
+from rolesafe.terminal import run_main
 
 
 def compact(results: Results) -> str:
@@ -24,5 +25,13 @@ def compact(results: Results) -> str:
     return f'{json.dumps(values, indent=1)[:-2]},\n "runs": [\n{lines}\n]}}\n'
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Leave the conversations out of a record.")
+    parser.add_argument("record", type=Path)
+    parser.add_argument("output", type=Path)
+    chosen = parser.parse_args()
+    write_whole(chosen.output, compact(Results.load(chosen.record)))
+
+
 if __name__ == "__main__":
-    write_whole(sys.argv[2], compact(Results.load(Path(sys.argv[1]))))
+    run_main(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,11 @@ class Kept:
     def __init__(self, path: Path, model: str) -> None:
         self.path = path
         self.results: list[AttackResult] = []
-        first, *rest = path.read_text(encoding="utf-8").splitlines() if path.exists() else [""]
-        for line in rest if first == json.dumps(model) else ():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
-                break  # cut short: the last one
-            self.results.append(AttackResult.from_dict(values))
+        lines = path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.exists() else []
+        first, *rest = lines or [""]
+        with suppress(ValueError, TypeError, KeyError, AttributeError):  # cut short: what is missing is run again
+            for line in rest if first == json.dumps(model) else ():
+                self.results.append(AttackResult.from_dict(json.loads(line)))
         write_whole(path, json.dumps(model) + "\n" + "".join(map(_line, self.results)))
 
     def add(self, result: AttackResult) -> None:

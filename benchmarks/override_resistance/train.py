@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from benchmarks.override_resistance.arms import ARMS, trained
 from benchmarks.override_resistance.data import chunks, text_digest, training_rows
 from benchmarks.override_resistance.settings import PRETRAINED, SIZES, Study
+from rolesafe.evaluation.files import read_json, whole_directory
 
 DONE = "training.json"
 """Written last: a model directory with it is whole. What the model comes from, the seconds that it took, its losses."""
@@ -31,7 +31,7 @@ def obtain(
     directory = models / f"{size}--{base}--{seed}"
     if not (directory / DONE).exists():
         _train(study, size, base, seed, directory, progress)
-    about = json.loads((directory / DONE).read_text(encoding="utf-8"))
+    about = read_json(directory / DONE, "the record of a training")
     wanted = _about(study, size, base)
     if different := [name for name in wanted if wanted[name] != about["training"].get(name)]:
         raise ValueError(
@@ -132,11 +132,8 @@ def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progre
         progress=progress,
         callbacks=[losses, *anneal],
     )
-    part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
     about = {"training": _about(study, size, arm), "seconds": round(seconds, 2), "losses": losses.mean}
-    (part / DONE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(part, directory)
+    with whole_directory(directory) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / DONE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -4,13 +4,14 @@
 
 The models are those of the study, trained if they are not there. Every search runs on the sources; what it found goes
 to every target, as text, with the target's own roles. OUT/transfer.json holds the counts; what a source has given is
-kept beside it, and the same command goes on from there.
+kept beside it: rerun the command to resume.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,11 @@ from benchmarks.override_resistance.measure import attacks, examples_of, stratif
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.train import obtain
 from rolesafe.attacks import AttackResult, attackable, transfer
-from rolesafe.demo.pool import Job, Tell, Update, progress_bars, updates
+from rolesafe.cli import run_command
+from rolesafe.demo.pool import Job, Tell, Update, failures, progress_bars, updates
 from rolesafe.evaluation import Rate, environment, resistance
-from rolesafe.evaluation.files import write_whole
+from rolesafe.evaluation.files import locked, write_whole
+from rolesafe.terminal import INTERRUPTED, as_text, print_error
 
 SEARCHES = ("gcg", "gcg-injection", "beam", "best-of-n", "worst-insertion")
 """Those that look at the words and the reply only; the others have losses that only a role-aware source knows."""
@@ -48,41 +51,49 @@ def main(
 ) -> None:
     """Search on the sources, send what was found to the targets, and count."""
     sources, targets = sources or ["plain", "pft"], targets or ["plain", "pft", "channel"]
-    try:
-        study = Study(
-            sizes=(size,),
-            arms=tuple(dict.fromkeys([*sources, *targets])),
-            seeds=tuple(range(seeds)),
-            searched=searched,
-            searches=tuple(searches or SEARCHES),
-            quick=quick,
-        )
-    except ValueError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
-    out.mkdir(parents=True, exist_ok=True)
+    study = Study(
+        sizes=(size,),
+        arms=tuple(dict.fromkeys([*sources, *targets])),
+        seeds=tuple(range(seeds)),
+        searched=searched,
+        searches=tuple(searches or SEARCHES),
+        quick=quick,
+    )
+    with locked(out, "out"):
+        status = run(study, sources, targets, models, out, workers)
+    raise typer.Exit(status)
+
+
+def run(study: Study, sources: list[str], targets: list[str], models: Path, out: Path, workers: int | None) -> int:
+    """Do all jobs, write the counts, and return the exit status."""
+    (size,) = study.sizes
     jobs = [(size, source, seed) for source in sources for seed in study.seeds]
-    failed, found = {}, {}
+    failed, found, status = {}, {}, 0
     try:
-        with progress_bars(console, jobs, jobs) as tell:
-            for update in updates(partial(send_job, study, tuple(targets), models, out), jobs, workers):
+        with (
+            progress_bars(console, jobs, jobs) as tell,
+            closing(updates(partial(send_job, study, tuple(targets), models, out), jobs, workers)) as told,
+        ):
+            for update in told:
                 tell(update)
                 if update.error is not None:
-                    failed[update.job] = update.error
+                    failed[update.job] = update
                 elif update.stage == "done":
                     found[update.job] = update.run
     except KeyboardInterrupt:
-        console.print("[yellow]Interrupted: counting what is there. The same command goes on from here.[/]")
-    for job, error in failed.items():
-        console.print(f"[bold red]{job} failed:[/]\n{error}", markup=False)
+        console.print("Interrupted: counting what is there. Rerun the command to resume.", style="yellow")
+        status = INTERRUPTED
     counts = [count for job in jobs if job in found for count in found[job]]
     complete = len(found) == len(jobs)
     where = asdict(environment())
     record = {"environment": where, "settings": study.to_dict(), "complete": complete, "counts": counts}
     write_whole(out / "transfer.json", json.dumps(record, indent=1) + "\n")
-    console.print(table(counts), markup=False, soft_wrap=True)
+    for line in table(counts).splitlines():
+        console.print(as_text(line), soft_wrap=True)
     if failed:
-        raise typer.Exit(1)
+        said = failures(failed, out / "failed")
+        status = print_error(f"{len(failed)} of {len(jobs)} jobs failed: {said}. Rerun to repeat only these.", 1)
+    return status
 
 
 def send_job(study: Study, targets: tuple[str, ...], models: Path, out: Path, job: Job, tell: Tell) -> None:
@@ -152,4 +163,4 @@ def _cell(k: int, n: int) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

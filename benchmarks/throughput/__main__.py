@@ -19,6 +19,9 @@ from benchmarks.throughput.session import Session
 from benchmarks.throughput.shapes import decode_shapes
 from benchmarks.throughput.table import show_targets
 from benchmarks.throughput.timing import Clock, CudaTimer
+from rolesafe.evaluation.files import check_writable
+from rolesafe.report.chart import require_matplotlib
+from rolesafe.terminal import run_main
 
 RESULTS = ROOT / "benchmarks" / "results" / "throughput.json"
 BUDGET, QUICK_BUDGET = 480.0, 100.0
@@ -67,6 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.warm:
         warm_up(options, device)
         return 0
+    check_writable(options.output, "--output")
+    if options.chart:
+        check_writable(options.chart, "--chart")
+        require_matplotlib()
     clock, console = Clock(options.budget), Console()
     settings = {"suites": options.suites, "quick": options.quick, "budget_s": options.budget, "causal": True}
     record = Record(options.output, environment(device, options.commit), settings)
@@ -93,4 +100,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

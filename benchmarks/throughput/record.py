@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from rolesafe.evaluation.files import read_json, write_whole
 
 VERSION = 1
 SAME = ("commit", "sources", "gpu", "torch", "triton")
@@ -84,10 +85,7 @@ class Record:
 
     def save(self) -> None:
         """Write the file; whoever reads it meanwhile sees the old one or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        os.replace(new, self.path)
+        write_whole(self.path, json.dumps(self.data, indent=1) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: It was written by another version.
     """
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    data = read_json(path, "a record of the benchmark")
     if data.get("version") != VERSION:
         raise ValueError(f"{path}: expected a record of version {VERSION}, got {data.get('version')!r}")
     return data

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from benchmarks.throughput.record import load
 from benchmarks.throughput.targets import evaluate
+from rolesafe.terminal import run_main
 
 COLUMNS = {
     "forward": ("off", "bias", "half dedicated", "sdpa flash", "sdpa cudnn", "flex causal", "flex bias", "folded bias"),
@@ -175,4 +176,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

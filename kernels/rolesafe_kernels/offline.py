@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import multiprocessing
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
@@ -27,6 +25,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rolesafe_kernels import backward, forward, layout
+from rolesafe_kernels.crew import Crew, Lost
+from rolesafe_kernels.files import run_main, write_whole
 from rolesafe_kernels.launch import INTERPRET, TABLES, Launch, Tile, table
 
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
@@ -242,14 +242,6 @@ def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> 
     return jobs
 
 
-def try_build(job: Job) -> tuple[Job, Report | str]:
-    """`build`, with an error as text."""
-    try:
-        return job, build(job)
-    except Exception as error:  # a compiler's crash is a result here
-        return job, f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-
-
 def faults(job: Job, report: Report | str, known: dict[str, int] | None = None) -> str | None:
     """What is wrong with a compiled kernel; None if nothing is.
 
@@ -274,10 +266,16 @@ def faults(job: Job, report: Report | str, known: dict[str, int] | None = None) 
     return None
 
 
+JOB_LIMIT = 600.0
+"""Seconds that one compilation may take."""
+
+
 def run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Report | str]]:
     """Build all, in `workers` processes; results as they come."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(try_build, jobs)
+    crew = Crew(build, workers)
+    for job, result in crew.run(jobs, JOB_LIMIT):
+        yield job, result.reason if isinstance(result, Lost) else result
+    crew.close()
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -308,7 +306,7 @@ def check(jobs: list[Job], record: Path | None, write: bool, workers: int) -> in
         text = re.sub(
             r"\{\s+(\"registers[^}]*?)\s+\}", lambda m: f"{{{' '.join(m[1].split())}}}", json.dumps(data, indent=1)
         )
-        record.write_text(text + "\n", encoding="utf-8")
+        write_whole(record, text + "\n")
     print(f"triton {triton.__version__}: {len(jobs) - wrong} of {len(jobs)} without fault")
     return int(wrong > 0)
 
@@ -327,4 +325,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -5,16 +5,11 @@ B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R role
 
 from __future__ import annotations
 
-import math
-import multiprocessing
 import random
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +17,7 @@ import triton
 from torch import Tensor
 
 from rolesafe_kernels import api, launch
+from rolesafe_kernels.crew import Crew, Lost
 from rolesafe_kernels.launch import Launch, Tile
 from rolesafe_kernels.offline import KERNELS, resource_usage
 
@@ -73,12 +69,6 @@ class Usage(NamedTuple):
     registers: int
     stack: int
     shared: int
-
-
-class Lost(NamedTuple):
-    """Why a job has no result."""
-
-    reason: str
 
 
 Times = dict[Tile, dict[str, list[float]]]
@@ -228,90 +218,6 @@ def compile_one(job: tuple[torch.dtype, Pair, Tile]) -> Usage:
     x = make_inputs(check_shape(pair.kernel), dtype, pair.width, torch.device("cuda"))
     compiled = record(pair.kernel, tile, x, compile_only=True)[1].compiled
     return Usage(*resource_usage(compiled.asm["cubin"]), compiled.metadata.shared)
-
-
-def work(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """A process of a `Crew`: results of jobs, until there are no more or the device is out of order."""
-    alive = True
-    while alive:
-        try:
-            job = connection.recv()
-        except EOFError:  # the parent is gone
-            return
-        if job is None:
-            return
-        result: Any
-        try:
-            result = function(job[0])
-        except Exception as error:  # a compiler's crash is a result here
-            result = Lost(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-            alive = "CUDA error" not in result.reason and "AcceleratorError" not in result.reason
-        connection.send((result, alive))
-
-
-class Crew:
-    """Processes that do jobs in parallel; one that dies or hangs costs its own job alone.
-
-    Args:
-        function: What is done to a job; it stands in a module, and both it and its jobs can be sent to a process.
-    """
-
-    def __init__(self, function: Callable[[Any], Any], size: int) -> None:
-        self.function, self.size = function, size
-        self.idle: list[tuple[Any, Connection]] = []
-
-    def hire(self) -> tuple[Any, Connection]:
-        """A new process."""
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=work, args=(there, self.function), daemon=True)
-        process.start()
-        there.close()
-        return process, here
-
-    def member(self) -> tuple[Any, Connection]:
-        """A process without a job."""
-        while self.idle:
-            process, connection = self.idle.pop()
-            if process.is_alive():
-                return process, connection
-        return self.hire()
-
-    def run(self, jobs: Sequence[Any], limit: float, until: float = math.inf) -> Iterator[tuple[Any, Any]]:
-        """Each job with its result or `Lost`, as they come. `limit`: seconds a job; `until`: end, monotonic()."""
-        waiting = deque(jobs)
-        busy: dict[Connection, tuple[Any, Any, float]] = {}
-        while waiting or busy:
-            while waiting and len(busy) < self.size and time.monotonic() < until:
-                process, connection = self.member()
-                connection.send((waiting[0],))
-                busy[connection] = (process, waiting.popleft(), min(time.monotonic() + limit, until))
-            if time.monotonic() >= until:
-                while waiting:
-                    yield waiting.popleft(), Lost("no time left")
-            ready = wait(list(busy), max(min((end for *_, end in busy.values()), default=0.0) - time.monotonic(), 0.0))
-            for connection in [c for c in busy if c in ready]:
-                process, job, _ = busy.pop(connection)
-                try:
-                    result, alive = connection.recv()
-                except (EOFError, ConnectionError):
-                    process.join()
-                    result, alive = Lost(f"its process died with exit code {process.exitcode}"), False
-                if alive:
-                    self.idle.append((process, connection))
-                yield job, result
-            for connection, (process, job, end) in list(busy.items()):
-                if time.monotonic() >= end:
-                    process.kill()
-                    del busy[connection]
-                    yield job, Lost("took too long")
-
-    def close(self) -> None:
-        """End its processes."""
-        for process, connection in self.idle:
-            connection.send(None)
-            process.join()
-        self.idle = []
 
 
 def time_rounds(calls: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:

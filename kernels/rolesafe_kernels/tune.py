@@ -29,6 +29,7 @@ import torch
 import triton
 
 from rolesafe_kernels import launch
+from rolesafe_kernels.files import run_main, write_whole
 from rolesafe_kernels.launch import INTERPRET, Launch, Tile, architecture, table, width
 from rolesafe_kernels.offline import SHARED_LIMIT, source_hash
 from rolesafe_kernels.timing import Gpu, Pair, Times, Usage
@@ -243,9 +244,7 @@ def rewrite(arch: int, pair: Pair, tile: Tile, timed_on: Mapping[str, Any]) -> N
     kept = before.get("timed", []) if {**before, "timed": 0, "date": 0} == {**timed_on, "timed": 0, "date": 0} else []
     data["timed_on"] = {**timed_on, "timed": sorted({*kept, f"{pair.entry} {pair.kernel}"})}
     data["entries"][pair.entry][pair.kernel] = list(tile)
-    partly = path.with_suffix(".json.new")
-    partly.write_text(render(data), encoding="utf-8")
-    os.replace(partly, path)
+    write_whole(path, render(data))
     table.cache_clear()
 
 
@@ -322,4 +321,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rolesafe.attacks.replies import Progress as Tell
+from rolesafe.terminal import one_line
 
 
 @contextmanager
@@ -19,9 +20,9 @@ def progress_bar(description: str = "attack", console: Console | None = None) ->
         description: In front of the bar.
         console: Where it is drawn; default: standard error.
     """
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console or Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=None)
+        task = progress.add_task(one_line(description), total=None)
 
         def tell(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)

@@ -6,6 +6,8 @@ The bias of a head is a table with R rows, so as a (T, S) matrix it has rank R a
 
     q' = [q, bias[h, r_i, :] / scale]      k' = [k, onehot(c_j)]      scale * q'.k' = scale * q.k + bias[h, r_i, c_j]
 
+FlashBias (Wu et al., NeurIPS 2025, arXiv 2505.12044) folds biases of low rank in the same way.
+
 The privileged channel is a second, short call over the privileged keys alone. Dedicated heads make only that one.
 Where a mass target is set, one more column of v, 1 at privileged keys, brings their mass beside the output.
 Sliding windows, and several queries that continue a cache (1 < T < S), need the (T, S) mask that PyTorch's op asks for,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rolesafe.audit.load import load
 from rolesafe.audit.report import AuditReport, AuditSettings
 from rolesafe.audit.run import audit
 from rolesafe.audit.terminal import draw, progress_bar
+from rolesafe.evaluation.files import check_writable
 from rolesafe.tasks import Example
 
 
@@ -41,20 +41,24 @@ def run_audit(
 
     Raises:
         ValueError: An argument does not fit; `json_path` is tried before the audit starts.
-        OSError: A file cannot be read or written.
+        OSError: The report cannot be written.
         ImportError: A package is missing that the model or the set needs, such as `datasets` for a set from the hub.
     """
     from transformers.utils import logging
 
     chosen = AuditSettings(**settings)
     if json_path is not None:
-        _check_can_write(json_path)
+        check_writable(json_path, "--json")
     examples, source = None, ""
     if data is not None:
         from rolesafe.tasks import sets
 
         name, path = data
-        examples = _drawn(sets.load_set(name, path, seed=chosen.seed), chosen)
+        try:
+            found = sets.load_set(name, path, seed=chosen.seed)
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        examples = _drawn(found, chosen)
         source = f"{name}, {path}"
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -76,27 +80,6 @@ def run_audit(
         if json_path is not None:
             report.save(json_path)
     return report
-
-
-def _check_can_write(path: Path) -> None:
-    """Raise where a report could not be written to `path`, without leaving anything there.
-
-    Raises:
-        ValueError: It is a directory or no regular file, or the nearest folder that exists takes no new file.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            what = "the directory" if path.is_dir() else "the special file"
-            raise ValueError(
-                f"`--json`: expected a file to write, got {what} {str(path)!r}; name another, as audit.json"
-            )
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        with TemporaryFile(dir=folder):  # tried, because modes do not tell of read-only and full file systems
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"`--json`: expected a path that can be written, got {str(path)!r}: {error.strerror}; name another one"
-        ) from error
 
 
 def _drawn(found: Sequence[Example], settings: AuditSettings) -> list[Example]:

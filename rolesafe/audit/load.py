@@ -65,12 +65,12 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
 def _read(path: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
-    from rolesafe.patching.read import first_line, is_alone, read_model
+    from rolesafe.patching.read import UNREADABLE, first_line, is_alone, read_model
 
     model = read_model(path, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         base = getattr(model.config, "name_or_path", "")
         if not is_alone(path) or not base or base == path:
             raise ValueError(

@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rolesafe.attacks import Rate
 from rolesafe.audit.decode import decode
 from rolesafe.evaluation import Environment
-from rolesafe.evaluation.files import read_versioned, write_whole
+from rolesafe.evaluation.files import read_versioned, read_whole, write_whole
 from rolesafe.evaluation.mass import MassMap
 from rolesafe.tasks import FAMILIES
 
@@ -293,7 +292,10 @@ class AuditReport:
             ValueError: It is not such a file.
             OSError: It cannot be read.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(read_whole(path))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def _is_count(value: Any) -> bool:

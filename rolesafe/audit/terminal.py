@@ -14,7 +14,7 @@ from rich.text import Text
 from rolesafe.audit.report import AuditReport, MassLevel
 from rolesafe.audit.run import Progress as Tell
 from rolesafe.audit.verdicts import Standing, share
-from rolesafe.report.text import visible
+from rolesafe.terminal import as_text, one_line
 
 LABELS: dict[Standing, tuple[str, str]] = {
     "good": ("OK", "bold green"),
@@ -29,8 +29,8 @@ def draw(report: AuditReport, console: Console) -> None:
     """Print `report`. No markup and no escape sequence in text from elsewhere takes effect."""
     roles = "none" if report.roles is None else ", ".join(_parts(report)) or "role layer without any part"
     about = [
-        f"{visible(report.model)}: {report.architecture}, {report.n_parameters:,} parameters; role layer: {roles}",
-        f"{report.n_examples} examples: {visible(report.examples)}",
+        one_line(f"{report.model}: {report.architecture}, {report.n_parameters:,} parameters; role layer: {roles}"),
+        one_line(f"{report.n_examples} examples: {report.examples}"),
     ]
     if report.utility is not None:
         used = report.utility
@@ -41,15 +41,15 @@ def draw(report: AuditReport, console: Console) -> None:
     grid.add_column(overflow="fold")
     for verdict in report.verdicts:
         label, style = LABELS[verdict.standing]
-        lines = [Text(visible(verdict.claim), style="bold"), Text(visible(verdict.text))]
-        lines += [Text(f"- {visible(line)}", style="dim") for line in verdict.numbers]
+        lines = [as_text(verdict.claim, "bold"), as_text(verdict.text)]
+        lines += [as_text(f"- {line}", "dim") for line in verdict.numbers]
         grid.add_row(Text(label, style=style), Group(*lines))
         grid.add_row("", "")
     console.print(grid)
     if report.mass:
         _draw_map(report.mass[-1], console)
     for note in report.notes:
-        console.print(Text(f"Note: {visible(note)}", style="dim"))
+        console.print(as_text(f"Note: {note}", "dim"))
     if not report.complete:
         console.print(Text("INTERRUPTED: only what was finished is shown.", style="bold yellow"))
 
@@ -88,13 +88,13 @@ def _draw_map(level: MassLevel, console: Console) -> None:
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Tell]:
     """A bar for each part of an audit; gives the function to tell it with. Nothing is drawn where no terminal is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, object] = {}
 
         def tell(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
+                tasks[stage] = bar.add_task(one_line(stage), total=total)
             task = tasks[stage]
             bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
 

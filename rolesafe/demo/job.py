@@ -9,6 +9,7 @@ from typing import Any
 from rolesafe.demo.pool import Tell, Update
 from rolesafe.demo.settings import ATTACKS, ROLE_AWARE, DemoSettings
 from rolesafe.evaluation import Run
+from rolesafe.evaluation.files import whole_directory
 
 SAMPLES = 2
 """Attacked conversations kept of each attack, for the report."""
@@ -42,8 +43,9 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
 
     seconds = _train(settings, model, tokenizer, seed, checkpoints, trained)
     model.eval()
-    model.save_pretrained(directory / "models" / f"{name}-{seed}")
-    tokenizer.save_pretrained(directory / "models" / f"{name}-{seed}")
+    with whole_directory(directory / "models" / f"{name}-{seed}") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     tell(Update(job, "measuring", _TRAINING))
     examples = generate("test", settings.examples, seed=1000 + seed, families=RULES)
     useful = utility(model, tokenizer, examples)
@@ -69,10 +71,15 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
 
 
 def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
-    """The untrained model of a job, and its tokenizer."""
+    """The untrained model of a job, and its tokenizer.
+
+    Raises:
+        ValueError: The model to retrain cannot be read, or the configuration does not fit it.
+    """
     import torch
 
     from rolesafe.patching import patch
+    from rolesafe.patching.read import reading
     from rolesafe.roles.templates import DEFAULT_TEMPLATE
     from rolesafe.tasks import vocabulary
     from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
@@ -87,10 +94,11 @@ def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.model, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        with reading(settings.model):
+            tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                settings.model, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+            )
         if tokenizer.chat_template is None:
             tokenizer.chat_template = DEFAULT_TEMPLATE
     if name == ROLE_AWARE:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from rolesafe.evaluation.files import write_whole
+from rolesafe.patching.read import first_line
+from rolesafe.terminal import guard_terminal, one_line
 
 Job = tuple[Any, ...]
 """What tells one job from another: strings and numbers."""
@@ -30,7 +35,8 @@ class Update:
         stage: "training", "measuring", an attack's label, ..., "done" or "failed".
         fraction: How much of the job is done, 0 to 1.
         run: What has been measured so far.
-        error: Where it failed: the traceback.
+        error: Why it failed, on one line.
+        trace: The traceback, if there is one.
     """
 
     job: Job
@@ -38,6 +44,7 @@ class Update:
     fraction: float
     run: Any = None
     error: str | None = None
+    trace: str | None = None
 
 
 Tell = Callable[[Update], None]
@@ -45,7 +52,7 @@ Work = Callable[[Job, Tell], None]
 """Does a job; its last update has the stage "done". It has to be picklable: a function of a module, or a partial."""
 
 
-def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Iterator[Update]:
+def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Generator[Update, None, None]:
     """What the jobs tell, as they tell it. A job that fails ends with the stage "failed"; the others go on.
 
     Args:
@@ -55,50 +62,105 @@ def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Iter
     """
     count = min(len(jobs), workers or _default_workers())
     context = _context()
-    told: Any = context.Queue()
     waiting = list(jobs)
-    alive: dict[Job, Any] = {}
+    # A pipe for each job: a process that is killed while it writes would leave a common queue locked for all others.
+    alive: dict[Connection, tuple[Job, Any]] = {}
     try:
         while waiting or alive:
             while waiting and len(alive) < count:
                 job = waiting.pop(0)
-                process = context.Process(target=_child, args=(work, job, told), daemon=True)
-                process.start()
-                alive[job] = process
-            try:
-                update = told.get(timeout=1.0)
-            except queue.Empty:
-                for job, process in list(alive.items()):
-                    if not process.is_alive() and told.empty():
-                        del alive[job]
-                        error = f"{job}: its process died with code {process.exitcode}"
-                        yield Update(job, "failed", 0.0, error=error)
-                continue
-            yield update
-            if update.stage in ("done", "failed"):
-                alive.pop(update.job).join()
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(work, job, there), daemon=True)
+                try:
+                    process.start()
+                except OSError as error:
+                    here.close()
+                    yield Update(job, "failed", 0.0, error=f"no process could be started: {first_line(error)}")
+                else:
+                    alive[here] = job, process
+                finally:
+                    there.close()  # now only the process holds it: its end is the end of the file
+            for connection in wait(list(alive)):
+                assert isinstance(connection, Connection)
+                job, process = alive[connection]
+                try:
+                    update = connection.recv()
+                except (EOFError, ConnectionError):
+                    process.join(_PATIENCE)
+                    update = Update(job, "failed", 0.0, error=_why_ended(process.exitcode))
+                if update.stage in ("done", "failed"):
+                    del alive[connection]
+                    _end(process, connection, _PATIENCE)
+                yield update
     finally:
-        for process in alive.values():
+        for connection, (_, process) in alive.items():
             process.terminate()
+            _end(process, connection, _PATIENCE)
+
+
+_PATIENCE = 10.0
+"""Seconds that a process has to end by itself."""
+
+
+def _end(process: Any, connection: Connection, seconds: float) -> None:
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    connection.close()
+
+
+def _why_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"its process was ended by {name}" + (", as when memory runs out" if name == "SIGKILL" else "")
+    return f"its process died with code {code}"
+
+
+def failures(failed: dict[Job, Update], folder: Path) -> str:
+    """Return one line about the jobs that failed, and write their tracebacks into `folder`.
+
+    Args:
+        failed: The last update of each.
+        folder: Made where there is a traceback to write.
+
+    Raises:
+        OSError: A traceback cannot be written.
+    """
+    lines = []
+    for job, update in failed.items():
+        name = " ".join(map(str, job))
+        said = f"{name}: {update.error}"
+        if update.trace is not None:
+            path = write_whole(folder / f"{'-'.join(map(str, job))}.txt", update.trace)
+            said += f" (traceback in {path})"
+        lines.append(said)
+    return "; ".join(lines)
 
 
 @contextmanager
 def progress_bars(console: Console, jobs: Sequence[Job], todo: Sequence[Job]) -> Iterator[Tell]:
     """One bar for each job; of more than a screenful only those that run. Yields what to call with every update."""
-    columns = TextColumn("{task.description:<16}"), BarColumn(), TextColumn("{task.fields[stage]}"), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description:<16}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[stage]}", markup=False),
+        TimeElapsedColumn(),
+    )
     few = len(jobs) <= 16
     with Progress(*columns, console=console, refresh_per_second=4) as progress:  # it shares the jobs' cores
         bars: dict[Job, TaskID] = {}
         for job in jobs:
             stage = "waiting" if job in todo else "done before"
-            name = " ".join(map(str, job))
+            name = one_line(" ".join(map(str, job)))
             bars[job] = progress.add_task(name, total=1.0, stage=stage, start=False, visible=few)
             progress.update(bars[job], completed=0.0 if job in todo else 1.0)
 
         def tell(update: Update) -> None:
             ended = update.stage in ("done", "failed")
             progress.start_task(bars[update.job])
-            progress.update(bars[update.job], completed=update.fraction, stage=update.stage, visible=few or not ended)
+            shown = {"completed": update.fraction, "stage": one_line(update.stage), "visible": few or not ended}
+            progress.update(bars[update.job], **shown)  # type: ignore[arg-type]
             if ended:
                 progress.stop_task(bars[update.job])
 
@@ -119,7 +181,8 @@ def _context() -> Any:
     return context
 
 
-def _child(work: Work, job: Job, told: Any) -> None:
+def _child(work: Work, job: Job, told: Connection) -> None:
+    guard_terminal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()  # what was imported stays: looking through it for garbage takes a second of a job's time
@@ -127,9 +190,10 @@ def _child(work: Work, job: Job, told: Any) -> None:
         import torch
 
         torch.set_num_threads(1)
-        work(job, told.put)
-    except Exception:
-        told.put(Update(job, "failed", 0.0, error=traceback.format_exc()))
+        work(job, told.send)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        told.send(Update(job, "failed", 0.0, error=reason, trace=traceback.format_exc()))
 
 
 def _end_with_parent() -> None:

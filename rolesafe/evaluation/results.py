@@ -7,11 +7,10 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rolesafe.attacks import Outcome, Rate
-from rolesafe.evaluation.files import read_versioned, write_whole
+from rolesafe.evaluation.files import read_versioned, read_whole, write_whole
 from rolesafe.evaluation.records import AttackPoint, Environment, Run
 from rolesafe.evaluation.utility import Utility
 from rolesafe.tasks import Message
@@ -137,10 +136,13 @@ class Results:
         """Read a file that :meth:`save` wrote.
 
         Raises:
-            ValueError: It is not such a file.
+            ValueError: It is not such a file, or not all of one.
             OSError: It cannot be read.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(read_whole(path))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def _better(one: Run, other: Run) -> Run:

@@ -58,7 +58,7 @@ class Store:
     def load(self, key: Key) -> Results | None:
         """The record of a run; ``None`` where there is none yet."""
         path = self.path(key)
-        return _load(path) if path.exists() else None
+        return Results.load(path) if path.exists() else None
 
     def read(self, planned: Collection[Key] | None = None) -> Results:
         """All runs in one record, in the order of `planned`, or of the files' names without it.
@@ -77,13 +77,6 @@ class Store:
             paths = [path for path in dict.fromkeys(self.path(key) for key in planned) if path.exists()]
         if not paths:
             raise ValueError(f"`directory`: expected files of runs in {os.fspath(self.directory)!r}, found none")
-        merged = Results.merge([_load(path) for path in paths])
+        merged = Results.merge([Results.load(path) for path in paths])
         missing = len(set(planned) - {run.key for run in merged.runs}) if planned is not None else 0
         return replace(merged, complete=merged.complete and not missing and all(run.complete for run in merged.runs))
-
-
-def _load(path: Path) -> Results:
-    try:
-        return Results.load(path)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

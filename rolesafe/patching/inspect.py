@@ -16,6 +16,7 @@ from rolesafe.config import RoleConfig
 from rolesafe.patching import families
 from rolesafe.patching.apply import patch, role_parameters, unpatch
 from rolesafe.patching.checkpoint import MODEL_TYPE, read_config
+from rolesafe.patching.read import reading
 
 _PART_OF = {
     "bias": "bias",
@@ -72,22 +73,25 @@ def count_presets(path: str) -> tuple[str, dict[str, int | str]]:
     """Learned scalars that each preset would add to the model of `path`, or why it does not fit; first, its class.
 
     Raises:
-        ValueError: The model has a role layer, or cannot be patched at all.
-        OSError: There is no model at `path`.
+        ValueError: There is no model at `path`, it has a role layer, or cannot be patched at all.
     """
-    sealed = read_config(path)
-    if sealed is not None and sealed.get("model_type") == MODEL_TYPE:
+    if _read_sealed(path) is not None:
         raise ValueError(f"`model`: {path!r} has a role layer already; expected a plain model")
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    counts: dict[str, int | str] = {}
-    with torch.device("meta"):
+    with reading(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        kind = type(model).__name__
-        if not families.attention_modules(model):
-            raise ValueError(f"`model`: {kind} cannot be patched. {families.why_not(model)}")
-        for name in RoleConfig.presets():
-            counts[name] = _count(model, RoleConfig.preset(name))
-    return kind, counts
+    kind = type(model).__name__
+    if not families.attention_modules(model):
+        raise ValueError(f"`model`: {kind} cannot be patched. {families.why_not(model)}")
+    with torch.device("meta"):
+        return kind, {name: _count(model, RoleConfig.preset(name)) for name in RoleConfig.presets()}
+
+
+def _read_sealed(path: str) -> dict[str, Any] | None:
+    """Return the configuration of a checkpoint with a role layer; None for any other."""
+    with reading(path):
+        about = read_config(path)
+        return about if about is not None and about.get("model_type") == MODEL_TYPE else None
 
 
 def _count(model: Any, config: RoleConfig) -> int | str:
@@ -109,30 +113,32 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         config: What a patch would use.
 
     Raises:
-        ValueError: `config` does not fit the model.
-        OSError: There is no model at `path`.
+        ValueError: There is no model at `path`, or `config` does not fit it.
     """
-    sealed = read_config(path)
-    if sealed is not None and sealed.get("model_type") == MODEL_TYPE:
-        config = RoleConfig.from_dict(sealed["rolesafe"])
-        base = dict(sealed["base_config"])
-        base_config: Any = AutoConfig.for_model(base.pop("base_model_type"), **base)
-    else:
-        base_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    with torch.device("meta"):
+    sealed = _read_sealed(path)
+    with reading(path), torch.device("meta"):
+        if sealed is not None:
+            config = RoleConfig.from_dict(sealed["rolesafe"])
+            base = dict(sealed["base_config"])
+            base_config: Any = AutoConfig.for_model(base.pop("base_model_type"), **base)
+        else:
+            base_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)
         base_parameters = sum(p.numel() for p in model.parameters())
-        kind = type(model).__name__
-        attention = families.attention_modules(model)
-        if not attention:
-            return PatchReport(
-                architecture=kind,
-                model_type=model.config.model_type,
-                tested=False,
-                problem=families.why_not(model),
-                base_parameters=base_parameters,
-                config=config,
-            )
+        if not base_parameters:
+            raise ValueError("a model without parameters")
+    kind = type(model).__name__
+    attention = families.attention_modules(model)
+    if not attention:
+        return PatchReport(
+            architecture=kind,
+            model_type=model.config.model_type,
+            tested=False,
+            problem=families.why_not(model),
+            base_parameters=base_parameters,
+            config=config,
+        )
+    with torch.device("meta"):
         layers = families.decoder_layers(model)
         patch(model, config, allow_untested=True)
     counts: dict[str, int] = {}

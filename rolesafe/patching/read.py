@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from rolesafe.patching.checkpoint import MODEL_TYPE, ROLE_CONFIG_NAME, from_pretrained, read_config
+
+UNREADABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError),
+)
+"""What transformers raises for a checkpoint whose files are missing, cut short, or hold values of the wrong kind."""
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn whatever the reading of a checkpoint raises into one clear error.
+
+    Raises:
+        ValueError: There is no such model, or its files cannot be read.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(
+            f"`model`: expected a directory or hub id of a causal language model that transformers has the code of, "
+            f"got {path!r}: {reason}"
+        ) from error
 
 
 def read_model(path: str, dtype: str = "auto") -> Any:
@@ -20,16 +48,11 @@ def read_model(path: str, dtype: str = "auto") -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    with reading(path):
         about = read_config(path)
         if is_alone(path) or (about is not None and about.get("model_type") == MODEL_TYPE):
             return from_pretrained(path, dtype=dtype)
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"`model`: expected a directory or hub id of a causal language model that transformers has the code of, "
-            f"got {path!r}: {first_line(error)}"
-        ) from error
 
 
 def is_alone(path: str) -> bool:

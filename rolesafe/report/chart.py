@@ -39,19 +39,29 @@ LIGHT = Theme(paper="#ffffff", ink="#1c2127", soft="#5c6670", grid="#e3e7eb")
 DARK = Theme(paper="#1b2026", ink="#e8ebee", soft="#a4adb6", grid="#343b43")
 
 
+def require_matplotlib() -> None:
+    """Raise where no chart can be drawn: to be called before the work that the chart will show.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError('the chart needs matplotlib, which is missing: pip install "rolesafe[demo]"') from error
+
+
 def draw_chart(view: View, *, theme: Theme = LIGHT, dpi: int = 220) -> bytes:
     """`view` as a PNG image.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError('the chart needs matplotlib, which is missing: pip install "rolesafe[demo]"') from error
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     utility = [row for row in view.rows if row.kind == "utility"]
     bars = 0.4 + 0.27 * len(utility) * (len(view.models) + 1.15)

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rolesafe.evaluation import SeedMean
-from rolesafe.report.text import visible
 from rolesafe.report.view import Kind, View, interval, percent
+from rolesafe.terminal import as_text
 
 SECTIONS: dict[Kind, str] = {
     "utility": "Utility (higher is better)",
@@ -26,29 +26,29 @@ def draw_table(view: View, console: Console) -> None:
     )
     table.add_column("", overflow="fold")
     for model in view.models:
-        table.add_column(Text(visible(model.name)), justify="right", no_wrap=True)
+        table.add_column(as_text(model.name), justify="right", no_wrap=True)
     table.add_column("n", justify="right")
     if view.with_versus:
-        table.add_column(Text(f"{visible(view.models[-1].name)} against {visible(view.models[0].name)}"), max_width=20)
+        table.add_column(as_text(f"{view.models[-1].name} against {view.models[0].name}"), max_width=20)
     for kind, title in SECTIONS.items():
         rows = [row for row in view.rows if row.kind == kind]
         if rows:
             table.add_section()
             table.add_row(Text(title, style="bold"))
         for row in rows:
-            cells = [Text(f"  {visible(row.label)}")]
+            cells = [as_text(f"  {row.label}")]
             cells += [_cell(mean, kind) for mean in row.means]
             cells.append(Text(trials(row.means), style="dim"))
             if view.with_versus:
-                cells.append(Text(row.versus))
+                cells.append(as_text(row.versus))
             table.add_row(*cells)
     console.print(table)
     if view.partial is not None:
-        console.print(Text(f"PARTIAL: {visible(view.partial)}", style="bold yellow"))
+        console.print(as_text(f"PARTIAL: {view.partial}", "bold yellow"))
     for note in view.notes:
-        console.print(Text(visible(note), style="dim"))
+        console.print(as_text(note, "dim"))
     if view.headline:
-        console.print(Text(visible(view.headline)))
+        console.print(as_text(view.headline))
 
 
 def trials(means: tuple[SeedMean | None, ...]) -> str:

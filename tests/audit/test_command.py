@@ -85,7 +85,7 @@ def test_preset_patches_for_a_look(run, tmp_path):
     assert "patched with preset 'channel' for this audit and not trained" in " ".join(result.output.split())
     patched = save(tmp_path / "patched", RoleConfig())
     result = run(patched, *SHORT, "--preset", "channel")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "has a role layer of its own" in result.output
 
 
@@ -110,7 +110,7 @@ def test_interruption_prints_what_is_there_and_writes_it(run, tmp_path, monkeypa
 
     monkeypatch.setattr(audit_run, "run_points", stop)
     result = run(save(tmp_path / "plain"), *SHORT, "--json", tmp_path / "audit.json")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 130, result.output
     assert "INTERRUPTED" in result.output
     report = AuditReport.load(tmp_path / "audit.json")
     assert not report.complete
@@ -124,9 +124,9 @@ def never(monkeypatch):
     monkeypatch.setattr(command, "load", lambda *args, **kwargs: pytest.fail("the audit went on"))
 
 
-def refused(result) -> str:
+def refused(result, status: int = 2) -> str:
     said = " ".join(result.output.split())
-    assert (result.exit_code, "Traceback" in said) == (1, False), said
+    assert (result.exit_code, "Traceback" in said) == (status, False), said
     assert isinstance(result.exception, SystemExit)
     return said
 
@@ -152,7 +152,7 @@ def test_folder_on_a_full_disk_is_refused_before_the_audit(run, tmp_path, never,
     def full(dir):
         raise OSError(28, "No space left on device", str(dir))
 
-    monkeypatch.setattr(command, "TemporaryFile", full)
+    monkeypatch.setattr("rolesafe.evaluation.files.TemporaryFile", full)
     assert "got 'new/audit.json': No space left on device" in refused(run("m", *SHORT, "--json", "new/audit.json"))
 
 
@@ -169,7 +169,7 @@ def test_verdicts_are_printed_before_the_file_is_written(run, tmp_path, monkeypa
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(AuditReport, "save", fail)
-    said = refused(run(save(tmp_path / "plain"), *SHORT, "--json", tmp_path / "audit.json"))
+    said = refused(run(save(tmp_path / "plain"), *SHORT, "--json", tmp_path / "audit.json"), 1)
     assert "RISK token equality" in said
     assert "No space left on device" in said
 
@@ -185,7 +185,7 @@ def test_file_is_written_where_the_terminal_is_gone(run, tmp_path, monkeypatch):
 
 def test_set_from_the_hub_without_datasets_is_one_line(run, monkeypatch, never):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    said = refused(run("m", *SHORT, "--set", "sep", "owner/name"))
+    said = refused(run("m", *SHORT, "--set", "sep", "owner/name"), 1)
     assert "error: `path_or_hub`: 'owner/name' is no file" in said
     assert "pip install 'datasets>=4'" in said
 
@@ -233,7 +233,7 @@ def test_real_set(run, tmp_path):
 def test_errors_are_one_line_without_a_traceback(run, tmp_path, arguments, message):
     path = save(tmp_path / "plain")
     result = run(*(path if argument == "PLAIN" else argument for argument in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
 
@@ -241,7 +241,7 @@ def test_errors_are_one_line_without_a_traceback(run, tmp_path, arguments, messa
 def test_model_without_a_tokenizer_is_refused(run, tmp_path):
     tiny_llama(20, seed=0).save_pretrained(tmp_path)
     result = run(tmp_path, *SHORT)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "expected a tokenizer beside the model" in " ".join(result.output.split())
 
 
@@ -257,6 +257,17 @@ def test_text_from_elsewhere_changes_nothing_in_the_terminal(tmp_path, capsys):
     assert "\u202e" not in printed
     assert "[red]x\\x1b[31m" in printed
     assert "\\u202e[bold]" in printed
+
+
+def test_audit_hostile_names_have_no_effect(run, tmp_path):
+    roles = ("system", "user", "assistant", "[/]\x1b[31m")
+    config = RoleConfig(roles=roles, privileged=("system",), share=0.5, data_roles=roles[3:], rotation=0.1)
+    result = run(save(tmp_path / "[bold red]x[_y]\x1b]0;x\x07", config), *SHORT)
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    assert "[bold red]x[_y]\\x1b]0;x\\x07" in "".join(result.output.replace("│", "").split()).replace(
+        "boldred", "bold red"
+    )
 
 
 def test_command_is_what_the_cli_runs(run, monkeypatch, tmp_path):
@@ -279,4 +290,5 @@ def test_command_is_what_the_cli_runs(run, monkeypatch, tmp_path):
 
 
 class _Nothing:
+    complete = True
     verdicts = ()

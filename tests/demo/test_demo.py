@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +70,7 @@ def test_finished_jobs_are_not_run_again(finished, monkeypatch):
 
     def forbidden(*args):
         assert args[1] == [], "jobs were started again"
-        return iter(())
+        yield from ()
 
     monkeypatch.setattr(demo_run, "updates", forbidden)
     assert run_demo(SMALL, directory, console=quiet()).runs == results.runs
@@ -92,13 +96,98 @@ def test_interrupt_leaves_a_readable_partial_result(finished, tmp_path, monkeypa
     assert len(results.runs[0].attacks) == 3
     assert Results.load(tmp_path / "results.json") == results
     assert "artial" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Interrupted" in console.file.getvalue()
+    said = " ".join(console.file.getvalue().split())
+    assert "Interrupted" in said
+    assert f"--run-dir {tmp_path}" in said.replace(" /", "/").replace("--run-dir/", "--run-dir /")
 
 
-def test_failed_job_is_reported_with_its_traceback(tmp_path):
+def test_run_demo_model_that_cannot_be_read_ends_before_any_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_run, "updates", lambda *args: pytest.fail("a job was started"))
     broken = dataclasses.replace(SMALL, model=str(tmp_path / "nowhere"))
-    with pytest.raises(demo_run.DemoError, match="nowhere"):
+    with pytest.raises(ValueError, match=r"`model`: expected a directory or hub id.*nowhere"):
         run_demo(broken, tmp_path / "run", workers=1, console=quiet())
+
+
+def test_run_demo_failed_job_keeps_the_others(finished, tmp_path, monkeypatch):
+    """Also where the process was killed: both end with the stage "failed"."""
+    plain, aware = finished[1].runs
+
+    def told(work, jobs, workers):
+        yield Update(jobs[0], "failed", 0.0, error="ValueError: [/] no\x1b[31m", trace="Traceback: here")
+        yield Update(jobs[1], "done", 1.0, run=aware)
+
+    monkeypatch.setattr(demo_run, "updates", told)
+    with pytest.raises(demo_run.DemoError, match="1 of 2 jobs failed: plain 0: ValueError") as raised:
+        run_demo(SMALL, tmp_path, console=quiet())
+    assert "\n" not in str(raised.value)
+    assert (tmp_path / "failed" / "plain-0.txt").read_text(encoding="utf-8") == "Traceback: here"
+    assert [run.model for run in Results.load(tmp_path / "results.json").runs] == ["role-aware"]
+    assert (tmp_path / "report.html").exists()
+
+    def resumed(work, jobs, workers):
+        assert jobs == [("plain", 0)]
+        yield Update(jobs[0], "done", 1.0, run=plain)
+
+    monkeypatch.setattr(demo_run, "updates", resumed)
+    monkeypatch.setattr(demo_run, "write_report", lambda *args: ())
+    assert run_demo(SMALL, tmp_path, console=quiet()).complete
+
+
+def test_run_demo_without_matplotlib_ends_before_any_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_run, "updates", lambda *args: pytest.fail("a job was started"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r'pip install "rolesafe\[demo\]"'):
+        run_demo(SMALL, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_demo_second_run_in_one_directory_is_refused(finished, tmp_path, monkeypatch):
+    def told(work, jobs, workers):
+        with pytest.raises(ValueError, match="`directory`: expected a directory that no other run is writing into"):
+            run_demo(SMALL, tmp_path, console=quiet())
+        yield from (Update(job, "done", 1.0, run=run) for job, run in zip(jobs, finished[1].runs, strict=False))
+
+    monkeypatch.setattr(demo_run, "updates", told)
+    monkeypatch.setattr(demo_run, "write_report", lambda *args: ())
+    assert run_demo(SMALL, tmp_path, console=quiet()).complete
+    assert run_demo(SMALL, tmp_path, console=quiet()).complete  # the lock ended with the run
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"schema_version": 2}', b"[" * 100_000])
+def test_run_demo_results_that_are_not_whole_are_refused(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"`directory`: .*results\.json: .*delete that file") as raised:
+        run_demo(SMALL, tmp_path, console=quiet())
+    assert (tmp_path / "results.json").read_bytes() == content
+    assert "\n" not in str(raised.value)
+
+
+def test_run_demo_full_disk_keeps_the_old_file_and_names_it(finished, tmp_path, monkeypatch):
+    shutil.copy(finished[0] / "results.json", tmp_path)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*results\.json"):
+        run_demo(SMALL, tmp_path, console=quiet())
+    assert Results.load(tmp_path / "results.json") == finished[1]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_run_demo_hostile_names_end_nothing(finished, tmp_path, monkeypatch):
+    """A folder whose name is markup crashed the last line of a run, and its escape sequences took effect."""
+    directory = tmp_path / "[bold red]x[/y]\x1b]0;owned\x07"
+
+    def told(work, jobs, workers):
+        yield from (Update(job, "done", 1.0, run=run) for job, run in zip(jobs, finished[1].runs, strict=True))
+
+    monkeypatch.setattr(demo_run, "updates", told)
+    console = Console(file=io.StringIO(), width=300, force_terminal=True, color_system=None)
+    assert run_demo(SMALL, directory, console=console).complete
+    said = console.file.getvalue()
+    assert "[bold red]x[/y]\\x1b]0;owned\\x07/results.json" in said
+    assert "\x1b]" not in said
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from rolesafe.demo.pool import Job, Tell, Update, updates
+from rich.console import Console
+
+from rolesafe.demo.pool import Job, Tell, Update, progress_bars, updates
 
 
 def work(job: Job, tell: Tell) -> None:
@@ -20,6 +24,13 @@ def work(job: Job, tell: Tell) -> None:
     if name == "sleeps":
         Path(count).write_text(str(os.getpid()), encoding="utf-8")
         time.sleep(60)
+    if name == "killed":  # while it tells, all the time
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            tell(Update(job, "training", 0.5, run="x" * 100_000))
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "silent":
+        return
     tell(Update(job, "training", 0.5))
     tell(Update(job, "done", 1.0, run=count))
 
@@ -29,8 +40,41 @@ def test_jobs_that_fail_do_not_take_the_others_along() -> None:
     told = list(updates(work, jobs, workers=2))
     assert {u.job: u.run for u in told if u.stage == "done"} == {("works", 3): 3, ("works", 4): 4}
     failed = {u.job: u.error for u in told if u.stage == "failed"}
-    assert "job 1 is broken" in str(failed["broken", 1])
+    assert failed["broken", 1] == "RuntimeError: job 1 is broken"
     assert "died with code 3" in str(failed["dies", 2])
+    assert ["Traceback" in str(u.trace) for u in told if u.error is not None] == [True, False]
+
+
+def test_updates_worker_killed_while_it_writes_costs_its_own_job_alone() -> None:
+    jobs = [("killed", 1), ("works", 2), ("silent", 3), *(("works", n) for n in range(4, 8))]
+    told = list(updates(work, jobs, workers=3))
+    assert {u.run for u in told if u.stage == "done"} == {2, 4, 5, 6, 7}
+    failed = {u.job: u.error for u in told if u.stage == "failed"}
+    assert failed == {
+        ("killed", 1): "its process was ended by SIGKILL, as when memory runs out",
+        ("silent", 3): "its process died with code 0",
+    }
+
+
+def test_updates_closed_early_leaves_no_process(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    running = updates(work, [("sleeps", str(file)), ("works", 1)], workers=2)
+    assert next(running).job == ("works", 1)
+    assert waits(file.exists)
+    running.close()
+    assert not alive(int(file.read_text(encoding="utf-8")))
+
+
+def test_progress_bars_hostile_names_have_no_effect() -> None:
+    job = ("[bold red]a[/x]\x1b]0;owned\x07", 0)
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    with progress_bars(console, [job], [job]) as tell:
+        tell(Update(job, "[/]\x1b[1m\n", 1.0))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[bold red]a[/x]\\x1b]0;owned\\x07 0" in said
+    assert "[/]\\x1b[1m\\x0a" in said
+    assert "\x1b]" not in said
+    assert "\x1b[1m" not in said
 
 
 def test_no_job_outlives_a_killed_parent(tmp_path: Path) -> None:

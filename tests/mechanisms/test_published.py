@@ -188,7 +188,7 @@ def test_instaboost_multiplies_attention_to_privileged_keys(family: str) -> None
 
 @families
 def test_pasta_multiplies_attention_to_other_keys_on_chosen_heads(family: str) -> None:
-    config = RoleConfig.preset("pasta", steered_heads=((0, 1), (1, 0), (1, 3)))
+    config = RoleConfig.preset("pasta", dampen=0.01, steered_heads=((0, 1), (1, 0), (1, 3)))
 
     def change(weights: Tensor, layer: int, keys: Tensor) -> Tensor:
         chosen = torch.zeros(4, dtype=torch.bool)

@@ -31,8 +31,8 @@ CONFIGS = {
     "aside": RoleConfig.preset("aside"),
     "pft": RoleConfig.preset("pft", position_gap=20),
     "drip": RoleConfig.preset("drip"),
-    "instaboost": RoleConfig.preset("instaboost"),
-    "pasta": RoleConfig.preset("pasta"),
+    "instaboost": RoleConfig.preset("instaboost", boost=9.0),
+    "pasta": RoleConfig.preset("pasta", dampen=0.01),
     "spotlight": RoleConfig.preset("spotlight", mass_target=0.6),
     "separate": RoleConfig.preset("separate", share=0.3),
     "all at once": RoleConfig.preset(

@@ -63,6 +63,36 @@ def test_csv_takes_hostile_text_as_text(small: Results) -> None:
     assert next(csv.DictReader(io.StringIO(render_csv(named))))["mechanism"] == "'=HYPERLINK(1)"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("=1+1", "+1", "-1", "@SUM(1)", "\uff1d1", "\uff0b1", "\uff0d1", "\uff201", "\ufe661", "\ufe631", "\u22121"),
+        *(
+            "\n=1",
+            " =1",
+            "\u3000=1",
+            "\u00a0\uff1d1",
+            "\n1",
+            "\t=1",
+            "\r=1",
+            "\r\n=1",
+            "\u200b=1",
+            "\ufeff=1",
+            "\x00=1",
+        ),
+    ],
+)
+def test_render_csv_no_cell_starts_a_formula(small: Results, text: str) -> None:
+    """A spreadsheet skips white space, reads wide forms, and splits at `;` where the comma is the decimal sign."""
+    for name in (text, f"x;{text}"):
+        table = render_csv(replace(small, runs=(replace(small.runs[0], model=name),), complete=False))
+        cell = next(csv.DictReader(io.StringIO(table, newline="")))["mechanism"]
+        assert cell[0] in "'\\x"
+        for separator in ",;":
+            for line in csv.reader(io.StringIO(table, newline=""), delimiter=separator):
+                assert not [c for c in line if c.strip()[:1] in ("=", "+", "@", "\uff1d", "\uff0b", "\uff20")]
+
+
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
 

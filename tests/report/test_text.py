@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rolesafe.report.text import MOST_MARKS, shorten, visible
+from rolesafe.terminal import as_text, one_line, run_main
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,36 @@ from rolesafe.report.text import MOST_MARKS, shorten, visible
 def test_visible(text: str, expected: str) -> None:
     assert visible(text) == expected
     visible(text).encode("utf-8")
+
+
+def test_as_text_has_no_markup_no_emoji_and_one_line() -> None:
+    assert as_text("[bold red]x[/] :bomb:\n\x1b]0;x\x07").plain == "[bold red]x[/] :bomb:\\x0a\\x1b]0;x\\x07"
+    assert as_text("[bold]x").spans == []
+    assert one_line(b"a\xff".decode("utf-8", "surrogateescape")) == "a\\udcff"
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (ValueError("`x`: a\n  b\x1b[1m"), 2, "error: `x`: a b\\x1b[1m\n"),
+        (
+            OSError(28, "No space left on device", "a\x1bb"),
+            1,
+            "error: 'a\\x1bb' cannot be used: No space left on device\n",
+        ),
+        (ImportError("no x"), 1, "error: no x\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+    ],
+)
+def test_run_main_error_is_one_line_and_a_status(capsys, monkeypatch, raised, status, said) -> None:
+    monkeypatch.setattr("rolesafe.terminal.guard_terminal", lambda: None)
+
+    def main() -> int:
+        raise raised
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert (ended.value.code, capsys.readouterr().err) == (status, said)
 
 
 def test_shorten_says_how_much_is_missing() -> None:

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from rolesafe_kernels import api, call, launch, ops, timing
+from rolesafe_kernels.crew import Crew, Lost
 from rolesafe_kernels.launch import INTERPRET, Tile
 
 from tests.tuning.jobs import work_on
@@ -73,17 +74,30 @@ def test_chat_has_system_text_first_and_several_roles() -> None:
     assert not torch.equal(roles[0], roles[1])
 
 
+def test_crew_process_killed_while_idle_costs_nothing() -> None:
+    crew = Crew(work_on, 1)
+    try:
+        assert dict(crew.run(["a"], limit=60.0)) == {"a": "A"}
+        (process, _), *_ = crew.idle
+        process.kill()
+        process.join()
+        assert dict(crew.run(["b"], limit=60.0)) == {"b": "B"}
+        crew.idle[0][0].kill()
+    finally:
+        crew.close()
+
+
 def test_a_crew_survives_errors_deaths_and_hanging() -> None:
-    crew = timing.Crew(work_on, 1)
+    crew = Crew(work_on, 1)
     try:
         assert dict(crew.run(["warm"], limit=60.0)) == {"warm": "WARM"}
         found = dict(crew.run(["a", "error", "b", "death"], limit=60.0))
         assert (found["a"], found["b"]) == ("A", "B")
-        assert found["death"] == timing.Lost("its process died with exit code 7")
-        assert found["error"] == timing.Lost("ValueError: no such tile")
+        assert found["death"] == Lost("its process died with exit code 7")
+        assert found["error"] == Lost("ValueError: no such tile")
         assert dict(crew.run(["c"], limit=60.0)) == {"c": "C"}, "and goes on"
-        assert dict(crew.run(["hang"], limit=0.2)) == {"hang": timing.Lost("took too long")}
+        assert dict(crew.run(["hang"], limit=0.2)) == {"hang": Lost("took too long")}
         late = dict(crew.run(["d", "e"], limit=20.0, until=time.monotonic()))
-        assert set(late.values()) == {timing.Lost("no time left")}
+        assert set(late.values()) == {Lost("no time left")}
     finally:
         crew.close()

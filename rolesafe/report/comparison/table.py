@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator
 
 from rolesafe.evaluation import AttackPoint, Rate, Results, Run
@@ -17,14 +18,18 @@ COLUMNS = (
 )
 """Utility stands in every line: attack success says nothing without it."""
 
+_FORMULA = ("=", "+", "-", "\u2212", "@")
+"""What a formula starts with: the minus sign of mathematics (U+2212), too."""
+
 
 def render_csv(results: Results) -> str:
     """`results` as CSV text (RFC 4180). The last line of a run is its worst case over all that can be typed.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front.
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, and all text is quoted, so that no
+    other separator (``;`` where the comma is the decimal sign) starts a cell within it.
     """
     target = io.StringIO()
-    writer = csv.DictWriter(target, COLUMNS, lineterminator="\r\n")
+    writer = csv.DictWriter(target, COLUMNS, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     for run in results.runs:
         for line in _lines(run):
@@ -79,5 +84,10 @@ def _share(rate: Rate) -> str:
 
 
 def _harmless(text: str) -> str:
+    """Return `text` with an apostrophe in front where a spreadsheet could take it for a formula.
+
+    Spreadsheets skip white space in front of a formula and read the wide and small forms of its first sign, too.
+    """
     shown = visible(text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+    first = unicodedata.normalize("NFKC", shown.lstrip()[:1])
+    return f"'{shown}" if shown[:1].isspace() or first.startswith(_FORMULA) else shown
