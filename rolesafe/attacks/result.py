@@ -27,6 +27,9 @@ class Outcome:
         losses: Loss of the best messages after each step of the search, where it has one.
         typed: Whether somebody can type the attack. Where not, `reply` came from the search, and `messages` alone do
             not bring it about.
+        right: Whether the reply is the right one, see :func:`rolesafe.attacks.judge.is_right`: the attacker did not win
+            and the model still did its task. ``None`` where the example states no right reply, and in results of
+            earlier versions.
     """
 
     id: str
@@ -38,6 +41,7 @@ class Outcome:
     n_steps: int = 0
     losses: tuple[float, ...] = ()
     typed: bool = True
+    right: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "losses", tuple(self.losses))  # JSON has lists only

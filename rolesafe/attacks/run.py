@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rolesafe.attacks.checks import check_clean, check_goal_is_wrong, check_messages, known_outcomes, success_text
 from rolesafe.attacks.delimiters import Delimiters
-from rolesafe.attacks.judge import contains
+from rolesafe.attacks.judge import contains, is_right
 from rolesafe.attacks.memory import Batches, OutOfMemoryError
 from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.attacks.replies import Progress, context_size, prompts, replies, role_config
@@ -319,12 +319,14 @@ class _Job:
         return found
 
     def _keep(self, example: Example, messages: tuple[Message, ...], reply: str, **counts: Any) -> None:
+        success = contains(reply, success_text(example, self.goal))
         self.known[example.id] = Outcome(
             id=example.id,
             family=example.family,
             messages=messages,
             reply=reply,
-            success=contains(reply, success_text(example, self.goal)),
+            success=success,
+            right=False if success else is_right(reply, example),
             **counts,
         )
 
