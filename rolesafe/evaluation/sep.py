@@ -40,8 +40,8 @@ def sep(examples: Sequence[Example], answers: Sequence[str]) -> Sep:
         examples: Pairs of a protected example (the probe is in the data; its `violation` is the witness) and its benign
             twin (the probe is in the instruction), in any order: :func:`rolesafe.tasks.probes`, or
             ``rolesafe.tasks.load_set("sep", ...)``.
-        answers: The reply to each. The witness is looked for without case anywhere in it, as in the paper's code, and in
-            any form of its letters (:func:`rolesafe.attacks.disguise.plain`).
+        answers: The reply to each. The witness is looked for without case anywhere in it, as in the paper's code, and
+            in any form of its letters (:func:`rolesafe.attacks.disguise.plain`).
 
     Raises:
         ValueError: There are no probes, a twin is missing, or the numbers of examples and replies differ.
