@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rolesafe.attacks.memory import is_memory_reason
+from rolesafe.attacks.memory import is_memory_reason, is_reason_of_the_run
 from rolesafe.attacks.rates import Rate
 from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.tasks import Message
@@ -111,6 +111,11 @@ class AttackResult:
     def out_of_memory(self) -> tuple[str, ...]:
         """Ids of those in `failed` that lacked nothing but memory: another try may give them an outcome."""
         return tuple(name for name, reason in self.failed if is_memory_reason(reason))
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Ids of those in `failed` that failed for a reason of this run alone: an attacker may have had more luck."""
+        return tuple(name for name, reason in self.failed if is_reason_of_the_run(reason))
 
     def by_family(self) -> dict[str, Rate]:
         """Attack success for each task family."""
