@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rolesafe.attacks import AttackResult, Outcome, Rate
+from rolesafe.attacks.memory import is_reason_of_the_run
 from rolesafe.evaluation.resistance import Resistance, per_sample
 from rolesafe.evaluation.utility import Utility
 
@@ -110,6 +111,11 @@ class AttackPoint:
             raise ValueError(f"`marks`: expected {self.success} of {self.attack!r}, got marks that give {counted}")
         if self.n_steps and len(self.n_steps) != counted.n:
             raise ValueError(f"`n_steps`: expected one for each of {counted.n} examples, got {len(self.n_steps)}")
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """As :attr:`rolesafe.attacks.AttackResult.undecided`."""
+        return tuple(name for name, reason in self.failed if is_reason_of_the_run(reason))
 
     @classmethod
     def of(cls, result: AttackResult, *, samples: int = 0, examples: Sequence[str] | None = None) -> AttackPoint:
@@ -216,7 +222,7 @@ class Run:
         Args:
             chosen: Which attacks; default: those that can be typed.
         """
-        return per_sample((point.attack, self.won(point)) for point in self._chosen(chosen))
+        return per_sample((point.attack, self.won(point), point.undecided) for point in self._chosen(chosen))
 
     def held(self, chosen: Callable[[AttackPoint], bool] | None = None) -> dict[str, bool] | None:
         """Whether the reply was right under every attack, for the examples of :meth:`worst`.
