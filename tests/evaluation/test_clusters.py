@@ -14,6 +14,7 @@ from rolesafe.evaluation import Plan, Results, Run, Utility, score, seed_mean, v
 from rolesafe.evaluation.comparison import growth_verdict, silent, unlearned, verdicts
 from rolesafe.evaluation.paired import Paired, resampled
 from rolesafe.evaluation.statistics import clustered_interval, effective_trials, losing_seeds_bound
+from rolesafe.report.build import build_view
 from rolesafe.tasks import generate
 from tests.evaluation.test_records import HERE, USEFUL, result, run_of
 from tests.report.study import study
@@ -150,6 +151,13 @@ def test_targets_model_that_is_silent_under_attack_meets_none() -> None:
     for run, met in ((right, True), (quiet, None)):
         found = verdicts(Results(runs=(plain, run), environment=HERE), "", Plan())
         assert found[0].met is met
+
+
+def test_report_names_what_is_no_evidence() -> None:
+    quiet = replace(run_of(replied("mimicry", {"a": "wrong"}, failed=(("b", OUT_OF_MEMORY),))), model="quiet")
+    notes = build_view(Results(runs=(quiet,), environment=HERE)).notes
+    assert any("1 attacks failed and are not counted: out of memory" in note for note in notes)
+    assert any(note.startswith("quiet: 0 of 1 examples that no attack won on") for note in notes)
 
 
 def test_targets_of_a_record_without_right_marks_are_uncertain() -> None:
