@@ -22,10 +22,10 @@ from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.table import ROWS, cell, is_fixed, trials
 from benchmarks.override_resistance.templates import clusters, distance, sentences, template
 from rolesafe.attacks import Rate, attackable, attacked
-from rolesafe.evaluation import Results, Run
+from rolesafe.evaluation import Plan, Results, Run, verdicts
 from rolesafe.evaluation.statistics import clustered_interval, effective_trials, losing_seeds_bound
-from rolesafe.report.comparison.build import build_comparison
 from rolesafe.report.comparison.markdown import target_lines
+from rolesafe.report.comparison.view import ComparisonView, Heat, SizeView
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "results"
@@ -62,6 +62,7 @@ def labels(name: str) -> dict[str, str]:
     return clusters(load(name).settings, load(name).seeds)
 
 
+@cache
 def caption(name: str) -> str:
     """Where a table comes from: file, commit, seeds, examples and what they are worth, judge."""
     results = load(name)
@@ -71,7 +72,7 @@ def caption(name: str) -> str:
     for what, row in (("fixed texts", ROWS["all fixed texts"]), ("searches", ROWS["**worst case**"])):
         runs = results.of(results.sizes[0], results.models[0])
         n = sum((row.rate(run) or Rate(0, 0)).n for run in runs)
-        worth = trials(row, runs, results.settings, labels(name))
+        worth = trials(row, runs, n, results.settings, labels(name))
         if n and (what == "fixed texts" or results.settings["searched"]):
             counts.append(f"{what} on n = {n}, worth {worth:.0f} independent ones")
     judged = any(point.right for run in results.runs for point in run.attacks)
@@ -83,12 +84,26 @@ def caption(name: str) -> str:
 
 def table(name: str, size: str) -> str:
     """The table of one size of a record."""
-    return f"{caption(name)}\n\n{tables.table(load(name), size)}"
+    return f"{caption(name)}\n\n{tables.table(load(name), size, labels(name))}"
 
 
 def targets(name: str) -> str:
     """Which targets a record meets, intervals by template."""
-    return "\n".join(target_lines(build_comparison(load(name), clusters=labels(name))))
+    results = load(name)
+    plan = Plan.of(results)
+    found = [verdicts(results, size, plan, labels(name)) for size in results.sizes]
+    nothing = {"mechanisms": (), "curves": (), "masses": (), "transcripts": ()}
+    view = ComparisonView(
+        candidate=plan.candidate,
+        baseline=plan.baseline,
+        sizes=tuple(
+            SizeView(label=size, best=None, heat=Heat(families=(), untyped=(), rows=()), **nothing)
+            for size in results.sizes
+        ),
+        verdicts=tuple(zip(*found, strict=True)),
+        n_seeds=len(results.seeds),
+    )
+    return "\n".join(target_lines(view))
 
 
 def seeds(name: str, size: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rolesafe.attacks import contains
 from rolesafe.attacks.judge import is_right
-from rolesafe.tasks import Example, generate
+from rolesafe.tasks import FAMILIES, Example, generate
 
 
 def examples_named(ids: Sequence[str]) -> dict[str, Example]:
@@ -22,8 +22,7 @@ def examples_named(ids: Sequence[str]) -> dict[str, Example]:
     found: dict[str, Example] = {}
     for split, seed in sorted({(id.split("/")[1], int(id.split("/")[2])) for id in ids}):
         wanted = {id for id in ids if id.split("/")[1:3] == [split, str(seed)]}
-        families = tuple(dict.fromkeys(id.split("/")[0] for id in sorted(wanted)))
-        for some in (("access", "form", "data"), families, None):
+        for some in (("access", "form", "data"), FAMILIES):
             count = 2 * (1 + max(int(id.split("/")[4]) for id in wanted))
             made = {e.id: e for e in generate(split, count, seed, some)}  # type: ignore[arg-type]
             if wanted <= set(made):

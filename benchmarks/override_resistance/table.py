@@ -93,12 +93,18 @@ DECIDING = ("benign, right", "all fixed texts", "**worst case**")
 """The rows whose intervals a table of many mechanisms keeps."""
 
 
-def table(results: Results, size: str) -> str:
+def table(results: Results, size: str, labels: Mapping[str, str] | None = None) -> str:
     """Markdown of one size; means over seeds in percent, with 95% intervals. A column per mechanism; of more than
-    :data:`MOST_COLUMNS` mechanisms a row each, most intervals left to the page of the run."""
+    :data:`MOST_COLUMNS` mechanisms a row each, most intervals left to the page of the run.
+
+    Args:
+        results: The record.
+        size: One of its sizes.
+        labels: The template of every example, where it is known already.
+    """
     runs = {model: found for model in results.models if (found := results.of(size, model))}
     many = len(runs) > MOST_COLUMNS
-    labels = clusters(results.settings, results.seeds)
+    labels = labels or clusters(results.settings, results.seeds)
     cells = {
         name: [cell(row, of, results.settings, labels, short=many and name not in DECIDING) for of in runs.values()]
         for name, row in ROWS.items()
@@ -114,10 +120,11 @@ def table(results: Results, size: str) -> str:
 NOTHING = "-"
 
 
-def trials(row: Row, runs: Sequence[Run], settings: Mapping[str, Any], labels: Mapping[str, str]) -> float:
-    """Return what the examples of a row are worth in independent trials, templates of all seeds taken together."""
+def trials(
+    row: Row, runs: Sequence[Run], counted: int, settings: Mapping[str, Any], labels: Mapping[str, str]
+) -> float:
+    """Return what `counted` examples of a row are worth in independent trials, templates of all seeds together."""
     asked = [id for run in runs for id in row.ids(run, settings)]
-    counted = sum(rate.n for run in runs if (rate := row.rate(run)) is not None)
     # of the probes some count only where they were executed; which ones the record does not say
     share = min(1.0, counted / len(asked)) if asked else 0.0
     return share * effective_trials(labels[id] for id in asked)
@@ -128,9 +135,10 @@ def cell(
 ) -> str:
     """Return the mean over seeds with its interval, and how many seeds have it where some do not."""
     rates = [rate for run in runs if (rate := row.rate(run)) is not None and rate.n]
-    mean = seed_mean(rates, trials(row, runs, settings, labels))
-    if mean is None:
+    if not rates:
         return NOTHING
+    mean = seed_mean(rates, trials(row, runs, sum(rate.n for rate in rates), settings, labels))
+    assert mean is not None
     text = f"{mean.value:.1%}" + ("" if short else f" ({100 * mean.low:.1f} to {100 * mean.high:.1f})")
     return text if len(rates) == len(runs) else f"{text}, {len(rates)} of {len(runs)} seeds"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from rolesafe.tasks import Difficulty, Example, Message, generate, probes, trigger_examples
@@ -43,10 +44,14 @@ def clusters(settings: Mapping[str, Any], seeds: Iterable[int]) -> dict[str, str
 
 def ids_of(kind: str, settings: Mapping[str, Any], seed: int) -> list[str]:
     """Return the ids of the harmless texts with trigger words ("triggers"), or of the probes in data ("probes")."""
-    count = settings["examples"]
+    return list(_ids(kind, settings["examples"], tuple(settings["families"]), seed))
+
+
+@cache
+def _ids(kind: str, count: int, families: tuple[str, ...], seed: int) -> tuple[str, ...]:
     if kind == "triggers":
-        return [e.id for e in trigger_examples("test", count // 2, 2000 + seed, tuple(settings["families"]))]
-    return [e.id for e in probes("test", count, 3000 + seed) if e.kind == "protected"]
+        return tuple(e.id for e in trigger_examples("test", count // 2, 2000 + seed, families))
+    return tuple(e.id for e in probes("test", count, 3000 + seed) if e.kind == "protected")
 
 
 def sentences(conversations: Iterable[Sequence[Message]]) -> set[tuple[str, ...]]:

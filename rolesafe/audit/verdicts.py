@@ -247,6 +247,9 @@ def _mass(report: AuditReport) -> Verdict:
         if violations:
             text = f"the reserved share is VIOLATED in {violations:,} of {rows:,} rows"
             return Verdict(claim=claim, standing="bad", text=text, numbers=tuple(numbers))
+        unfinished = any(note.startswith("privileged attention: not finished") for note in report.notes)
+        if unfinished or not math.isfinite(margin):
+            return _no_evidence(claim, "not all texts were looked at, or a mass is not finite", numbers)
         text = f"what is reserved is kept in every row: 0 violations in {rows:,}"
         return Verdict(claim=claim, standing="good", text=text, numbers=tuple(numbers))
     first, last = levels[0], levels[-1]

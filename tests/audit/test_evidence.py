@@ -249,6 +249,11 @@ def test_other_claims_without_evidence_are_open():
     assert told("token equality", equality=dataclasses.replace(equal, n=0, changed=Rate(0, 0))).standing == "open"
     assert told("token equality", equality=dataclasses.replace(equal, max_delta=math.nan)).standing == "open"
     assert told("dilution", dilution=curve()).standing == "open"
+    assert told("privileged attention").standing == "good"
+    assert told("privileged attention", notes=("privileged attention: not finished, out of memory",)).standing == "open"
+    level = report().mass[0]
+    nan = dataclasses.replace(level, mass=dataclasses.replace(level.mass, margin=math.nan))
+    assert told("privileged attention", mass=(nan,)).standing == "open"
     assert told(OVERRIDE, override=Override(points=(), worst=Rate(0, 0))).standing == "open"
 
 

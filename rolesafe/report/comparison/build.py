@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rolesafe.evaluation import Rate, Results, Run, SeedMean, Versus, holm, seed_mean, versus
 from rolesafe.evaluation.comparison import Plan, best_published, verdicts, worst_case, worst_mean, worst_outcomes
-from rolesafe.evaluation.paired import Clusters
 from rolesafe.evaluation.records import counted
 from rolesafe.report.build import listed, missing_notes, setting_groups, transcripts
 from rolesafe.report.comparison.curves import curves_of
@@ -16,16 +15,15 @@ Groups = Mapping[str, Sequence[Run]]
 """The runs of each mechanism at one size, in order of appearance."""
 
 
-def build_comparison(results: Results, plan: Plan | None = None, clusters: Clusters | None = None) -> ComparisonView:
+def build_comparison(results: Results, plan: Plan | None = None) -> ComparisonView:
     """What a report shows of a study; sizes and mechanisms stand in their order of appearance.
 
     Args:
         results: The record.
         plan: Which models are compared with which; default: what the record says, see :meth:`Plan.of`.
-        clusters: Examples that are not independent of each other: the intervals of the targets take them together.
     """
     plan = plan or Plan.of(results)
-    by_size = [verdicts(results, size, plan, clusters) for size in results.sizes]
+    by_size = [verdicts(results, size, plan) for size in results.sizes]
     return ComparisonView(
         candidate=plan.candidate,
         baseline=plan.baseline,
