@@ -74,14 +74,16 @@ def run_points(
 def _run(
     model: Any, tokenizer: Any, examples: Sequence[Example], config: AttackConfig, progress: Progress | None
 ) -> AttackResult:
-    refused = {e.id: reason for e in examples if (reason := _refusal(model, tokenizer, e, config)) is not None}
-    fit = [example for example in examples if example.id not in refused]
-    result = AttackResult(config=config, goal=None, outcomes=())
-    if fit:
-        try:
-            result = attack(model, tokenizer, fit, None, config, check_goal=False, progress=progress)
-        except ValueError as error:
-            result = replace(result, failed=tuple((example.id, f"{STOPPED}: {error}") for example in fit))
+    """Attack those of `examples` that the attack can be made of; the others are `failed`, with the reason."""
+    try:
+        return attack(model, tokenizer, examples, None, config, check_goal=False, progress=progress)
+    except ValueError as error:
+        refused = {e.id: reason for e in examples if (reason := _refusal(model, tokenizer, e, config)) is not None}
+        fit = [example for example in examples if example.id not in refused]
+        if not refused or not fit:
+            failed = {**{example.id: f"{STOPPED}: {error}" for example in fit}, **refused}
+            return AttackResult(config=config, goal=None, outcomes=(), failed=tuple(failed.items()))
+    result = _run(model, tokenizer, fit, config, progress)
     return replace(result, failed=(*result.failed, *refused.items()))
 
 

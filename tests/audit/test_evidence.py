@@ -130,6 +130,19 @@ def test_audit_attack_that_was_asked_for_and_refused_is_open():
     assert (found.worst, found.not_run) == (Rate(0, 0), count)
 
 
+def test_audit_attack_runs_on_the_examples_that_it_can_be_made_of():
+    asked = [e for e in examples(12) if e.kind == "protected"]
+    asked[0] = dataclasses.replace(asked[0], statements=())
+    known: list[AttackResult] = []
+    configs = [AttackConfig(name="mimicry", max_new_tokens=3)]
+    sweeps_module.run_points(make_model(positions=2048), make_tokenizer(), asked, configs, known)
+    assert [o.id for o in known[0].outcomes] == [e.id for e in asked[1:]]
+    assert [id for id, _ in known[0].failed] == [asked[0].id]
+    held = [dataclasses.replace(r, outcomes=tuple(won(o, False) for o in r.outcomes)) for r in known]
+    found = override(configs, held, asked)
+    assert (found.worst, found.undecided, found.not_run) == (Rate(0, 5), 1, 1)
+
+
 # ------------------------------------------------------------------------------------------------- what answers nothing
 
 
