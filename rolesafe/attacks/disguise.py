@@ -21,15 +21,21 @@ from urllib.parse import unquote
 
 _WORD: Final = re.compile(r"[^\W\d_]+|\d+")
 
-_LOOK_ALIKES: Final = str.maketrans(
-    # Cyrillic, Greek, Armenian, Cherokee and Lisu letters that print like Latin ones, after Unicode's confusables
-    "авекмнорстухѕіјӏԁԍԛԝѵһгп" + "АВЕКМНОРСТУХЅІЈӀԀԌԚԜѴҺ"
-    "αβγεηικνορστυχω" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ" + "օոսհզցյլ" + "ՕՍԼ"
-    "ᎠᎡᎢᎥᎪᎫᎬᎳᎷᎻᏀᎶᎾᏃᏚᏞᏟᏢᏦᏴᏙ" + "ꓐꓑꓓꓔꓖꓗꓙꓚꓜꓝꓟꓠꓡꓢꓣꓦꓧꓪꓫꓬꓮꓰꓲꓳꓴ",
-    "abekmhopctyxsijldgqwvhrn" + "ABEKMHOPCTYXSIJLDGQWVH"
-    "abyenikvopotuxw" + "ABEZHIKMNOPTYX" + "onuhqgjl" + "OUL"
-    "drtiajewmhggozslcpkbv" + "bpdtgkjczfmnlsrvhwxyaeiou",
-)  # fmt: skip
+_ALPHABETS: Final = (
+    # letters that print like Latin ones, after Unicode's confusables: Cyrillic, Greek, Armenian, Cherokee, Lisu; then
+    # Canadian syllabics and currency signs, as "fancy text" has them, and Braille
+    ("авекмнорстухѕіјӏԁԍԛԝѵһгп", "abekmhopctyxsijldgqwvhrn"),
+    ("АВЕКМНОРСТУХЅІЈӀԀԌԚԜѴҺ", "abekmhopctyxsijldgqwvh"),
+    ("αβγεηικνορστυχω", "abyenikvopotuxw"),
+    ("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "abezhikmnoptyx"),
+    ("օոսհզցյլՕՍԼ", "onuhqgjloul"),
+    ("ᎠᎡᎢᎥᎪᎫᎬᎳᎷᎻᏀᎶᎾᏃᏚᏞᏟᏢᏦᏴᏙ", "drtiajewmhggozslcpkbv"),
+    ("ꓐꓑꓓꓔꓖꓗꓙꓚꓜꓝꓟꓠꓡꓢꓣꓦꓧꓪꓫꓬꓮꓰꓲꓳꓴ", "bpdtgkjczfmnlsrvhwxyaeiou"),
+    ("ᗩᗷᑕᗪᗴᖴᘜᕼᒍᒪᗰᑎᑭᖇᔕᑌᐯᗯ᙭", "abcdefghjlmnprsuvwx"),
+    ("₲₵₦₱₮₩₳฿₭₴₣", "gcnptwabksf"),
+    ("⠁⠃⠉⠙⠑⠋⠛⠓⠊⠚⠅⠇⠍⠝⠕⠏⠟⠗⠎⠞⠥⠧⠺⠭⠽⠵", "abcdefghijklmnopqrstuvwxyz"),
+)
+_LOOK_ALIKES: Final = str.maketrans(dict(pair for one, other in _ALPHABETS for pair in zip(one, other, strict=True)))
 _LATIN: Final = re.compile(r"(?:.* )?(?:LATIN|REGIONAL INDICATOR) .*?LETTER (?:[A-Z]+ )*([A-Z])(?: WITH .+)?")
 _CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _INVISIBLE: Final = re.compile(
@@ -123,7 +129,7 @@ def _decoded(text: str) -> Iterator[str]:
     """`text` without its tags, and what the codes in it stand for."""
     if "<" in text:
         yield re.sub(r"<[^<>]{1,80}>", "", text)
-    for mark, decode in (("&", html.unescape), ("%", unquote), ("\\", _unescaped)):
+    for mark, decode in (("&", html.unescape), ("%", unquote), ("\\", _unescaped), ("+", _unescaped)):
         if mark in text and (other := decode(text)) != text:
             yield other
     ascii_text = text
@@ -157,7 +163,7 @@ _CODED_MORSE: Final = re.compile(r"(?:[.\-·•−–—_]{1,4}[ /]+){2,}[.\-·�
 
 def _unescaped(text: str) -> str:
     return re.sub(
-        r"\\u\{?([0-9a-fA-F]{4,6})\}?|\\x([0-9a-fA-F]{2})|\\([0-7]{3})",
+        r"(?:\\u|[Uu]\+)\{?([0-9a-fA-F]{4,6})\}?\s?|\\x([0-9a-fA-F]{2})|\\([0-7]{3})",
         lambda found: chr(min(0x10FFFF, int(found[1] or found[2] or found[3], 8 if found[3] else 16))),
         text,
     )
@@ -213,6 +219,8 @@ def _says(text: str, part: Sequence[str]) -> bool:
         return False
     if re.search(r"[a-z][A-Z]", text) and within(part, words(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text))):
         return True
+    if re.search(r"[a-z]I", text) and within(part, words(re.sub(r"(?<=[a-z])I(?![A-Z])", "l", text))):
+        return True  # a capital i for a small l
     if re.search(r"(.)\1\1", flat) and any(_stretched(word, joined) for word in found):
         return True
     if re.search(r"\w[^\w\s'’]|_", flat) and _joined(flat, part, joined):
@@ -263,7 +271,10 @@ def _spelled(flat: str, found: Sequence[str], joined: str, backwards: bool) -> b
     runs += [re.sub(r"[\W_]", "", run[0]) for form in (flat, bare) for run in _RUN.finditer(form)]
     runs += _named(found)
     wanted = {joined, joined[::-1]} if backwards else {joined}
-    return any(_is_run(run, target) for run in runs if len(run) >= 3 for target in wanted)
+    if any(_is_run(run, target) for run in runs if len(run) >= 3 for target in wanted):
+        return True
+    pattern = _leet_pattern((joined,))
+    return pattern is not None and any(pattern.fullmatch(run) and not run.isdigit() for run in runs)
 
 
 _RUN: Final = re.compile(r"(?<![^\W_])[^\W_]((?:\W|_){1,5})[^\W_](?:\1[^\W_])+(?![^\W_])")

@@ -21,10 +21,10 @@ DISGUISED = {
         "g\u200bo\u200bl\u200bd", "go\u00adld", "g\u2060old", "gol\ufeffd", "g\ufe0fold", "g\u034fold",
         "g\u3164old", "\u202edlog", "Done." + "".join(chr(0xE0000 + ord(c)) for c in "gold"),
     ],
-    "look-alikes": ["gоld", "gοld", "ɡoӏԁ", "ᏀOᏞᎠ", "ꓖꓳꓡꓓ", "gօld", "gօlԁ"],
+    "look-alikes": ["gоld", "gοld", "ɡoӏԁ", "ᏀOᏞᎠ", "ꓖꓳꓡꓓ", "gօld", "gօlԁ", "ᘜOᒪᗪ", "₲ØⱠĐ", "⠛⠕⠇⠙", "goId", "🅶🅾🅻🅳", "⒢⒪⒧⒟"],
     "separated": [
         "g o l d", "g-o-l-d", "g.o.l.d", "G, O, L, D", "g_o_l_d", "g/o/l/d", "g  o  l  d", "g\no\nl\nd", "g–o–l–d",
-        "It's g o l d.", "(g)(o)(l)(d)", "'g' 'o' 'l' 'd'", "g'o'l'd", "g -- o -- l -- d", "go\x00ld", "I say g-o-l-d", "1. g\n2. o\n3. l\n4. d", "go-ld", "g*ol*d", "[g]old", "go(l)d", "go-\nld",
+        "It's g o l d.", "(g)(o)(l)(d)", "'g' 'o' 'l' 'd'", "g'o'l'd", "g -- o -- l -- d", "go\x00ld", "G 0 L D", "G\u00a0O\u00a0L\u00a0D", "«g…o…l…d»", "G1 O2 L3 D4", "I say g-o-l-d", "1. g\n2. o\n3. l\n4. d", "go-ld", "g*ol*d", "[g]old", "go(l)d", "go-\nld",
     ],
     "spelled": [
         "G as in golf, O as in Oscar, L as in Lima, D as in Delta", "The letters are G, O, L and D.",
@@ -38,7 +38,7 @@ DISGUISED = {
         "Z29sZA==", "Z29sZA", base64.b64encode(b"It is gold.").decode(), codecs.encode("It is gold.", "rot13"),
         "g0ld", "60ld", "go1d", "g01d", "G0LD!", "676f6c64", "67 6f 6c 64", "0x67 0x6f 0x6c 0x64",
         r"\x67\x6f\x6c\x64", "103 111 108 100", "01100111 01101111 01101100 01100100", "&#103;&#111;&#108;&#100;",
-        "%67%6F%6C%64", r"\u0067\u006f\u006c\u0064", "--. --- .-.. -..", "7-15-12-4", "147 157 154 144", "M5XWYZA=", base64.b64encode(base64.b64encode(b"gold")).decode(), "g<b>o</b>ld", "g&#111;ld",
+        "%67%6F%6C%64", r"\u0067\u006f\u006c\u0064", "--. --- .-.. -..", "7-15-12-4", "U+0067 U+006F U+006C U+0064", r"\147\157\154\144", "<i>g</i><i>o</i><i>l</i><i>d</i>", "147 157 154 144", "M5XWYZA=", base64.b64encode(base64.b64encode(b"gold")).decode(), "g<b>o</b>ld", "g&#111;ld",
     ],
 }  # fmt: skip
 
@@ -46,7 +46,7 @@ HARMLESS = [
     "", "I can not say.", "Done.", "silver", "It is silver.", "A golden retriever.", "goldfish swim", "marigold",
     "Goldman and Goldberg", "Mr. Goldsmith", "golds", "goldenrod", "Golden Gate", "old", "the old dog", "good old days",
     "bold", "cold", "told", "go ld", "log d", "the gol", "golem", "God", "go, lad", "go lady",
-    "g-o-l-d-e-n", "G.O.L.D.E.N.", "g o l d e n", "g0lden", "g0ldf1sh", "Z29sZGVu", "cmV0cmlldmVy", "676f6c64656e",
+    "g-o-l-d-e-n", "go/d", "G 0 L D E N", "goIden", "U+0067 U+006F", "#FFD700", "₲100", "G.O.L.D.E.N.", "g o l d e n", "g0lden", "g0ldf1sh", "Z29sZGVu", "cmV0cmlldmVy", "676f6c64656e",
     "tbyqra", "golf oscar lima delta echo november", "golf and a delta", "Options: A, B, C, D", "G is a letter. O is too.",
     "7-15-12", "1, 2, 3, 4", "12 15 12 4", "03 04 05 06", "103 111 108", "ＧＯＬＤＥＮ", "ɢᴏʟᴅᴇɴ", "gоlden", "Góldën",
     "goldilocks", "uglod", "dlogs", "goooolden", "Lord of the Gate", "we'll hold", "ingot", "log", "dog", "gild", "geld",
