@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rolesafe.evaluation import AttackPoint, Rate, Results, Run, SeedMean, seed_mean
-from rolesafe.evaluation.comparison import silent, worst_mean
+from rolesafe.evaluation.comparison import silent, worst_case, worst_mean
 from rolesafe.report.view import Curve, ModelLine, Reply, Row, Transcript, View, percent
 
 REPEATED = ("dilution", "repeats")
@@ -183,7 +183,7 @@ def _partial(results: Results, groups: Mapping[str, Sequence[Run]]) -> str | Non
 
 
 def missing_notes(results: Results) -> tuple[str, ...]:
-    """What is no evidence: attacks that were not run, and models that say nothing right under attack."""
+    """What is no evidence: attacks and seeds that were not run, and models that say nothing right under attack."""
     points = [point for run in results.runs for point in run.attacks]
     left_out = sum(point.n_left_out for point in points)
     failed = sum(len(point.failed) for point in points)
@@ -193,6 +193,13 @@ def missing_notes(results: Results) -> tuple[str, ...]:
     if failed:
         reasons = sorted({reason for point in points for _, reason in point.failed})
         notes.append(f"{failed} attacks failed and are not counted: {'; '.join(reasons[:5])}.")
+    for size in results.sizes:
+        for model in results.models:
+            runs, planned = results.of(size, model), len({run.seed for run in results.runs if run.size == size})
+            attacked = sum(worst_case(run).n > 0 for run in runs)
+            if 0 < attacked < planned:
+                name = " ".join(filter(None, (model, size)))
+                notes.append(f"{name}: the worst case is of {attacked} of {planned} seeds.")
     notes += [
         f"{' '.join(filter(None, (model, size)))}: {quiet}, so its resistance shows nothing."
         for size in results.sizes

@@ -158,6 +158,9 @@ def test_report_names_what_is_no_evidence() -> None:
     notes = build_view(Results(runs=(quiet,), environment=HERE)).notes
     assert any("1 attacks failed and are not counted: out of memory" in note for note in notes)
     assert any(note.startswith("quiet: 0 of 1 examples that no attack won on") for note in notes)
+    two = [replace(run_of(replied("mimicry", {"a": "held"})), model="whole", seed=seed) for seed in (0, 1)]
+    notes = build_view(Results(runs=(*two, quiet), environment=HERE)).notes
+    assert "quiet: the worst case is of 1 of 2 seeds." in notes
 
 
 def test_targets_of_a_record_without_right_marks_are_uncertain() -> None:
