@@ -76,7 +76,7 @@ def caption(name: str) -> str:
         if n and (what == "fixed texts" or results.settings["searched"]):
             counts.append(f"{what} on n = {n}, worth {worth:.0f} independent ones")
     judged = any(point.right for run in results.runs for point in run.attacks)
-    judge = "judged by the judge of today" if judged else "judged by the first judge"
+    judge = "judged by the second judge" if judged else "judged by the first judge"
     file = f"override_resistance{'' if name == 'main' else '_' + name}.json"
     complete = "" if results.complete else ", not finished"
     return f"`{file}`, commit {commits}, seeds {seeds}{complete}: {'; '.join(counts)}; {judge}."
