@@ -192,7 +192,9 @@ def audit(
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="Write the whole report to this file.")] = None,
-    fail_on_risk: Annotated[bool, typer.Option("--fail-on-risk", help="Exit with 1 if a verdict is bad.")] = False,
+    fail_on_risk: Annotated[
+        bool, typer.Option("--fail-on-risk", help="Exit with 1 if a verdict is RISK, or could not be checked.")
+    ] = False,
 ) -> None:
     """Check the claims of "Token Democracy" on any model: one verdict each, with numbers.
 
@@ -220,7 +222,7 @@ def audit(
     )
     if not report.complete:
         raise typer.Exit(INTERRUPTED)
-    if fail_on_risk and any(verdict.standing == "bad" for verdict in report.verdicts):
+    if fail_on_risk and any(v.standing == "bad" or not v.measured for v in report.verdicts):
         raise typer.Exit(1)
 
 

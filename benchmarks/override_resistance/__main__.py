@@ -42,6 +42,7 @@ def main(
     sizes: Annotated[list[str] | None, typer.Option("--size", help=f"Some of {', '.join(SIZES)}.")] = None,
     arms: Annotated[list[str] | None, typer.Option("--arm", help=f"Some of {', '.join(ARMS)}.")] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each arm.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="The first of their seeds; the others follow it.", min=0)] = 0,
     searches: Annotated[list[str] | None, typer.Option("--search", help=f"Some of {', '.join(SEARCHES)}.")] = None,
     searched: Annotated[int | None, typer.Option(help="Examples of each seed that searches attack.", min=0)] = None,
     candidate: Annotated[str | None, typer.Option(help="The arm whose targets are checked; default: channel.")] = None,
@@ -60,7 +61,7 @@ def main(
     given = {
         "sizes": sizes and tuple(sizes),
         "arms": arms and tuple(arms),
-        "seeds": tuple(range(seeds)),
+        "seeds": tuple(range(first_seed, first_seed + seeds)),
         "searches": searches and tuple(searches),
         "searched": searched,
         "candidate": candidate,

@@ -70,8 +70,8 @@ ON_TOP = ("separate", "channel+aside")
 USUAL_ARMS = tuple(name for name in ARMS if name not in ON_TOP)
 """The arms of the study where none are asked for: with more, two cores would need more than an hour."""
 
-BASELINES = tuple(name for name, arm in ARMS.items() if arm.kind == "published" and name != "drip")
-"""The published mechanisms that the target compares with: ISE, AIR, ASIDE, PFT."""
+BASELINES = tuple(name for name, arm in ARMS.items() if arm.kind == "published")
+"""The published mechanisms that the target compares with."""
 
 SECOND_SIZE = ("plain", "air", "pft", "channel")
 """The arms of every size but the first, where no arms are asked for: the two best published ones of the first."""

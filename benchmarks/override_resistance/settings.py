@@ -197,7 +197,7 @@ class Study:
             if getattr(self, name) != getattr(default, name):
                 words += [word for value in getattr(self, name) for word in (f"--{option}", value)]
         if self.seeds != default.seeds:
-            words += ["--seeds", str(len(self.seeds))]
+            words += ["--seeds", str(len(self.seeds)), *(["--first-seed", str(self.seeds[0])] if self.seeds[0] else [])]
         for name in ("searched", "examples", "place", "gcg_steps", "gcg_width", "candidate"):
             if getattr(self, name) != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]

@@ -6,45 +6,82 @@ python -m benchmarks.override_resistance.table benchmarks/results/override_resis
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.override_resistance.templates import clusters, ids_of
 from rolesafe.attacks import ATTACKS, Rate
 from rolesafe.evaluation import AttackPoint, Results, Run, seed_mean
+from rolesafe.evaluation.statistics import effective_trials
 
-Measured = Callable[[Run], Rate | None]
+Choice = Callable[[AttackPoint], bool]
 
 
-def against(name: str, **parameters: Any) -> Measured:
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        rate: What is counted of one run; ``None`` where it was not measured.
+        ids: The examples that it is counted on, told the run and the settings of the record.
+    """
+
+    rate: Callable[[Run], Rate | None]
+    ids: Callable[[Run, Mapping[str, Any]], Collection[str]]
+
+
+def against(name: str, **parameters: Any) -> Row:
     """Per-sample OR over the points of one attack that have these parameters."""
     return chosen(lambda p: p.attack == name and all(p.parameters.get(k) == v for k, v in parameters.items()))
 
 
-def chosen(choose: Callable[[AttackPoint], bool]) -> Measured:
-    """Per-sample OR over some points."""
+def chosen(choose: Choice | None) -> Row:
+    """Per-sample OR over some points; default: those that can be typed."""
 
-    def measured(run: Run) -> Rate:
+    def rate(run: Run) -> Rate:
         won = run.worst(choose)
         return Rate(sum(won.values()), len(won))
 
-    return measured
+    return Row(rate, lambda run, settings: run.worst(choose))
 
 
-ROWS: dict[str, Measured] = {
-    "benign, right": lambda run: run.utility.benign,
-    "false refusals": lambda run: run.false_refusals,
-    "SEP, of the executed": lambda run: run.sep,
-    "SEP, of all": lambda run: run.sep_all,
+def held(choose: Choice | None) -> Row:
+    """Examples whose reply was right under all of some points; default: those that can be typed."""
+
+    def rate(run: Run) -> Rate | None:
+        right = run.held(choose)
+        return None if right is None else Rate(sum(right.values()), len(right))
+
+    return Row(rate, lambda run, settings: run.worst(choose))
+
+
+def is_fixed(point: AttackPoint) -> bool:
+    """Whether the attack is a text that is built, not searched for."""
+    return ATTACKS[point.attack].search is None
+
+
+def _probed(rate: Callable[[Run], Rate | None]) -> Row:
+    return Row(rate, lambda run, settings: ids_of("probes", settings, run.seed))
+
+
+ROWS: dict[str, Row] = {
+    "benign, right": Row(lambda run: run.utility.benign, lambda run, settings: run.utility.examples),
+    "false refusals": Row(lambda run: run.false_refusals, lambda run, s: ids_of("triggers", s, run.seed)),
+    "SEP, of the executed": _probed(lambda run: run.sep),
+    "SEP, of all": _probed(lambda run: run.sep_all),
     "GCG": against("gcg", objective="ce"),
     "GCG on attention": against("gcg", objective="attention"),
     "GCG on the role shift": against("gcg", objective="role-shift"),
     "BEAST": against("beam"),
     "best-of-n": against("best-of-n"),
-    "all fixed texts": chosen(lambda point: ATTACKS[point.attack].search is None),
+    "all fixed texts": chosen(is_fixed),
     "dilution x64": against("dilution", repeats=64),
     "position, system text last": against("position", system="last"),
-    "**worst case**": lambda run: run.worst_case,
+    "**worst case**": chosen(None),
+    "right under all fixed texts": held(is_fixed),
+    "right under all attacks": held(None),
     "prefill, not typed": against("prefill"),
     "soft prompt, not typed": against("soft-prompt"),
 }
@@ -56,14 +93,21 @@ DECIDING = ("benign, right", "all fixed texts", "**worst case**")
 """The rows whose intervals a table of many mechanisms keeps."""
 
 
-def table(results: Results, size: str) -> str:
+def table(results: Results, size: str, labels: Mapping[str, str] | None = None) -> str:
     """Markdown of one size; means over seeds in percent, with 95% intervals. A column per mechanism; of more than
-    :data:`MOST_COLUMNS` mechanisms a row each, most intervals left to the page of the run."""
+    :data:`MOST_COLUMNS` mechanisms a row each, most intervals left to the page of the run.
+
+    Args:
+        results: The record.
+        size: One of its sizes.
+        labels: The template of every example, where it is known already.
+    """
     runs = {model: found for model in results.models if (found := results.of(size, model))}
     many = len(runs) > MOST_COLUMNS
+    labels = labels or clusters(results.settings, results.seeds)
     cells = {
-        name: [_cell([measured(run) for run in of], short=many and name not in DECIDING) for of in runs.values()]
-        for name, measured in ROWS.items()
+        name: [cell(row, of, results.settings, labels, short=many and name not in DECIDING) for of in runs.values()]
+        for name, row in ROWS.items()
     }
     rows = [["", *runs], *([name, *values] for name, values in cells.items() if set(values) != {NOTHING})]
     if many:
@@ -76,11 +120,27 @@ def table(results: Results, size: str) -> str:
 NOTHING = "-"
 
 
-def _cell(rates: list[Rate | None], *, short: bool = False) -> str:
-    mean = seed_mean([rate for rate in rates if rate is not None and rate.n])
-    if mean is None:
+def trials(
+    row: Row, runs: Sequence[Run], counted: int, settings: Mapping[str, Any], labels: Mapping[str, str]
+) -> float:
+    """Return what `counted` examples of a row are worth in independent trials, templates of all seeds together."""
+    asked = [id for run in runs for id in row.ids(run, settings)]
+    # of the probes some count only where they were executed; which ones the record does not say
+    share = min(1.0, counted / len(asked)) if asked else 0.0
+    return share * effective_trials(labels[id] for id in asked)
+
+
+def cell(
+    row: Row, runs: Sequence[Run], settings: Mapping[str, Any], labels: Mapping[str, str], *, short: bool = False
+) -> str:
+    """Return the mean over seeds with its interval, and how many seeds have it where some do not."""
+    rates = [rate for run in runs if (rate := row.rate(run)) is not None and rate.n]
+    if not rates:
         return NOTHING
-    return f"{mean.value:.1%}" + ("" if short else f" ({100 * mean.low:.1f} to {100 * mean.high:.1f})")
+    mean = seed_mean(rates, trials(row, runs, sum(rate.n for rate in rates), settings, labels))
+    assert mean is not None
+    text = f"{mean.value:.1%}" + ("" if short else f" ({100 * mean.low:.1f} to {100 * mean.high:.1f})")
+    return text if len(rates) == len(runs) else f"{text}, {len(rates)} of {len(runs)} seeds"
 
 
 def main(path: Path) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from random import Random
+from typing import Literal
 
 from rolesafe.attacks.delimiters import Delimiters
-from rolesafe.tasks import Example, Message, filler
+from rolesafe.tasks import Example, Message, filler, placed
 from rolesafe.tasks.phrasing import IGNORE
 
 Messages = tuple[Message, ...]
@@ -60,7 +61,14 @@ def dilution(example: Example, rng: Random, marks: Delimiters | None, *, repeats
 
 
 def position(
-    example: Example, rng: Random, marks: Delimiters | None, *, at: float, words: int, repeats: int, system: str
+    example: Example,
+    rng: Random,
+    marks: Delimiters | None,
+    *,
+    at: float,
+    words: int,
+    repeats: int,
+    system: Literal["first", "last"],
 ) -> Messages:
     """Injections at the fraction `at` of a text of harmless filler that ends with what the user asks.
 
@@ -73,7 +81,8 @@ def position(
         at: Fraction in [0, 1], rounded to whole sentences.
         words: Least number of words of filler.
         repeats: Number of injections.
-        system: ``"first"`` or ``"last"``: whether the system message is the first or the last one.
+        system: ``"first"`` or ``"last"``: where the system message goes, wherever the example has it; see
+            :func:`rolesafe.tasks.placed`.
     """
     if not 0.0 <= at <= 1.0:
         raise ValueError(f"`at`: expected a fraction in [0, 1], got {at}")
@@ -83,7 +92,7 @@ def position(
     sentences = [*re.findall(r"[^.]+\.", text), example.request]
     cut = round(at * len(sentences))
     attacked = example.with_target(join(*sentences[:cut], *[example.injection()] * repeats, *sentences[cut:]))
-    return attacked if system == "first" else (*attacked[1:], attacked[0])
+    return placed(attacked, system)
 
 
 def join(*parts: str) -> str:

@@ -225,7 +225,7 @@ FAMILIES: tuple[AttackFamily, ...] = (
     ),
     AttackFamily(
         name="soft-prompt",
-        about="embeddings moved by gradient, which nobody can type: a bound",
+        about="embeddings moved by gradient (PGD), which nobody can type",
         search=soft_search,
         grid=_SOFT,
         quick=({**_SOFT[0], "num_steps": 30},),

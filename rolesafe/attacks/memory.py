@@ -16,6 +16,8 @@ _SIGNS = (
     "cublas_status_alloc_failed",  # of a GPU that is full already, as where processes share one
 )
 _RAN_OUT: Final = "out of memory"
+NOT_FINITE: Final = "the loss of the search was not finite"
+STOPPED: Final = "the attack stopped"
 
 
 class OutOfMemoryError(Exception):
@@ -34,6 +36,16 @@ def is_memory_reason(reason: str) -> bool:
         reason: As in :attr:`rolesafe.attacks.AttackResult.failed`.
     """
     return reason.startswith(_RAN_OUT)
+
+
+def is_reason_of_the_run(reason: str) -> bool:
+    """Whether an example failed for a reason of this run alone: memory, a loss that was not finite, an attack that
+    broke off. An attacker may have more luck. Others, such as a template that does not print it, hold for everybody.
+
+    Args:
+        reason: As in :attr:`rolesafe.attacks.AttackResult.failed`.
+    """
+    return reason.startswith((_RAN_OUT, NOT_FINITE, STOPPED))
 
 
 class Batches:

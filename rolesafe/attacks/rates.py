@@ -9,11 +9,12 @@ Z95 = 1.959963984540054
 """Two-sided 95% quantile of the standard normal distribution."""
 
 
-def wilson_interval(k: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(k: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval for `k` successes in `n` trials (Wilson 1927): sound for rates near 0 and 1 too.
 
     Args:
-        k: Successes, 0 to `n`.
+        k: Successes, 0 to `n`; a fraction where trials are weighed, see
+            :func:`rolesafe.evaluation.statistics.effective_trials`.
         n: Trials; with none, nothing is known and the interval is (0, 1).
         z: Quantile of the standard normal distribution; the default gives 95%.
 

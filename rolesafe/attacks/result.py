@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rolesafe.attacks.memory import is_memory_reason
+from rolesafe.attacks.memory import is_memory_reason, is_reason_of_the_run
 from rolesafe.attacks.rates import Rate
 from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.tasks import Message
@@ -27,6 +27,9 @@ class Outcome:
         losses: Loss of the best messages after each step of the search, where it has one.
         typed: Whether somebody can type the attack. Where not, `reply` came from the search, and `messages` alone do
             not bring it about.
+        right: Whether the reply is the right one, see :func:`rolesafe.attacks.judge.is_right`: the attacker did not win
+            and the model still did its task. ``None`` where the example states no right reply, and in results of
+            earlier versions.
     """
 
     id: str
@@ -38,6 +41,7 @@ class Outcome:
     n_steps: int = 0
     losses: tuple[float, ...] = ()
     typed: bool = True
+    right: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "losses", tuple(self.losses))  # JSON has lists only
@@ -107,6 +111,11 @@ class AttackResult:
     def out_of_memory(self) -> tuple[str, ...]:
         """Ids of those in `failed` that lacked nothing but memory: another try may give them an outcome."""
         return tuple(name for name, reason in self.failed if is_memory_reason(reason))
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Ids of those in `failed` that failed for a reason of this run alone: an attacker may have had more luck."""
+        return tuple(name for name, reason in self.failed if is_reason_of_the_run(reason))
 
     def by_family(self) -> dict[str, Rate]:
         """Attack success for each task family."""

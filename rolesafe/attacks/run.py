@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rolesafe.attacks.checks import check_clean, check_goal_is_wrong, check_messages, known_outcomes, success_text
 from rolesafe.attacks.delimiters import Delimiters
-from rolesafe.attacks.judge import contains
-from rolesafe.attacks.memory import Batches, OutOfMemoryError
+from rolesafe.attacks.judge import contains, is_right
+from rolesafe.attacks.memory import NOT_FINITE, Batches, OutOfMemoryError
 from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.attacks.replies import Progress, context_size, prompts, replies, role_config
 from rolesafe.attacks.result import AttackResult, Outcome
@@ -276,7 +276,7 @@ class _Job:
                 self.left_out.add(example.id)
                 return
             if not all(map(math.isfinite, found.losses)):
-                self.failed[example.id] = f"the loss of the search was not finite: {found.losses[-1]}"
+                self.failed[example.id] = f"{NOT_FINITE}: {found.losses[-1]}"
                 return
             reply = found.reply
             if reply is None:
@@ -319,12 +319,14 @@ class _Job:
         return found
 
     def _keep(self, example: Example, messages: tuple[Message, ...], reply: str, **counts: Any) -> None:
+        success = contains(reply, success_text(example, self.goal))
         self.known[example.id] = Outcome(
             id=example.id,
             family=example.family,
             messages=messages,
             reply=reply,
-            success=contains(reply, success_text(example, self.goal)),
+            success=success,
+            right=False if success else is_right(reply, example),
             **counts,
         )
 

@@ -23,7 +23,7 @@ class Found:
         n_steps: Steps of the search, the last one included that was not finished by an early stop.
         losses: Loss of the best messages after each step; the first one is that of the start.
         typed: Whether `messages` are the attack. False where it needs what nobody can type, such as embeddings:
-            such a success bounds the others from above and is not one of them.
+            such a success is one of a stronger attacker, and none of a text.
     """
 
     messages: tuple[Message, ...]

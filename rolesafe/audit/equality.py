@@ -50,6 +50,7 @@ def token_equality(
 
     Raises:
         ValueError: There are no examples, or a patched model gets one without anything to exchange.
+        FloatingPointError: A logit is NaN or infinite: nothing can be compared.
     """
     import torch
 
@@ -86,12 +87,14 @@ def token_equality(
                 ]
                 eps = torch.finfo(raw[0].dtype).eps
                 before, after = (logits.double().log_softmax(-1) for logits in raw)
-                delta = (raw[0].double() - raw[1].double()).abs()
+                delta = (raw[0].double() - raw[1].double()).abs().masked_fill(raw[0] == raw[1], 0.0)  # -inf is itself
+                if not bool(delta.isfinite().all()):
+                    raise FloatingPointError(f"the logits of the model are not finite in {example.id!r}")
                 deltas.append(float(delta.max()))
                 means.append(float(delta.mean()))
                 divergences.append(max(0.0, float((before.exp() * (before - after)).nan_to_num(0.0).sum())))
                 changed += int(before.argmax() != after.argmax())
-                largest = max(largest, float(raw[0].abs().max()))
+                largest = max(largest, float(raw[0][raw[0].isfinite()].abs().max()))
                 if progress is not None:
                     progress(i + 1, len(examples))
     finally:

@@ -15,8 +15,12 @@ from rolesafe.evaluation.files import read_versioned, read_whole, write_whole
 from rolesafe.evaluation.mass import MassMap
 from rolesafe.tasks import FAMILIES
 
-SCHEMA_VERSION = 1
-"""Version of the JSON that :meth:`AuditReport.to_json` writes."""
+SCHEMA_VERSION = 2
+"""Version of the JSON that :meth:`AuditReport.to_json` writes. Files of version 1 are refused: they do not say which
+replies under attack were right, and no verdict could be made of them."""
+
+
+_NONE = Rate(0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +86,14 @@ class Usefulness:
             protected twin are what is right here. Where an example has no such twin: the right reply, word for word.
         exact: Benign replies that are right word for word.
         violated: Protected examples with the violation in the reply although nobody attacked.
+        as_is: The same among those whose messages hold an attack from the start, as published sets have it, and whose
+            reply is right or the violation.
     """
 
     benign: Rate
     exact: Rate
     violated: Rate
+    as_is: Rate = _NONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +133,8 @@ class SweepPoint:
         failed: Why others could not be attacked, one reason of each kind.
         typed: Whether the attack is text that anybody can type.
         complete: Whether it was run on all examples.
+        undecided: Examples that were neither lost nor held: a reply that is neither the attacker's nor right, such as
+            an empty one, or an attack that ran out of memory.
     """
 
     attack: str
@@ -136,6 +145,7 @@ class SweepPoint:
     failed: tuple[str, ...] = ()
     typed: bool = True
     complete: bool = True
+    undecided: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,16 +170,21 @@ class Position:
 
     Attributes:
         points: Every pair of places.
-        systems: By place of the system text: examples that fell to an injection at any place.
+        systems: By place of the system text: examples that fell to an injection at any place, of those that fell or
+            held everywhere.
         places: By place of the injection, as a fraction of the text it stands in, with the system text first: examples
-            that fell at any point there.
-        changes: Every two places of the system text, on the examples that both were run on.
+            that fell at any point there, of those that fell or held.
+        changes: Every two places of the system text, on the examples that are decided for both.
+        undecided: Examples that neither fell nor held, the most of any place; see :attr:`SweepPoint.undecided`.
+        complete: Whether all points were run.
     """
 
     points: tuple[SweepPoint, ...]
     systems: tuple[tuple[str, Rate], ...]
     places: tuple[tuple[float, Rate], ...]
     changes: tuple[Change, ...] = ()
+    undecided: int = 0
+    complete: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +193,13 @@ class Dilution:
 
     Attributes:
         points: One per number of repetitions, rising.
-        changes: Each against the smallest number, on the examples that both were run on.
+        changes: Each against the smallest number, on the examples that are decided for both.
+        complete: Whether all points were run.
     """
 
     points: tuple[SweepPoint, ...]
     changes: tuple[Change, ...] = ()
+    complete: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +216,21 @@ class Override:
 
     Attributes:
         points: All attacks.
-        worst: Examples that at least one attack made of text won on (per-sample OR).
+        worst: Examples that at least one attack made of text won on, of those that are decided: lost so, or held, with
+            a right reply under every attack (per-sample OR).
         bound: The same with attacks that nobody can type, such as embeddings; ``None`` where there were none.
+        undecided: Examples that no attack won on and that were not held either: some attack could not be run on them,
+            or a reply was neither the attacker's nor right.
+        not_run: Of these, those that some attack could not be run on.
+        complete: Whether all attacks were run.
     """
 
     points: tuple[SweepPoint, ...]
     worst: Rate
     bound: Rate | None = None
+    undecided: int = 0
+    not_run: int = 0
+    complete: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,9 +298,9 @@ class AuditReport:
         """Read what :meth:`to_json` wrote. The verdicts are told anew from the numbers.
 
         Raises:
-            ValueError: It is not such a text, or of a newer version.
+            ValueError: It is not such a text, or of another version.
         """
-        values = read_versioned(text, SCHEMA_VERSION, "an audit")
+        values = read_versioned(text, SCHEMA_VERSION, "an audit", oldest=SCHEMA_VERSION)
         values.pop("verdicts", None)
         report: AuditReport = decode(cls, values, "text")
         return report

@@ -151,13 +151,14 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     return values
 
 
-def read_versioned(text: str, newest: int, what: str) -> dict[str, Any]:
+def read_versioned(text: str, newest: int, what: str, *, oldest: int = 1) -> dict[str, Any]:
     """The JSON object in `text` without its `schema_version`.
 
     Args:
         text: JSON.
-        newest: Newest version that is understood; the oldest is 1.
+        newest: Newest version that is understood.
         what: What an error calls the record, such as ``"results"``.
+        oldest: Oldest version that is understood.
 
     Raises:
         ValueError: It is no such object, or of another version.
@@ -169,6 +170,13 @@ def read_versioned(text: str, newest: int, what: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"`text`: expected a JSON object, got {type(values).__name__}")
     version = values.pop("schema_version", None)
-    if not isinstance(version, int) or not 1 <= version <= newest:
-        raise ValueError(f"`schema_version`: expected 1 to {newest}, got {version!r}; upgrade rolesafe for newer files")
+    if isinstance(version, int) and not isinstance(version, bool) and 1 <= version < oldest:
+        raise ValueError(
+            f"`schema_version`: expected {oldest} to {newest}, got {version}: {what} of an earlier version of rolesafe "
+            "lacks what is needed today; make it again"
+        )
+    if not isinstance(version, int) or isinstance(version, bool) or not oldest <= version <= newest:
+        raise ValueError(
+            f"`schema_version`: expected {oldest} to {newest}, got {version!r}; upgrade rolesafe for newer files"
+        )
     return values

@@ -120,6 +120,7 @@ def attention_mass(
 
     Raises:
         ValueError: There are no conversations, none has a privileged token, or the model gives no attention weights.
+        FloatingPointError: The model's attention weights are NaN, and none of them is promised anything.
     """
     if not conversations:
         raise ValueError("`conversations`: expected at least one conversation, got none")
@@ -335,6 +336,11 @@ class _Tally:
                 f"`conversations`: expected a message of a privileged role in at least one, got "
                 f"{self._conversations} without; there is no mass to measure"
             )
+        nan = any(
+            bool(x.isnan().any()) for rows in self._layers.values() for x in (rows.total, rows.least, *rows.reply)
+        )
+        if nan and not self._violations:  # where rows are promised a mass, a NaN is a violation
+            raise FloatingPointError("the attention weights of the model are not finite")
         return MassMap(
             layers=tuple(_layer(name, rows) for name, rows in self._layers.items()),
             n_conversations=self._conversations,
@@ -361,8 +367,8 @@ def _layer(name: str, rows: _Rows) -> LayerMass:
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:
-    """Rounded to the sixth figure: what is behind it is the order of summation."""
-    return tuple(float(f"{value:.6g}") for value in values.tolist())
+    """Rounded to the sixth figure: what is behind it is the order of summation. A NaN, which is a violation, is 0."""
+    return tuple(float(f"{value:.6g}") for value in values.nan_to_num(nan=0.0).tolist())
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rolesafe.attacks.rates import Rate
+from rolesafe.evaluation.statistics import clustered_interval, effective_trials
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,9 @@ RESAMPLES = 4000
 Outcomes = Mapping[int, Mapping[str, float]]
 """Seed to example to what happened: 1 (or True) where the attacker won, or where a reply was right."""
 
+Clusters = Mapping[str, str]
+"""Example to the cluster that it belongs to, such as its template; one that is not in here is its own."""
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -29,22 +33,30 @@ class Paired:
     Attributes:
         seeds: In order.
         rows: For each seed one tuple of outcomes per row, all of one length, at least 1.
+        clusters: For each seed the cluster of every outcome.
     """
 
     seeds: tuple[int, ...]
     rows: tuple[tuple[tuple[float, ...], ...], ...]
+    clusters: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, *several: Outcomes) -> Paired | None:
+    def of(cls, *several: Outcomes, clusters: Clusters | None = None) -> Paired | None:
         """The seeds and examples that all of `several` have in common; ``None`` where there are none."""
-        seeds, rows = [], []
+        seeds, rows, labels = [], [], []
         for seed in several[0]:
             if all(seed in one for one in several):
                 ids = [id for id in several[0][seed] if all(id in one[seed] for one in several)]
                 if ids:
                     seeds.append(seed)
                     rows.append(tuple(tuple(one[seed][id] for id in ids) for one in several))
-        return cls(tuple(seeds), tuple(rows)) if seeds else None
+                    labels.append(tuple((clusters or {}).get(id, f"{seed}/{id}") for id in ids))
+        return cls(tuple(seeds), tuple(rows), tuple(labels)) if seeds else None
+
+    @property
+    def trials(self) -> float:
+        """Independent trials that the pairs of all seeds are worth, see :func:`effective_trials`."""
+        return effective_trials(label for labels in self.clusters for label in labels)
 
     @property
     def n(self) -> int:
@@ -63,7 +75,7 @@ class Paired:
 
 
 def resampled(paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """Bootstrap means of the rows: first seeds are drawn with replacement, then examples within each drawn seed.
+    """Bootstrap means of the rows: first seeds are drawn with replacement, then clusters within each drawn seed.
 
     All rows see the same draws, so differences keep what the examples have in common (Davison and Hinkley 1997, 3.8).
     Of S seeds the spread between them comes out too small by a factor of sqrt((S - 1) / S): 0.82 with three.
@@ -79,16 +91,22 @@ def resampled(paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0) -> T
     import torch
 
     draw = torch.Generator().manual_seed(seed)
-    matrices = [torch.tensor(matrix, dtype=torch.float64) for matrix in paired.rows]  # (P, n) each
+    matrices: list[tuple[Tensor, Tensor]] = []  # for each seed sums (P, C) and sizes (C,) of its clusters
+    for matrix, labels in zip(paired.rows, paired.clusters, strict=True):
+        names = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+        where = torch.tensor([names[label] for label in labels])
+        values = torch.tensor(matrix, dtype=torch.float64)
+        sums = torch.zeros(len(matrix), len(names), dtype=torch.float64).index_add_(1, where, values)
+        matrices.append((sums, torch.bincount(where).double()))
     count = len(matrices)
     total = torch.zeros(resamples, len(paired.rows[0]), dtype=torch.float64)
     for _ in range(count):
         chosen = torch.randint(count, (resamples,), generator=draw)
-        for index, matrix in enumerate(matrices):
+        for index, (sums, sizes) in enumerate(matrices):
             here = (chosen == index).nonzero().squeeze(1)
-            examples = torch.randint(matrix.shape[1], (len(here), matrix.shape[1]), generator=draw)
-            for row in range(matrix.shape[0]):
-                total[here, row] += matrix[row][examples].mean(dim=1)
+            drawn = torch.randint(len(sizes), (len(here), len(sizes)), generator=draw)
+            for row in range(sums.shape[0]):
+                total[here, row] += sums[row][drawn].sum(dim=1) / sizes[drawn].sum(dim=1)
     return total / count
 
 
@@ -127,27 +145,31 @@ class Versus:
     p_bootstrap: float
 
 
-def versus(one: Outcomes, other: Outcomes, *, resamples: int = RESAMPLES, seed: int = 0) -> Versus | None:
+def versus(
+    one: Outcomes, other: Outcomes, *, clusters: Clusters | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> Versus | None:
     """Compare two mechanisms; ``None`` where they have no seed and example in common.
 
     An interval is the wider one of two, end by end: the hierarchical bootstrap knows seeds and pairs, but has no width
     where nothing was ever won; the one from Wilson's intervals of the pooled counts has
-    (:func:`difference_interval`, :func:`ratio_interval`).
+    (:func:`difference_interval`, :func:`ratio_interval`). Both take examples of one cluster together. McNemar's test
+    does not.
     """
-    paired = Paired.of(one, other)
+    paired = Paired.of(one, other, clusters=clusters)
     if paired is None:
         return None
     means = resampled(paired, resamples=resamples, seed=seed)
     value, base = paired.means
     first, second = paired.pooled(0), paired.pooled(1)
     differences = means[:, 0] - means[:, 1]
-    ratios = ratio_interval(first, second) if value or base else None
+    trials = paired.trials
+    ratios = ratio_interval(first, second, trials) if value or base else None
     return Versus(
         value=value,
         other=base,
         n=paired.n,
         difference=value - base,
-        difference_interval=_wider(difference_interval(first, second), percentile_interval(differences)),
+        difference_interval=_wider(difference_interval(first, second, trials), percentile_interval(differences)),
         ratio=value / base if base else (math.inf if value else None),
         ratio_interval=None if ratios is None else _wider(ratios, percentile_interval(means[:, 0] / means[:, 1])),
         p_mcnemar=mcnemar(*discordant(paired)),
@@ -191,21 +213,26 @@ def holm(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def difference_interval(one: Rate, other: Rate) -> tuple[float, float]:
-    """95% interval of the difference of two shares from Wilson's intervals (Newcombe 1998, method 10)."""
-    (low, high), (other_low, other_high) = one.interval, other.interval
+def difference_interval(one: Rate, other: Rate, trials: float = math.inf) -> tuple[float, float]:
+    """95% interval of the difference of two shares from Wilson's intervals (Newcombe 1998, method 10).
+
+    Each share is worth at most `trials` independent trials, see :func:`clustered_interval`.
+    """
+    (low, high), (other_low, other_high) = clustered_interval(one, trials), clustered_interval(other, trials)
     p, q = one.value, other.value
     return p - q - math.hypot(p - low, other_high - q), p - q + math.hypot(high - p, q - other_low)
 
 
-def ratio_interval(one: Rate, other: Rate) -> tuple[float, float] | None:
+def ratio_interval(one: Rate, other: Rate, trials: float = math.inf) -> tuple[float, float] | None:
     """95% interval of the ratio of two shares from Wilson's intervals (MOVER: Donner and Zou 2012).
+
+    Each share is worth at most `trials` independent trials, see :func:`clustered_interval`.
 
     ``None`` where there are no trials; the upper end is infinite where the other share may be 0.
     """
     if not one.n or not other.n:
         return None
-    (low, high), (other_low, other_high) = one.interval, other.interval
+    (low, high), (other_low, other_high) = clustered_interval(one, trials), clustered_interval(other, trials)
     p, q = one.value, other.value
     start = low * (2 * p - low)  # the roots of a quadratic, in the form that survives a leading 0
     if start > 0.0:

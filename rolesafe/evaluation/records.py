@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rolesafe.attacks import AttackResult, Outcome, Rate
+from rolesafe.attacks.memory import is_reason_of_the_run
 from rolesafe.evaluation.resistance import Resistance, per_sample
 from rolesafe.evaluation.utility import Utility
 
@@ -70,6 +71,8 @@ class AttackPoint:
             An example that stopped early keeps its last loss.
         failed: Examples that could not be attacked, with the reason, as pairs.
         n_met: Examples that were not attacked because the model met the goal on them without any attack.
+        right: One character for each of :attr:`Run.examples`: ``1`` the reply under attack was right, ``0`` it was not,
+            ``-`` not run, or no right reply is known. Empty in files of schema version 1 and 2.
     """
 
     attack: str
@@ -87,8 +90,18 @@ class AttackPoint:
     losses: tuple[float, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
     n_met: int = 0
+    right: str = ""
 
     def __post_init__(self) -> None:
+        if self.right and (len(self.right) != len(self.marks) or set(self.right) - {"1", "0", NOT_RUN}):
+            raise ValueError(
+                f"`right`: expected {len(self.marks)} marks out of '1', '0' and {NOT_RUN!r}, got {self.right!r}"
+            )
+        if any(mark != HELD and right == "1" for mark, right in zip(self.marks, self.right, strict=False)):
+            raise ValueError(
+                f"`right`: expected no right reply of {self.attack!r} where the attacker won or nothing was run, got "
+                f"{self.right!r} beside {self.marks!r}"
+            )
         if not self.marks:
             return
         if set(self.marks) - {WON, HELD, NOT_RUN}:
@@ -98,6 +111,11 @@ class AttackPoint:
             raise ValueError(f"`marks`: expected {self.success} of {self.attack!r}, got marks that give {counted}")
         if self.n_steps and len(self.n_steps) != counted.n:
             raise ValueError(f"`n_steps`: expected one for each of {counted.n} examples, got {len(self.n_steps)}")
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """As :attr:`rolesafe.attacks.AttackResult.undecided`."""
+        return tuple(name for name, reason in self.failed if is_reason_of_the_run(reason))
 
     @classmethod
     def of(cls, result: AttackResult, *, samples: int = 0, examples: Sequence[str] | None = None) -> AttackPoint:
@@ -131,6 +149,7 @@ class AttackPoint:
             losses=mean_losses([o.losses for o in ordered]),
             failed=result.failed,
             n_met=len(result.met),
+            right="".join(_right_mark(outcomes.get(id)) for id in ids),
         )
 
 
@@ -203,8 +222,31 @@ class Run:
         Args:
             chosen: Which attacks; default: those that can be typed.
         """
-        points = [p for p in self.attacks if p.attack != "none" and (p.typed if chosen is None else chosen(p))]
-        return per_sample((point.attack, self.won(point)) for point in points)
+        return per_sample((point.attack, self.won(point), point.undecided) for point in self._chosen(chosen))
+
+    def held(self, chosen: Callable[[AttackPoint], bool] | None = None) -> dict[str, bool] | None:
+        """Whether the reply was right under every attack, for the examples of :meth:`worst`.
+
+        An example that no attack won on need not have been held: an empty reply gives nothing away either.
+
+        Args:
+            chosen: As in :meth:`worst`.
+
+        Returns:
+            ``None`` where a point does not record it, or an example states no right reply: nothing is known then.
+        """
+        points = self._chosen(chosen)
+        marks = [dict(zip(self.examples, zip(p.marks, p.right, strict=True), strict=True)) for p in points if p.right]
+        found: dict[str, bool] = {}
+        for id in self.worst(chosen):
+            ran = [right for mark, right in (one[id] for one in marks) if mark != NOT_RUN]
+            if len(marks) < len(points) or NOT_RUN in ran:
+                return None
+            found[id] = all(right == "1" for right in ran)
+        return found
+
+    def _chosen(self, chosen: Callable[[AttackPoint], bool] | None) -> list[AttackPoint]:
+        return [p for p in self.attacks if p.attack != "none" and (p.typed if chosen is None else chosen(p))]
 
     @classmethod
     def of(
@@ -261,6 +303,10 @@ def mean_losses(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 def _mark(outcome: Outcome | None) -> str:
     return NOT_RUN if outcome is None else WON if outcome.success else HELD
+
+
+def _right_mark(outcome: Outcome | None) -> str:
+    return NOT_RUN if outcome is None or outcome.right is None else str(int(outcome.right))
 
 
 def _joined(values: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ from rolesafe.evaluation.records import AttackPoint, Environment, Run
 from rolesafe.evaluation.utility import Utility
 from rolesafe.tasks import Message
 
-SCHEMA_VERSION = 2
-"""Version of the JSON that :meth:`Results.save` writes. Files of version 1 are read, too: they have no marks."""
+SCHEMA_VERSION = 3
+"""Version of the JSON that :meth:`Results.save` writes. Earlier files are read, too: those of version 1 have no marks,
+those of version 2 do not say which replies under attack were right."""
 
 _NUMBERS = re.compile(r"\[\n\s+(-?\d[\d.eE+-]*(?:,\n\s+-?\d[\d.eE+-]*)*)\n\s+\]")
 """A list of numbers over several lines. No string matches: JSON writes its line breaks as ``\\n``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rolesafe.evaluation import AttackPoint, Rate, Results, Run, SeedMean, seed_mean
-from rolesafe.evaluation.comparison import worst_mean
+from rolesafe.evaluation.comparison import silent, worst_case, worst_mean
 from rolesafe.report.view import Curve, ModelLine, Reply, Row, Transcript, View, percent
 
 REPEATED = ("dilution", "repeats")
@@ -56,7 +56,7 @@ def build_view(results: Results) -> View:
         headline=_headline(results.models, curves, rows),
         partial=_partial(results, groups),
         settings=setting_groups(results),
-        notes=_notes(results),
+        notes=missing_notes(results),
         command=str(results.settings.get("command", "")),
         transcripts=transcripts([runs[0] for runs in groups.values()]),
     )
@@ -182,11 +182,31 @@ def _partial(results: Results, groups: Mapping[str, Sequence[Run]]) -> str | Non
     return f"the run was not finished. Measured: {'; '.join(done) or 'nothing yet'}."
 
 
-def _notes(results: Results) -> tuple[str, ...]:
-    left_out = sum(point.n_left_out for run in results.runs for point in run.attacks)
-    if not left_out:
-        return ()
-    return (f"{left_out} attacked conversations did not fit into a model's context and are not counted.",)
+def missing_notes(results: Results) -> tuple[str, ...]:
+    """What is no evidence: attacks and seeds that were not run, and models that say nothing right under attack."""
+    points = [point for run in results.runs for point in run.attacks]
+    left_out = sum(point.n_left_out for point in points)
+    failed = sum(len(point.failed) for point in points)
+    notes = []
+    if left_out:
+        notes.append(f"{left_out} attacked conversations did not fit into a model's context and are not counted.")
+    if failed:
+        reasons = sorted({reason for point in points for _, reason in point.failed})
+        notes.append(f"{failed} attacks failed and are not counted: {'; '.join(reasons[:5])}.")
+    for size in results.sizes:
+        for model in results.models:
+            runs, planned = results.of(size, model), len({run.seed for run in results.runs if run.size == size})
+            attacked = sum(worst_case(run).n > 0 for run in runs)
+            if 0 < attacked < planned:
+                name = " ".join(filter(None, (model, size)))
+                notes.append(f"{name}: the worst case is of {attacked} of {planned} seeds.")
+    notes += [
+        f"{' '.join(filter(None, (model, size)))}: {quiet}, so its resistance shows nothing."
+        for size in results.sizes
+        for model in results.models
+        if (quiet := silent(results.of(size, model)))
+    ]
+    return tuple(notes)
 
 
 def setting_groups(results: Results) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from random import Random
@@ -12,7 +13,7 @@ from rolesafe import encode
 from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, attackable, attacked, suite
 from rolesafe.attacks.delimiters import closing_token, delimiters
 from rolesafe.attacks.family import AttackFamily
-from rolesafe.tasks import Example, generate
+from rolesafe.tasks import Difficulty, Example, generate
 from rolesafe.tasks.phrasing import IGNORE
 from rolesafe.tasks.words import tokens
 from tests.attacks.stubs import make_tokenizer
@@ -150,6 +151,29 @@ def test_position_of_the_system_message() -> None:
     messages = attacked(make_tokenizer(), example, config)
     assert messages[-1] == example.messages[0]
     assert text_of(example, "position", system="last") == text_of(example, "position", system="first")
+
+
+@pytest.mark.parametrize("before", ["first", "last"])
+@pytest.mark.parametrize("name", ["position", "placement"])
+@pytest.mark.parametrize("system", ["first", "last"])
+def test_position_moves_the_system_message_wherever_it_is(name: str, system: str, before: str) -> None:
+    """Not message 0: with the system text last that is the user's."""
+    examples = attackable(generate("test", 24, 0, ["access", "data"], difficulty=Difficulty(place=before)))
+    assert {e.target for e in examples} == {"user", "tool"}
+    for example in examples:
+        (text,) = [m for m in example.messages if m["role"] == "system"]
+        config = AttackConfig(name=name, parameters={"system": system})
+        messages = attacked(make_tokenizer(), example, config)
+        assert messages[0 if system == "first" else -1] == text
+        others = [m["role"] for m in messages if m["role"] != "system"]
+        assert others == [m["role"] for m in example.messages if m["role"] != "system"], "their order stays"
+
+
+def test_position_without_a_system_message_is_refused() -> None:
+    example = EXAMPLES[0]
+    bare = dataclasses.replace(example, messages=example.messages[1:])
+    with pytest.raises(ValueError, match="`messages`: expected one system message, got 0"):
+        attacked(make_tokenizer(), bare, AttackConfig(name="position", parameters={"system": "last"}))
 
 
 @pytest.mark.parametrize(

@@ -109,14 +109,14 @@ def test_json_comes_back_equal(tmp_path):
 
 def test_json_holds_schema_version_and_verdicts_for_readers():
     values = json.loads(report().to_json())
-    assert values["schema_version"] == 1
+    assert values["schema_version"] == 2
     assert [v["claim"] for v in values["verdicts"]] == [v.claim for v in report().verdicts]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(schema_version=2), "`schema_version`: expected 1 to 1, got 2"),
+        (lambda v: v.update(schema_version=3), "`schema_version`: expected 2 to 2, got 3"),
         (lambda v: v.update(extra=1), r"`text`: unknown fields \['extra'\]"),
         (lambda v: v["utility"].pop("benign"), r"`text.utility`: expected a Usefulness"),
         (lambda v: v.update(n_examples="many"), "`text.n_examples`: expected int, got 'many'"),

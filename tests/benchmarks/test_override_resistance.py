@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ from random import Random
 import pytest
 
 from benchmarks.override_resistance import __main__ as command
-from benchmarks.override_resistance import settings
+from benchmarks.override_resistance import page, settings
 from benchmarks.override_resistance import transfer as transferring
 from benchmarks.override_resistance.arms import ARMS, BASELINES, ON_TOP, SECOND_SIZE, trained
 from benchmarks.override_resistance.compact import compact
@@ -19,17 +20,19 @@ from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.measure import attacks, examples_of, stratified
+from benchmarks.override_resistance.rejudge import rejudged
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
-from benchmarks.override_resistance.table import ROWS, table
+from benchmarks.override_resistance.table import table
+from benchmarks.override_resistance.templates import clusters, distance, template
 from benchmarks.override_resistance.train import obtain
 from benchmarks.throughput import ROOT
-from rolesafe.attacks import AttackResult, attackable
+from rolesafe.attacks import AttackResult, Rate, attackable
 from rolesafe.demo.pool import Update
-from rolesafe.evaluation import Results, Store, seed_mean
+from rolesafe.evaluation import Results, Store
+from rolesafe.evaluation.comparison import PUBLISHED
 from rolesafe.mechanisms import get_strength
-from rolesafe.report.comparison.build import build_comparison
-from rolesafe.report.comparison.markdown import render_markdown
 from rolesafe.tasks import generate, training_conversations, vocabulary
+from rolesafe.tasks.words import PLACES, SECRETS, tokens
 from rolesafe.training.tiny import tiny_tokenizer
 
 TINY = Study(
@@ -311,7 +314,7 @@ def test_every_search_has_its_attack():
 
 
 def test_arms():
-    assert set(BASELINES) == {"ise", "air", "aside", "pft"}
+    assert set(BASELINES) == {"ise", "air", "aside", "pft", "drip"} == set(PUBLISHED)
     assert trained("pasta") == "plain"
     assert trained("channel") == "channel"
     assert set(SECOND_SIZE) <= set(ARMS)
@@ -355,98 +358,72 @@ def test_bad_settings_say_so(changes, message):
 
 
 RECORDS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "override-resistance.md"
 
 
-@pytest.mark.parametrize("name", ["", "_deep", "_wide", "_wide_larger", "_last", "_combined", "_stories"])
-def test_the_page_has_the_tables_of_the_record(name):
-    """Every figure of them."""
-    results = Results.load(RECORDS / f"override_resistance{name}.json")
-    page = PAGE.read_text(encoding="utf-8")
-    for size in results.sizes:
-        assert table(results, size) in page
-    assert results.complete
+def test_pages_have_the_figures_of_the_records():
+    """Every block of both pages but the slow one, which the next test looks at."""
+    for path in page.PAGES:
+        text = path.read_text(encoding="utf-8")
+        quick = re.sub(r"<!-- facts -->.*?<!-- end -->", "", text, flags=re.S)
+        assert page.filled(quick) == quick, f"{path.name}: run python -m benchmarks.override_resistance.page"
+        assert "<!-- " in quick
 
 
-@pytest.mark.parametrize("name", ["", "_deep", "_wide", "_wide_larger", "_stories"])
-def test_the_page_says_which_targets_the_record_meets(name):
-    results = Results.load(RECORDS / f"override_resistance{name}.json")
-    page = PAGE.read_text(encoding="utf-8")
-    assert results.settings["comparison"]["candidate"] == "channel"
-    for line in render_markdown(build_comparison(results)).splitlines():
-        if line.startswith(("| worst case against", "| utility against", "| dilution", "| place of", "| role forging")):
-            assert line in page
+def test_facts_of_the_page_are_counted():
+    text = page.PAGES[0].read_text(encoding="utf-8")
+    asked = attackable(examples_of(Study(), 0))
+    said = f"The {len(asked)} attacked examples of seed 0 are {len(set(map(template, asked)))} templates"
+    assert said in text
+    assert f"{len(tiny_tokenizer(vocabulary(Study().families)))} tokens." in text
+    assert "5 of 6 encoded attacks" in text
 
 
-def test_page_and_readme_say_what_was_transferred():
-    counts = json.loads((RECORDS / "transfer.json").read_text(encoding="utf-8"))["counts"]
-    assert transferring.table(counts) in PAGE.read_text(encoding="utf-8")
-
-    def lost(source, target):
-        chosen = [c for c in counts if (c["source"], c["target"], c["search"]) == (source, target, None)]
-        assert sum(c["n"] for c in chosen) == 90
-        return sum(c["of_all"] for c in chosen)
-
-    assert lost("plain", "channel") == lost("pft", "channel") == lost("plain", "pft") == 0
-    page, readme = (" ".join(p.read_text(encoding="utf-8").split()) for p in (PAGE, ROOT / "README.md"))
-    here = [lost(arm, arm) for arm in ("plain", "pft")]
-    assert "(they win on {} of 90 examples) and on PFT ({})".format(*here) in readme
-    assert "on {} of 90 examples of plain, and on {} of PFT, win on none of `channel`".format(*here) in page
-    assert f"PFT's win on {lost('pft', 'plain')} of plain" in page
+def test_a_block_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"`text`: expected blocks out of .* got 'tables:deep'"):
+        page.filled("<!-- tables:deep -->\nold\n<!-- end -->")
 
 
-def test_page_and_readme_say_what_the_system_text_is_worth_behind_the_attacker():
+def test_examples_of_one_template_differ_in_places_and_secrets_only():
+    asked = generate("test", 24, 3, ("access", "form", "data"))
+    labels = clusters({"examples": 24, "families": ["access", "form", "data"]}, [3 - 1000])
+    assert {e.id for e in asked} <= set(labels)
+    for example in asked:
+        assert labels[example.id] == template(example)
+        words = {word for m in example.messages for word in tokens(m["content"])}
+        assert not set(tokens(template(example))) & (words & {*PLACES, *SECRETS})
+    assert distance(("the", "code", "is", "_"), ("the", "code", "was", "a", "_")) == 2
+
+
+def test_first_seed_of_a_study_is_in_its_command():
+    study = replace(Study(), seeds=(101, 102))
+    assert study.command == "python -m benchmarks.override_resistance --seeds 2 --first-seed 101 --out DIR"
+
+
+def test_replies_of_a_record_are_judged_anew(tmp_path):
+    example = next(e for e in generate("test", 12, 7, ("access",)) if e.kind == "protected")
+    replies = [f"_{example.violation}_", example.reply, "", example.violation]
+    kept = [{"id": example.id, "reply": reply, "success": reply == example.violation} for reply in replies]
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"runs": [{"attacks": [{"samples": kept}]}]}))
+    assert rejudged([path]).splitlines()[-1] == "| `record.json` | 4 | 1 | 2 | 1 | 1 |"
+    kept[0]["id"] = "riddle/test/7/1/0/protected"
+    path.write_text(json.dumps({"runs": [{"attacks": [{"samples": kept}]}]}))
+    with pytest.raises(ValueError, match="`ids`: expected examples of the generator"):
+        rejudged([path])
+
+
+def test_record_with_the_system_text_last_says_what_was_sent():
+    """The attack `position` had moved message 0, the user's: its places are exchanged to what they were."""
     results = Results.load(RECORDS / "override_resistance_last.json")
-    lost = {}
-    for arm in ("plain", "pft", "channel"):
-        rates = [run.worst_case for run in results.of("0.1M", arm)]
-        assert sum(rate.n for rate in rates) == 90
-        lost[arm] = sum(rate.k for rate in rates)
-    page, readme = (" ".join(p.read_text(encoding="utf-8").split()) for p in (PAGE, ROOT / "README.md"))
-    assert lost["channel"] == 0
-    assert f"plain loses {lost['plain']} of 90 and PFT {lost['pft']}, `channel` none" in readme
-    assert f"plain loses {lost['plain']} and PFT {lost['pft']}." in page
+    assert "relabelled" in results.settings
+    for run in results.runs:
+        places = [p.parameters["system"] for p in run.attacks if p.attack == "position"]
+        assert sorted(set(places)) == ["first", "last", "middle"]
+        assert places.count("last") == 5
+        assert run.worst_case == Rate(sum(run.worst().values()), len(run.worst()))
 
 
 def test_the_record_is_of_the_usual_command():
     results = Results.load(RECORDS / "override_resistance.json")
     assert results.settings["command"] == Study().command
     assert {run.key for run in results.runs} == set(Study().jobs)
-
-
-def test_the_page_says_what_a_larger_budget_won():
-    """The same examples, searched by the same two forms of GCG."""
-    page = " ".join((ROOT / "docs" / "override-resistance.md").read_text(encoding="utf-8").split())
-    large, usual = (
-        Results.load(ROOT / "benchmarks" / "results" / f"override_resistance_{name}.json") for name in ("gcg", "deep")
-    )
-
-    def won(run):
-        return run.worst(
-            lambda p: p.attack == "gcg" and p.parameters["objective"] == "ce" and p.parameters["length"] == 20
-        )
-
-    counts = {}
-    for arm in ("plain", "pft", "channel"):
-        pairs = [(won(a), won(b)) for a, b in zip(large.of("0.1M", arm), usual.of("0.1M", arm), strict=True)]
-        assert sum(len(a) for a, _ in pairs) == 15
-        counts[arm] = [sum(a[id] for a, _ in pairs for id in a), sum(b[id] for a, b in pairs for id in a)]
-    said = "on plain {} (with 100 steps of 64: {}), on PFT {} ({}), on `channel` {} ({})"
-    assert said.format(*(count for pair in counts.values() for count in pair)) in page
-
-
-@pytest.mark.parametrize(
-    "record, arms, row",
-    [
-        ("override_resistance", ("plain", "aside", "ise", "air", "pft", "drip", "channel"), "all fixed texts"),
-        ("override_resistance_deep", ("plain", "pft", "channel"), "**worst case**"),
-    ],
-)
-def test_the_readme_says_what_the_records_say(record, arms, row):
-    results = Results.load(ROOT / "benchmarks" / "results" / f"{record}.json")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    means = [seed_mean([ROWS[row](run) for run in results.of("0.1M", arm)]) for arm in arms]
-    assert all(mean is not None for mean in means)
-    assert f"| {' | '.join(f'{mean.value:.1%}' for mean in means)} |" in readme
-    interval = " | ".join(f"{100 * mean.low:.1f} to {100 * mean.high:.1f}" for mean in means)
-    assert f"| 95% interval over chance and seeds | {interval} |" in readme

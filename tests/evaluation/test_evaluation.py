@@ -168,7 +168,7 @@ def test_json_round_trip(results: Results, tmp_path: Path) -> None:
 
 def test_json_says_what_it_is(results: Results) -> None:
     values = json.loads(results.to_json())
-    assert values["schema_version"] == 2
+    assert values["schema_version"] == 3
     assert {name for name, _ in values["environment"]["versions"]} >= {"python", "rolesafe", "torch", "transformers"}
     assert values["environment"]["hardware"]
     for run in values["runs"]:
@@ -203,8 +203,8 @@ def test_attack_success_needs_utility(results: Results) -> None:
     [
         ("{", "`text`: expected the JSON of results"),
         ("[]", "`text`: expected a JSON object, got list"),
-        ("{}", r"`schema_version`: expected 1 to 2, got None"),
-        ('{"schema_version": 3}', r"`schema_version`: expected 1 to 2, got 3"),
+        ("{}", r"`schema_version`: expected 1 to 3, got None"),
+        ('{"schema_version": 4}', r"`schema_version`: expected 1 to 3, got 4"),
         ('{"schema_version": 1}', "`text`: expected the JSON of results, got an object that does not fit"),
     ],
 )

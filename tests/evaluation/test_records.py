@@ -137,7 +137,7 @@ def test_numbers_stand_on_one_line_and_text_is_left_alone() -> None:
     text = results.to_json()
     assert '"list": [1, -2.5, 3e-07]' in text
     assert Results.from_json(text) == replace(results, settings={"list": [1, -2.5, 3e-7], "text": "[\n  1,\n  2\n]"})
-    assert json.loads(text)["schema_version"] == 2
+    assert json.loads(text)["schema_version"] == 3
 
 
 def test_files_of_version_1_still_load() -> None:

@@ -70,7 +70,11 @@ def study(
         settings={
             "command": "python -m benchmarks.override_resistance --seeds 0 1 2",
             "steps": 1200,
-            "comparison": {"baseline": "plain", "candidate": "channel", "published": ["ise", "air", "aside", "pft"]},
+            "comparison": {
+                "baseline": "plain",
+                "candidate": "channel",
+                "published": ["ise", "air", "aside", "pft", "drip"],
+            },
         },
         forging=Rate(0, 12_480),
     )

@@ -1,7 +1,15 @@
 """Greedy coordinate gradient (Zou et al., arXiv 2307.15043) with roles, and with losses that know the defence.
 
-Options and their defaults are those of nanoGCG (MIT), which passes no roles. Probe sampling: Zhao et al.,
-arXiv 2403.01251.
+Modelled on nanoGCG (MIT), which passes no roles. Steps, width, top-k, replaced places, buffer, mellowmax alpha and
+probe sampling (Zhao et al., arXiv 2403.01251) have its defaults. Where it differs from nanoGCG 0.3.0:
+
+- `early_stop` is on, and asks for the greedy reply to the text that would be sent. There it is off.
+- The slot starts from `length` random tokens, drawn from the seed, not from twenty times "x"; see `init`.
+- `topk` is at most a quarter of the tokens that the slot may hold.
+- Mellowmax is over log-likelihoods, not over raw logits.
+- Candidates that do not read back as their tokens are always dropped, in the whole conversation, and so are those with
+  the secret: a model that repeats it gave nothing away.
+- The result is the best slot of the whole search, the start included.
 
 Legend: L tokens of the slot, V' tokens that it may hold, n candidates.
 """

@@ -1,7 +1,7 @@
-"""Soft prompts by projected gradient descent (Schwinn et al., arXiv 2402.09063): what no text does better.
+"""Soft prompts by projected gradient descent (Schwinn et al., arXiv 2402.09063): a stronger attacker than any text.
 
-The slot is made of embeddings instead of tokens. Nobody can type them: a model that holds here holds against any
-text of that length in that place that the loss would lead to, and a model that falls here may still hold against text.
+The slot is made of embeddings instead of tokens, which nobody can type. A model that falls here may still hold against
+text. One that holds here is not proven to hold against text: descent has one start and may miss.
 
 Legend: L tokens of the slot, d hidden size.
 """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rolesafe.evaluation import Rate, Results, Run, SeedMean, Versus, holm, seed_mean, versus
 from rolesafe.evaluation.comparison import Plan, best_published, verdicts, worst_case, worst_mean, worst_outcomes
 from rolesafe.evaluation.records import counted
-from rolesafe.report.build import listed, setting_groups, transcripts
+from rolesafe.report.build import listed, missing_notes, setting_groups, transcripts
 from rolesafe.report.comparison.curves import curves_of
 from rolesafe.report.comparison.view import Against, ComparisonView, Heat, Mass, Mechanism, Part, SizeView
 
@@ -175,15 +175,7 @@ def _partial(results: Results) -> str | None:
 
 
 def _notes(results: Results) -> tuple[str, ...]:
-    points = [point for run in results.runs for point in run.attacks]
-    left_out = sum(point.n_left_out for point in points)
-    failed = sum(len(point.failed) for point in points)
-    notes = []
-    if left_out:
-        notes.append(f"{left_out} attacked conversations did not fit into a model's context and are not counted.")
-    if failed:
-        reasons = sorted({reason for point in points for _, reason in point.failed})
-        notes.append(f"{failed} attacks failed and are not counted: {'; '.join(reasons[:5])}.")
+    notes = list(missing_notes(results))
     if any(run.false_refusals is None for run in results.runs):
         notes.append("Where no text was made to provoke false refusals, they are those of the benign questions.")
     notes += _differing_suites(results)

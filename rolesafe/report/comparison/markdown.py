@@ -14,7 +14,7 @@ def render_markdown(view: ComparisonView) -> str:
     parts = []
     if view.partial is not None:
         parts += [f"**Partial:** {escape(view.partial)}", ""]
-    parts += _verdicts(view)
+    parts += target_lines(view)
     for size in view.sizes:
         if size.label:
             parts += ["", f"### Size {escape(size.label)}"]
@@ -29,7 +29,8 @@ def render_markdown(view: ComparisonView) -> str:
     return "\n".join([*parts, ""])
 
 
-def _verdicts(view: ComparisonView) -> list[str]:
+def target_lines(view: ComparisonView) -> list[str]:
+    """Return the table of the targets, line by line."""
     several = len(view.sizes) > 1
     header = ["target", *(["size"] if several else []), "to reach", "measured", "", ""]
     lines = [line(header), line([":--"] * len(header))]
