@@ -139,7 +139,7 @@ def test_patch_returns_the_model_and_is_idempotent(family: str) -> None:
     after = dict(rolesafe.role_parameters(model))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 2  # one embedding per layer, not two
+    assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 3  # one per layer, one where the tokens enter
 
 
 @named
