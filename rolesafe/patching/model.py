@@ -101,12 +101,8 @@ class RoleAwareMixin:
             total = mask.shape[1]
         else:
             mask, total = None, tokens.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
-        if role_ids.shape[0] != tokens.shape[0] or role_ids.shape[1] > total:
-            raise ValueError(
-                f"`role_ids`: expected shape {(tokens.shape[0], total)}, one role per token so far, got "
-                f"{tuple(role_ids.shape)}"
-            )
-        # Candidates of assisted decoding are tokens this model may write: they have its role.
+        # Longer where a prompt is read in chunks. Shorter where assisted decoding proposes tokens that this model may
+        # write: they have its role.
         role_ids = self._fit_roles(role_ids, total)
         if self.rolesafe_config.moves_positions and (strength := strength_of(self)) > 0:  # type: ignore[arg-type]
             # Here and not in `forward`: a static cache gets a mask that no longer tells the padding.
