@@ -16,7 +16,7 @@ import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.mechanisms import set_strength
 from rolesafe.patching.caches import output_cache
-from tests.models import base_model, plain, random_batch, randomise, role_model, with_cache
+from tests.models import base_model, plain, random_batch, role_model, with_cache
 
 FULL = RoleConfig.preset("channel", share=0.3)
 Batch = dict[str, Tensor]
@@ -263,5 +263,3 @@ def test_generate_goes_on_with_a_cache(options: dict[str, Any]) -> None:
     turn["role_ids"][:, 15] = 0  # what the model wrote is no system text
     with pytest.raises(ValueError, match="got role 0 for token 15 of row 0, which was computed with role 3"):
         model.generate(**turn, **fixed, **with_cache(cache))
-
-

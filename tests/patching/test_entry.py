@@ -97,7 +97,9 @@ def test_copy_of_a_patched_model_is_one(family: str) -> None:
         twin(**plain(batch))
 
 
-@pytest.mark.parametrize("names", [["rolesafe_heads"], ["rolesafe_embedding"], ["rolesafe_heads", "rolesafe_embedding"]])
+@pytest.mark.parametrize(
+    "names", [["rolesafe_heads"], ["rolesafe_embedding"], ["rolesafe_heads", "rolesafe_embedding"]]
+)
 def test_parts_wrapped_by_peft_take_part(names: list[str]) -> None:
     peft = pytest.importorskip("peft")
     model, batch = role_model("llama", FULL), random_batch()
@@ -288,7 +290,7 @@ def test_offloaded_model_takes_a_role_layer(tmp_path: Path, alone: bool) -> None
     pytest.importorskip("accelerate")
     batch, trained = random_batch(), role_model("llama", FULL)
     base_model("llama").save_pretrained(tmp_path / "base")
-    where = {name: "cpu" for name in ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")}
+    where = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     options: dict[str, Any] = {"device_map": {**where, "model.layers.1": "disk"}, "offload_folder": tmp_path / "disk"}
     if alone:
         rolesafe.save_role_layer(trained, tmp_path / "roles", base_model=str(tmp_path / "base"))
@@ -311,7 +313,9 @@ def test_sharded_model_is_refused(tmp_path: Path) -> None:
         model, mesh = base_model("llama"), init_device_mesh("cpu", (1,))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
-        with pytest.raises(ValueError, match=r"`model`: expected parameters that are not sharded.*Patch the model first"):
+        with pytest.raises(
+            ValueError, match=r"`model`: expected parameters that are not sharded.*Patch the model first"
+        ):
             rolesafe.patch(fully_shard(model, mesh=mesh), FULL)
         model = role_model("llama", FULL)
         before = expected(model, random_batch())
