@@ -70,7 +70,7 @@ def test_generate_beside_a_cache_takes_the_whole_sequence_or_the_new_tokens() ->
     assert torch.equal(model.generate(**batch, **GREEDY, **with_cache(cache()))[:, 14:], whole)
     for length in (5, 9, 13, 15, 23):
         batch["attention_mask"], batch["role_ids"] = zeros(2, length) + 1, zeros(2, length)
-        with pytest.raises(ValueError, match="`attention_mask`: expected shape|`role_ids`: expected"):
+        with pytest.raises(ValueError, match=r"`attention_mask`: expected shape|`role_ids`: expected"):
             model.generate(**batch, **GREEDY, **with_cache(cache()))
 
 
