@@ -71,12 +71,15 @@ class RoleIndex:
         self._kept: dict[Any, Any] = {}
 
     def keep(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The value of `compute()`, computed at the first call with this `key`."""
+        """The value of `compute()`, computed at the first call with this `key`.
+
+        No length belongs into a key: it is a symbol in compiled code, and a hash would fix it to one number.
+        """
         if key not in self._kept:
             self._kept[key] = compute()
         return self._kept[key]
 
-    def keep_for(self, x: Tensor, key: Any, compute: Callable[[], Any]) -> Any:
+    def keep_for(self, x: Tensor | None, key: Any, compute: Callable[[], Any]) -> Any:
         """`keep` for what is made of the tensor `x` too. By identity and not by `id`: torch.compile guards an id."""
         kept = self.keep(("for", key), list)
         for other, value in kept:

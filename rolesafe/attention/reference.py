@@ -30,12 +30,24 @@ def reference_attention(problem: Problem) -> Tensor:
 def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, Dv) and the attention mass (B, H, T, S) it came from: row sums are 1, less what sinks took."""
     v = _per_query_head(problem.v, problem)
-    mass = torch.nn.functional.dropout(reference_mass(problem), problem.dropout)
-    return torch.matmul(mass.to(v.dtype), v), mass
+    mass, read = _mass_and_keys(problem)
+    mass = torch.nn.functional.dropout(mass, problem.dropout)
+    broken = ~torch.isfinite(v)
+    if v.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(broken.any()):
+        return torch.matmul(mass.to(v.dtype), v), mass
+    # 0 * NaN is NaN: a value that is not finite must reach the rows that read its key, and no others.
+    out = torch.matmul(mass.to(v.dtype), v.masked_fill(broken, 0.0))
+    reached = torch.matmul(read.to(v.dtype), broken.to(v.dtype)) > 0
+    return out.masked_fill(reached, float("nan")), mass
 
 
 def reference_mass(problem: Problem) -> Tensor:
     """The attention mass (B, H, T, S) alone, before dropout."""
+    return _mass_and_keys(problem)[0]
+
+
+def _mass_and_keys(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The attention mass (B, H, T, S), and which keys each row reads (B, H, T, S) bool: the mass elsewhere is 0."""
     p = problem
     k = _per_query_head(p.k, p)
     scores = torch.matmul(p.q, k.transpose(2, 3)) * p.scale  # (B, H, T, S)
@@ -44,8 +56,11 @@ def reference_mass(problem: Problem) -> Tensor:
     if p.bias is not None:
         # (H, B, T, S) -> (B, H, T, S); the bias comes after the cap, or a cap would make -inf visible again
         pairs = p.bias[:, p.roles.q_roles.long().unsqueeze(2), p.roles.k_roles.long().unsqueeze(1)]
-        scores = scores + pairs.transpose(0, 1).to(scores.dtype)
+        pairs = pairs.transpose(0, 1).to(scores.dtype)
+        # not left to -inf alone: -inf + NaN is NaN
+        scores = torch.where(torch.isneginf(pairs), pairs, scores + pairs)
     visible = visible_keys(p)
+    read = visible & ~torch.isneginf(scores)
     ordinary = _softmax(scores, visible, p.sinks)
     mass = ordinary
     if p.needs_privileged:
@@ -59,7 +74,8 @@ def reference_mass(problem: Problem) -> Tensor:
         weight, alone = _channel_weight(p, seen, scores)
         # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
         mass = torch.where(alone, privileged, torch.lerp(ordinary, privileged, weight))
-    return mass
+        read = torch.where(alone, privileged_visible, visible) & ~torch.isneginf(scores)
+    return mass, read
 
 
 def _per_query_head(x: Tensor, p: Problem) -> Tensor:

@@ -230,12 +230,12 @@ def _ordinary(p: Problem, folded: _Folded) -> Tensor:
 def _combine(p: Problem, mask: Tensor | None) -> Tensor:
     """The caller's mask and the order of tokens in one (1 | B, 1 | H, T, S) bool mask."""
     position = p.roles.keep(
-        ("order", p.q.shape[2], p.window),
+        ("order", p.window),
         lambda: p.positional_mask(torch.arange(p.k.shape[2], device=p.q.device))[None, None],  # type: ignore[index]
     )
     if mask is None:
         return position
-    return p.roles.keep_for(mask, ("in order", p.q.shape[2], p.window), lambda: mask & position)
+    return p.roles.keep_for(mask, ("in order", p.window), lambda: mask & position)
 
 
 def _padded_sight(p: Problem) -> Tensor | None:
@@ -245,7 +245,7 @@ def _padded_sight(p: Problem) -> Tensor | None:
         sight = p.roles_in_sight().any(-1, keepdim=True)
         return None if _known(sight) else sight
 
-    return p.roles.keep(("sight", p.causal, p.window, p.q.shape[2]), compute)
+    return p.roles.keep(("sight", p.causal, p.window), compute)
 
 
 def _sight(p: Problem, hidden: Tensor) -> Tensor:
@@ -263,11 +263,11 @@ def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor,
     if keys.index.shape[1] == 0:
         empty = folded.v.new_zeros(batch, used, length, folded.v.shape[-1])
         return empty, torch.zeros(batch, 1, length, 1, dtype=torch.bool, device=empty.device), False
-    key = ("privileged mask", p.causal, p.window, length, None if p.mask is None else id(p.mask))
-    # The mask is kept beside what was made of it, so that its id cannot come to mean another one.
-    mask, seen, everything, all_see, _ = p.roles.keep(key, lambda: (*_privileged_mask(p), p.mask))
+    mask, seen, everything, all_see = p.roles.keep_for(
+        p.mask, ("privileged mask", p.causal, p.window), lambda: _privileged_mask(p)
+    )
     chosen = _Folded(folded.q, _only(keys, folded.k), _only(keys, folded.v))
-    return _attend(p, chosen, 0, used, None if everything else mask), seen, all_see
+    return _attend(p, chosen, 0, used, None if everything else mask), seen[:, :used], all_see
 
 
 def _only(keys: PrivilegedKeys, x: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def triton_attention(problem: Problem) -> Tensor:
         documents, length = p.documents, p.q.shape[2]
         ranges = roles.keep_for(
             documents,
-            ("ranges", length, p.causal, p.window),
+            ("ranges", p.causal, p.window),
             lambda: document_ranges(documents, length, p.causal, p.window),
         )
     return role_attention(

@@ -64,6 +64,7 @@ class DataTransform(RolePart):
         if self.rotation:
             changed = rotate(changed, self.rotation * self.strength)
         if self.shift_weight is not None:
+            changed, hidden_states, roles = (x.to(self.shift_weight.device) for x in (changed, hidden_states, roles))
             weight, bias = self.shift_weight.to(changed.dtype), self.shift_bias
             shift = nn.functional.linear(changed, weight, None if bias is None else bias.to(changed.dtype))
             changed = changed + (shift if self.strength == 1 else self.strength * shift)

@@ -18,7 +18,7 @@ class RoleEmbedding(RolePart):
     """``x + weight[role]``.
 
     Attributes:
-        weight: (R, d), in the model's dtype; drawn with `std` at the start (0: the model is unchanged).
+        weight: (R, d), fp32 at least; drawn with `std` at the start (0: the model is unchanged).
     """
 
     def __init__(
@@ -43,5 +43,6 @@ class RoleEmbedding(RolePart):
         """Add to `hidden_states` (B, T, d) the vectors of `roles` (B, T)."""
         if self.strength == 0:
             return hidden_states
+        hidden_states, roles = (x.to(self.weight.device) for x in (hidden_states, roles))
         vectors = nn.functional.embedding(roles, self.weight).to(hidden_states.dtype)
         return hidden_states + (vectors if self.strength == 1 else self.strength * vectors)

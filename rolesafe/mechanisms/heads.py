@@ -106,7 +106,8 @@ class RoleHeads(RolePart):
         if not self.steered:
             return None
         device = torch.device("cpu") if device is None else device
-        kept = self._constants
+        # Compiled code makes its own: whether one is kept changes later, and it would be compiled anew.
+        kept = None if torch.compiler.is_compiling() else self._constants
         if kept is not None and kept.device == device:
             return kept
         with torch.inference_mode(False):  # it outlives this call

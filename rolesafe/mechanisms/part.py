@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class RolePart(nn.Module):
     """A module that a patch hangs into a model.
 
+    Its parameters stay in fp32 at least, whatever dtype the model is converted to, and are cast where they are used: in
+    half precision a step of ordinary size would be rounded away.
+
     Attributes:
+        name: Name of the part in its model. Copies and wrappers of the part have it too.
         strength: In [0, 1], how much of the part is in force. Set it with :func:`set_strength`, on all parts at once.
     """
 
+    name: str = ""
     strength: float = 1.0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What `to`, `half`, `bfloat16`, ... do to every tensor, without the loss of precision."""
+
+        def keep_precision(x: Tensor) -> Tensor:
+            changed = fn(x)
+            if not changed.is_floating_point() or changed.dtype.itemsize >= min(x.dtype.itemsize, 4):
+                return changed
+            if x.is_meta or changed.is_meta:
+                return torch.empty_like(x, device=changed.device)
+            return x.to(changed.device)
+
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
 def set_strength(model: Any, strength: float) -> None:
@@ -31,7 +50,7 @@ def set_strength(model: Any, strength: float) -> None:
     - role vectors and shift: times `strength`; rotation: the angle times `strength`;
     - positions: moved by the rounded fraction `strength` of what they are moved by at 1.
 
-    What a guarantee says holds at 1. Keys that are in a cache already keep the strength they were computed with.
+    What a guarantee says holds at 1. A cache that was filled at another strength is refused.
     `save_pretrained` and `save_role_layer` save the strength; what was saved with less than 1 loads only where
     `from_pretrained(strength=...)` says how much is wanted.
 
@@ -52,9 +71,15 @@ def get_strength(model: Any) -> float:
     """How much of the role layer of `model` is in force, in [0, 1]; see :func:`set_strength`.
 
     Raises:
-        ValueError: `model` is not patched.
+        ValueError: `model` is not patched, or its parts have several strengths.
     """
-    return next(_parts(model)).strength
+    strengths = sorted({part.strength for part in _parts(model)})
+    if len(strengths) > 1:
+        raise ValueError(
+            f"`strength`: expected one strength of all parts of the role layer, got {strengths}. Set it with "
+            "rolesafe.mechanisms.set_strength(model, strength)."
+        )
+    return strengths[0]
 
 
 def _parts(model: Any) -> Iterator[RolePart]:

@@ -24,7 +24,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     """Make `model` role-aware, in place: this instance alone, no modelling code replaced.
 
     Afterwards its `forward` and `generate` require `role_ids` (what :func:`rolesafe.encode` returns), and its role
-    parameters are ordinary parameters of it, in its dtype and on its device. Patching again with the same
+    parameters are ordinary parameters of it, in fp32 and on the devices of its layers. Patching again with the same
     configuration does nothing.
 
     Args:

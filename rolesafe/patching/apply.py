@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,34 +17,11 @@ from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import DataTransform, RoleEmbedding, RoleHeads, RolePart
 from rolesafe.patching import families
 from rolesafe.patching.attention import NAME, keep_all_queries, register
-from rolesafe.patching.model import PARTS, RoleAwareMixin, enter_layer, leave_layer, role_aware_class
+from rolesafe.patching.layers import PARTS, RoleLayers, enter_layer, leave_layer
+from rolesafe.patching.model import RoleAwareMixin, enter_model, leave_model, role_aware_class
 from rolesafe.patching.positions import check_positions
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-
-@dataclass(frozen=True)
-class RoleLayers:
-    """Where a patched model carries its role layer: `modules` by name, each must take part in every forward pass.
-
-    `part` is any of its parts: all have the same strength.
-    """
-
-    config: RoleConfig
-    modules: dict[str, nn.Module]
-    cache_layers: tuple[int, ...]
-    impl: str
-    part: RolePart
-
-    @property
-    def strength(self) -> float:
-        """See :func:`rolesafe.mechanisms.set_strength`."""
-        return self.part.strength
-
-    @property
-    def moves_positions(self) -> bool:
-        """Whether tokens stand at other positions than in the base model now."""
-        return self.config.moves_positions and self.strength > 0
 
 
 def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> Model:
@@ -87,12 +65,14 @@ def unpatch(model: Model) -> Model:
             if name in module._modules:
                 del module._modules[name]
         module.__dict__.pop("_maybe_slice_kv_shared_inputs", None)
+        for name in ("rolesafe_layer", "rolesafe_layers"):
+            module.__dict__.pop(name, None)
         for hooks, flags, ours in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, enter_layer),
-            (module._forward_hooks, module._forward_hooks_with_kwargs, leave_layer),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, (enter_layer, enter_model)),
+            (module._forward_hooks, module._forward_hooks_with_kwargs, (leave_layer, leave_model)),
         ):
             for key, hook in list(hooks.items()):
-                if hook is ours:
+                if hook in ours:
                     del hooks[key]
                     flags.pop(key, None)
     base_attention = model.config.rolesafe_base_attention
@@ -101,7 +81,6 @@ def unpatch(model: Model) -> Model:
         if hasattr(model.config, name):
             delattr(model.config, name)
     _set_attention(model, base_attention)
-    del model.__dict__["rolesafe_layers"]
     model.__class__ = model.rolesafe_base
     return model
 
@@ -123,12 +102,12 @@ def install(model: Any, config: RoleConfig) -> None:
     """Hang the role modules into `model`, whose class is role-aware already, and switch its attention over."""
     register()
     layers = families.decoder_layers(model)
-    modules: dict[str, nn.Module] = {}
+    names: list[tuple[str, ...]] = []
     cache_layers: set[int] = set()
     hidden = model.config.get_text_config().hidden_size
     for i, layer in enumerate(layers):
         dtype, device = _place(layer.module)
-        found: dict[str, nn.Module] = {}
+        found: dict[str, RolePart] = {}
         if i == 0 and (config.rotation or config.shift):
             found["rolesafe_data"] = DataTransform(
                 config.data_ids, hidden, rotation=config.rotation, shift=config.shift, dtype=dtype, device=device
@@ -139,20 +118,23 @@ def install(model: Any, config: RoleConfig) -> None:
             found[name] = RoleEmbedding(len(config.roles), hidden, std=config.embedding_std, dtype=dtype, device=device)
         for name, part in found.items():
             setattr(layer.module, name, part)
-            modules[f"{layer.name}.{name}"] = part
-        if found.keys() - {"rolesafe_last"}:
-            layer.module.register_forward_pre_hook(enter_layer, with_kwargs=True)
+            part.name = f"{layer.name}.{name}"
         if "rolesafe_last" in found:
             layer.module.register_forward_hook(leave_layer, with_kwargs=True)
+        parts = list(found.values())
         for nth, module in enumerate(layer.attention):
-            dtype, device = _place(module)
+            dtype, device = _place(module, layer.module, model)
             active = config.layers is None or i in config.layers
-            module.rolesafe_heads = RoleHeads(
-                config, families.count_heads(module), active=active, layer=i, dtype=dtype, device=device
-            )
-            modules[f"{layer.name}.{type(module).__name__}.{nth}"] = module
+            heads = RoleHeads(config, families.count_heads(module), active=active, layer=i, dtype=dtype, device=device)
+            heads.name = f"{layer.name}.{type(module).__name__}.{nth}"
+            module.rolesafe_heads = heads
+            parts.append(heads)
             if hasattr(module, "layer_idx"):
                 cache_layers.add(families.cache_layer(module))
+        layer.module.__dict__["rolesafe_layer"] = i
+        if parts:
+            layer.module.register_forward_pre_hook(enter_layer, with_kwargs=True)
+        names.append(tuple(part.name for part in parts))
     for module in model.modules():  # Gemma 4 drops queries of layers with shared keys; their roles would be off
         if hasattr(module, "_maybe_slice_kv_shared_inputs"):
             module._maybe_slice_kv_shared_inputs = keep_all_queries
@@ -163,14 +145,38 @@ def install(model: Any, config: RoleConfig) -> None:
     _set_attention(model, NAME)
     # What the user chose for the base model: eager attention is the reference, anything else the fused one.
     impl = "reference" if config.impl == "auto" and base_attention == "eager" else config.impl
-    # Beside the modules, not one of them.
-    part = next(module for module in model.modules() if isinstance(module, RolePart))
-    model.__dict__["rolesafe_layers"] = RoleLayers(config, modules, tuple(sorted(cache_layers)), impl, part)
+    stack = layers[0].name.rpartition(".")[0]
+    entry = families.entry_path(model, stack)
+    module = model.get_submodule(entry)
+    about = RoleLayers(
+        config=config,
+        entry=entry,
+        stack=stack[len(entry) + 1 :] if entry else stack,
+        parts=tuple(names),
+        arguments=tuple(inspect.signature(_kind(module).forward).parameters)[1:],  # without `self`
+        cache_layers=tuple(sorted(cache_layers)),
+        impl=impl,
+        patch=uuid.uuid4().hex,
+    )
+    for holder in (model, module):
+        holder.__dict__["rolesafe_layers"] = about  # beside its modules, not one of them
+    module.register_forward_pre_hook(enter_model, with_kwargs=True)
+    module.register_forward_hook(leave_model, with_kwargs=True)
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """Class of `module` with the signature of the base model's forward."""
+    return module.rolesafe_base if isinstance(module, RoleAwareMixin) else type(module)
 
 
 def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
     """Everything that can be wrong between a model and a configuration, before anything is changed."""
     layers, kinds = families.decoder_layers(model), families.model_types(model)
+    if any(hasattr(parameter, "placements") for parameter in model.parameters()):  # DTensors
+        raise ValueError(
+            "`model`: expected parameters that are not sharded, got DTensors (fully_shard, tensor parallelism): role "
+            "parameters would be trained apart on every rank. Patch the model first, then shard it."
+        )
     if config.impl != "auto":
         resolve_impl(config.impl, mass_target=config.mass_target > 0)
     check_positions(model, config)
@@ -214,12 +220,32 @@ def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
         raise ValueError(f"`rotation`: turns pairs of dimensions; expected an even hidden size, the model has {width}")
 
 
-def _place(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of a layer's floating parameters (integers hold quantised weights)."""
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
-    if parameter is None:
-        return torch.get_default_dtype(), torch.device("cpu")
-    return parameter.dtype, parameter.device
+def _place(*modules: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Dtype of the role parameters of the first of `modules`, and the device on which it runs.
+
+    fp32, or fp64 where the module has that. The others are asked in order where a module has no tensors. Tensors of any
+    dtype count, and buffers: quantised weights are integers. Where weights are offloaded, it is the device that
+    accelerate brings them to.
+    """
+    double = any(p.dtype == torch.float64 for p in modules[0].parameters())
+    dtype = torch.float64 if double else torch.float32
+    for module in modules:
+        tensor = next((x for some in (module.parameters(), module.buffers()) for x in some), None)
+        if tensor is not None:
+            device = _execution_device(module) if tensor.is_meta else None
+            return dtype, tensor.device if device is None else device
+    return dtype, torch.device("cpu")
+
+
+def _execution_device(module: nn.Module) -> torch.device | None:
+    """Device that a hook of accelerate brings the parameters of `module` to; None: there is no such hook."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return None
 
 
 def _own_config(model: PreTrainedModel) -> None:

@@ -15,7 +15,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from rolesafe.attention import Problem, resolve_impl
 from rolesafe.attention.api import compute
 from rolesafe.attention.sdpa import added
-from rolesafe.mechanisms import RoleHeads
 from rolesafe.patching.families import cache_layer
 from rolesafe.patching.inputs import RoleInputs
 from rolesafe.patching.masks import role_mask
@@ -59,8 +58,8 @@ def role_attention_forward(
         ((B, T, H, D), None).
     """
     name = type(module).__name__
-    heads = getattr(module, "rolesafe_heads", None)
-    if not isinstance(heads, RoleHeads):
+    heads: Any = getattr(module, "rolesafe_heads", None)
+    if not hasattr(heads, "reserved_share"):  # by what it does: libraries wrap modules that they train or move
         raise RuntimeError(
             f"{name} runs with attn_implementation='{NAME}' but carries no role layer: the model was not patched. "
             "Call rolesafe.patch(model, RoleConfig(...)) instead of setting the attention implementation."
@@ -75,8 +74,8 @@ def role_attention_forward(
             raise ValueError(f"`{argument}`: {name} passes it to its attention, and rolesafe would drop it")
     if query.shape[1] != heads.heads:
         raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
-    role_inputs.seen.add(id(module))
     bias, share = heads(query.device)
+    role_inputs.took_part(heads)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
     full_key, full_value = key, value
@@ -142,7 +141,7 @@ def role_attention_forward(
     return value_of, None
 
 
-def _at_rest(heads: RoleHeads, bias: Tensor | None) -> bool:
+def _at_rest(heads: Any, bias: Tensor | None) -> bool:
     """Whether the layer is known to be plain attention. On a GPU the table is not read: that would wait for it."""
     if not heads.changes_scores_only:
         return False

@@ -101,6 +101,20 @@ def decoder_layers(model: nn.Module) -> list[Layer]:
     return [Layer(f"{stack}.{i}", layer, tuple(found.get(int(i), ()))) for i, layer in layers.named_children()]
 
 
+def entry_path(model: nn.Module, stack: str) -> str:
+    """Path in `model` of the innermost module around the layers at `stack` that reads tokens; "" for `model` itself.
+
+    Whatever calls the model, or goes around its head, calls that module.
+    """
+    path = stack
+    while path:
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if path and "input_ids" in inspect.signature(type(module).forward).parameters:
+            return path
+    return ""
+
+
 def count_heads(module: nn.Module) -> int:
     """Query heads of an attention module."""
     for holder in (module, getattr(module, "config", None)):

@@ -33,16 +33,24 @@ class RoleInputs:
     def __init__(self, role_ids: Tensor, length: int, cache: Any, layers: Iterable[int], config: RoleConfig) -> None:
         self.config = config
         self.length = length
-        self.seen: set[int] = set()
+        self.strengths: dict[str, float] = {}  # of the parts that took part so far, by name
+        self.entered: set[int] = set()  # decoder layers that ran so far
+        self.owner = ("", 1.0)  # patch and strength of the model
         self.impl = config.impl
         self.see: Callable[[torch.nn.Module, Problem], None] | None = None  # see `observe`
-        self._indices: dict[tuple[int, int, torch.device, int], RoleIndex] = {}
+        self._indices: list[tuple[tuple[Any, ...], RoleIndex]] = []
         past = 0 if cache is None else cache.get_seq_length()
+        # A static cache counts on the device: no wait for it, unless that is free.
+        if isinstance(past, Tensor) and past.device.type == "cpu" and not torch.compiler.is_compiling():
+            past = int(past)
+        self.past: int | Tensor = past
         _check_length(role_ids, past, length, cache)
         _check_ids(role_ids, len(config.roles))
         self.role_ids = role_ids.long()
-        if isinstance(past, Tensor):  # a static cache counts on the device: no wait for it
-            self.q_roles = self.role_ids[:, past.to(role_ids.device) + torch.arange(length, device=role_ids.device)]
+        arange = torch.arange(length, device=role_ids.device)
+        self.q_positions = arange + (past.to(role_ids.device) if isinstance(past, Tensor) else past)
+        if isinstance(past, Tensor):
+            self.q_roles = self.role_ids[:, self.q_positions]
         else:
             self.q_roles = self.role_ids[:, past : past + length]
         # The cache tells how many keys it will return to each layer and where the first of them stands: the same
@@ -61,18 +69,24 @@ class RoleInputs:
                 f"attention layer {layer} sees {keys} keys where its cache announced {expected}: their roles are "
                 "unknown. This cache class does not work with rolesafe; use a DynamicCache or a StaticCache."
             )
-        # the index keeps the padding, so its id cannot come to mean another tensor
-        where = (int(offset), keys, device, id(padding))
-        if where not in self._indices:
-            k_roles = self.role_ids[:, where[0] : where[0] + keys]
-            missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
-            if missing > 0:
-                k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
-            q_roles, k_roles = self.q_roles.to(device), k_roles.to(device)
-            if k_roles.shape == self.role_ids.shape == q_roles.shape:
-                q_roles = k_roles  # nothing in the cache: one and the same, prepared once
-            self._indices[where] = RoleIndex(q_roles, k_roles, self.config.privileged_ids, padding)
-        return self._indices[where]
+        # Compared, not hashed: lengths are symbols in compiled code, and a hash would fix them to one number.
+        for (start, length, place, mask), index in self._indices:
+            if mask is padding and place == device and length == keys and start == offset:
+                return index
+        k_roles = self.role_ids[:, offset : offset + keys]
+        missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
+        if missing > 0:
+            k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
+        q_roles, k_roles = self.q_roles.to(device), k_roles.to(device)
+        if k_roles.shape == self.role_ids.shape == q_roles.shape:
+            q_roles = k_roles  # nothing in the cache: one and the same, prepared once
+        index = RoleIndex(q_roles, k_roles, self.config.privileged_ids, padding)
+        self._indices.append(((offset, keys, device, padding), index))
+        return index
+
+    def took_part(self, part: Any) -> None:
+        """Note that `part`, a part of the role layer or a wrapper of one, used the roles."""
+        self.strengths[part.name] = part.strength
 
     @property
     def _unprivileged(self) -> int:
@@ -81,9 +95,7 @@ class RoleInputs:
 
 def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any) -> None:
     if isinstance(past, Tensor):
-        if past.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        past = int(past)
+        return
     got = role_ids.shape[1]
     if got == past + length:
         return

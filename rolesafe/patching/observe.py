@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -33,10 +33,11 @@ def observing(model: Any, see: See) -> Iterator[None]:
             f"`model`: expected a role layer at full strength, got {get_strength(model)}; "
             "call rolesafe.mechanisms.set_strength(model, 1.0) first"
         )
-    if "rolesafe_see" in model.__dict__:
+    entry = cast(Any, model).get_submodule(cast(Any, model).rolesafe_layers.entry)
+    if "rolesafe_see" in entry.__dict__:
         raise ValueError("`model`: is being observed already; leave the other `observing` first")
-    model.__dict__["rolesafe_see"] = see
+    entry.__dict__["rolesafe_see"] = see
     try:
         yield
     finally:
-        del model.__dict__["rolesafe_see"]
+        del entry.__dict__["rolesafe_see"]

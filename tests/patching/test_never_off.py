@@ -164,8 +164,8 @@ def test_pickling_raises_rather_than_losing_the_class(family: str) -> None:
 def test_dtype_conversions_keep_roles(family: str, how: str) -> None:
     model, batch = role_model(family, FULL), random_batch()
     model = model.to(torch.bfloat16) if how == "to" else getattr(model, how)()
-    dtype = torch.float16 if how == "half" else torch.bfloat16
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {dtype}
+    assert model.dtype == (torch.float16 if how == "half" else torch.bfloat16)
+    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {torch.float32}
     other = {**batch, "role_ids": (batch["role_ids"] + 1) % 5}
     with torch.no_grad():
         x, y = logits(model, batch), logits(model, other)

@@ -84,7 +84,7 @@ def test_every_key_has_the_mixture_of_its_two_weights(strength: float, monkeypat
     hook = first.o_proj.register_forward_pre_hook(lambda m, a: outputs.append(a[0]))
     embedding: nn.Module = model.model.layers[0].rolesafe_embedding
     embedding.strength = 1.0  # type: ignore[assignment]  # the same input of the layer as above
-    with torch.no_grad():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="one strength of all parts"):  # raised after the layers
         model(**batch)
     hook.remove()
     p = problems[0]

@@ -1,0 +1,81 @@
+"""torch.compile and torch.export of patched models: as many graphs as the base has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CompileConfig
+
+import rolesafe
+from rolesafe import RoleConfig
+from tests.models import random_batch, role_model
+
+MECHANISMS = ["bias", "share", "dedicated", "integrity", "embedding", "aside", "drip", "spotlight", "pasta", "channel"]
+NEW = 6
+
+
+@pytest.fixture(autouse=True)
+def _no_compiled_code_from_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def counting(graphs: list[Any]) -> Callable[..., Any]:
+    """A backend that collects graphs and runs them as they are. A function: `generate` copies its configuration."""
+
+    def backend(graph: Any, inputs: Any, **kwargs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    return backend
+
+
+@pytest.mark.parametrize("name", [*MECHANISMS, "separate"])
+def test_decoding_with_a_static_cache_has_one_graph(name: str) -> None:
+    model, batch = role_model("llama", RoleConfig.preset(name)), random_batch(length=8, padding=0)
+    options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = model.generate(**batch, **options)
+    graphs: list[Any] = []
+    compiled = CompileConfig(backend=counting(graphs), fullgraph=True, mode=None)
+    compiled._compile_all_devices = True
+    got = model.generate(**batch, **options, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(got, expected)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_lengths_share_one_graph(name: str) -> None:
+    model, graphs = role_model("llama", RoleConfig.preset(name)), list[Any]()
+    compiled = torch.compile(model, backend=counting(graphs), fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for length in (10, 11, 14, 23):
+            batch = random_batch(length=length, padding=0)
+            del batch["attention_mask"]
+            got = compiled(**batch, use_cache=False).logits
+            torch.testing.assert_close(got, model(**batch, use_cache=False).logits, rtol=0, atol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", ["bias", "channel"])
+def test_export_takes_any_length(name: str) -> None:
+    model = role_model("llama", RoleConfig.preset(name))
+
+    def inputs(length: int) -> dict[str, Tensor]:
+        batch = random_batch(length=length, padding=0)
+        return {name: batch[name] for name in ("input_ids", "role_ids")}
+
+    length = torch.export.Dim("length", min=4, max=64)
+    shapes = {"input_ids": {1: length}, "role_ids": {1: length}, "use_cache": None}
+    exported = torch.export.export(
+        model, (), {**inputs(12), "use_cache": False}, dynamic_shapes=shapes, strict=False
+    ).module()
+    for size in (5, 12, 40):
+        with torch.no_grad():
+            got, expected = (m(**inputs(size), use_cache=False).logits for m in (exported, model))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert rolesafe.patching.is_patched(model)
