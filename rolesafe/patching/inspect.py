@@ -15,7 +15,8 @@ from rolesafe.attention.api import HAS_TRITON
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
 from rolesafe.patching.apply import patch, role_parameters, unpatch
-from rolesafe.patching.checkpoint import MODEL_TYPE, read_config
+from rolesafe.patching.checkpoint import read_config
+from rolesafe.patching.seal import is_sealed, unseal_config
 
 _PART_OF = {
     "bias": "bias",
@@ -76,7 +77,7 @@ def count_presets(path: str) -> tuple[str, dict[str, int | str]]:
         OSError: There is no model at `path`.
     """
     sealed = read_config(path)
-    if sealed is not None and sealed.get("model_type") == MODEL_TYPE:
+    if is_sealed(sealed):
         raise ValueError(f"`model`: {path!r} has a role layer already; expected a plain model")
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     counts: dict[str, int | str] = {}
@@ -113,10 +114,10 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         OSError: There is no model at `path`.
     """
     sealed = read_config(path)
-    if sealed is not None and sealed.get("model_type") == MODEL_TYPE:
+    if sealed is not None and is_sealed(sealed):
         config = RoleConfig.from_dict(sealed["rolesafe"])
-        base = dict(sealed["base_config"])
-        base_config: Any = AutoConfig.for_model(base.pop("base_model_type"), **base)
+        base = unseal_config(sealed)
+        base_config: Any = AutoConfig.for_model(base.pop("model_type"), **base)
     else:
         base_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     with torch.device("meta"):

@@ -127,21 +127,40 @@ class RoleAwareMixin:
     # -------------------------------------------------------------------------------------------------------- saving
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As the base model's; the configuration is written so that only `rolesafe.from_pretrained` can load it."""
-        from rolesafe.patching.checkpoint import seal_config
+        """Save as the base model does, with digests of its files; only `rolesafe.from_pretrained` loads it.
 
-        if kwargs.get("push_to_hub"):
-            raise ValueError(
-                "`push_to_hub`: would upload the files before they are sealed against loading without their role "
-                "layer; call model.push_to_hub(repo_id) instead"
-            )
+        Raises:
+            ValueError: The folder holds another checkpoint, or the model could not be loaded again.
+        """
+        from rolesafe.patching.checkpoint import after_saving, before_saving
+
+        before_saving(self, save_directory, kwargs)
         self.config.rolesafe_strength = get_strength(self)
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        try:
+            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        finally:
+            del self.config.rolesafe_strength
         if kwargs.get("is_main_process", True):
-            seal_config(save_directory, self.rolesafe_base.__name__)
+            after_saving(self, save_directory, kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: the role layer would come from nowhere."""
+        raise TypeError(f"{cls.__name__}.from_pretrained: expected rolesafe.from_pretrained(path), which loads all parts")
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse: `save_pretrained` would save the adapters alone, and a plain base would take them."""
+        raise RuntimeError(ADAPTERS)
+
+    load_adapter = add_adapter
 
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+ADAPTERS = (
+    "add_adapter, load_adapter: expected adapters through PEFT itself: peft.get_peft_model(model, config), "
+    "PeftModel.from_pretrained(model, path). Transformers' own way saves them without their role layer"
+)
 
 MISSING = (
     "`role_ids`: expected the role of every token, got none. This model is role-aware and does not run without roles: "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rolesafe.patching.checkpoint import MODEL_TYPE, ROLE_CONFIG_NAME, from_pretrained, read_config
+from rolesafe.patching.checkpoint import ROLE_CONFIG_NAME, from_pretrained, read_config
+from rolesafe.patching.seal import is_sealed
 
 
 def read_model(path: str, dtype: str = "auto") -> Any:
@@ -21,8 +22,7 @@ def read_model(path: str, dtype: str = "auto") -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        about = read_config(path)
-        if is_alone(path) or (about is not None and about.get("model_type") == MODEL_TYPE):
+        if is_alone(path) or is_sealed(read_config(path)):
             return from_pretrained(path, dtype=dtype)
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
