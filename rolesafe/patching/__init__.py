@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rolesafe.config import RoleConfig
 
-__all__ = ["from_pretrained", "is_patched", "patch", "role_parameters", "save_role_layer", "unpatch"]
+__all__ = ["from_pretrained", "is_patched", "patch", "role_modules", "role_parameters", "save_role_layer", "unpatch"]
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -70,6 +70,19 @@ def role_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     from rolesafe.patching import apply
 
     return apply.role_parameters(model)
+
+
+def role_modules(model: nn.Module) -> list[str]:
+    """Return the names of the learned parts of a role layer, for `modules_to_save` of a PEFT configuration.
+
+    With them PEFT trains the role layer, saves it with the adapter and loads it again. Without them it freezes it.
+
+    Raises:
+        ValueError: `model` is not patched.
+    """
+    from rolesafe.patching import adapters
+
+    return adapters.role_modules(model)
 
 
 def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None = None) -> None:

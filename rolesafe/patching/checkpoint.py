@@ -36,7 +36,7 @@ from rolesafe.patching.files import (
     weight_names,
 )
 from rolesafe.patching.loading import check_class, load_model, load_plain, split_options
-from rolesafe.patching.seal import CHECKPOINT_VERSION, is_sealed, unseal_config, unseal_tensor
+from rolesafe.patching.seal import CHECKPOINT_VERSION, is_sealed, seal_gathered, unseal_config, unseal_tensor
 
 ROLE_CONFIG_NAME = "role_config.json"
 ROLE_WEIGHTS_NAME = "role_layer.safetensors"
@@ -50,6 +50,7 @@ _CONFIG_KEYS = (
     "model_type", "format_version", "rolesafe", "strength", "vocab_size", "hidden_size", "transformers_version",
     "base_config",
 )  # fmt: skip
+_SEAL_KEYS = ("format_version", CONFIG_NAME, GENERATION_CONFIG_NAME, "tensors", "role_tensors")
 _ROLE_KEYS = ("format_version", "base_model_name_or_path", "base_model_type", "rolesafe", "strength", "tensors")
 
 _UNVERIFIED = (
@@ -60,8 +61,12 @@ _UNVERIFIED = (
 # --------------------------------------------------------------------------------------------------------- whole models
 
 
-def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> None:
-    """Refuse to save a whole model where it could not be loaded again, and remove the weights of an earlier save."""
+def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse to save a whole model where it could not be loaded again, and remove the weights of an earlier save.
+
+    Returns:
+        `options`, the arguments of `save_pretrained`, with a `state_dict` that is sealed.
+    """
     if options.get("push_to_hub"):
         raise ValueError(
             "`push_to_hub`: would upload the files before their digests are written; call model.push_to_hub(repo_id)"
@@ -72,9 +77,11 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> Non
             "weights of a sharded model"
         )
     check_class(model.config.model_type, model.rolesafe_base)
+    if options.get("state_dict"):
+        options = {**options, "state_dict": seal_gathered(model, options["state_dict"])}
     folder = Path(directory)
     if not folder.is_dir() or not options.get("is_main_process", True):
-        return
+        return dict(options)
     found = sorted(f.name for f in folder.iterdir() if _OTHERS.fullmatch(f.name) or _PICKLED.fullmatch(f.name))
     if found:
         raise ValueError(
@@ -83,6 +90,7 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> Non
         )
     for name in (*weight_names(options.get("variant")), SEAL_NAME):  # a stale one of them could be taken for the new one
         (folder / name).unlink(missing_ok=True)
+    return dict(options)
 
 
 def after_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> None:
@@ -99,18 +107,20 @@ def after_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> None
             f"`state_dict`: expected all role parameters, got none for {', '.join(lost[:3])}, ...; what was saved in "
             f"{str(directory)!r} will not load"
         )
-    _write_json(Path(directory) / SEAL_NAME, _digests(source, tensors))
+    _write_json(Path(directory) / SEAL_NAME, {**_json_digests(source), **_tensor_digests(tensors)})
 
 
-def _digests(source: Source, tensors: Tensors) -> dict[str, Any]:
+def _json_digests(source: Source) -> dict[str, Any]:
     generation = source.read_json(GENERATION_CONFIG_NAME)
     return {
         "format_version": CHECKPOINT_VERSION,
         CONFIG_NAME: digest(source.read_json(CONFIG_NAME)),
         GENERATION_CONFIG_NAME: None if generation is None else digest(generation),
-        "tensors": tensors.layout_digest(),
-        "role_tensors": tensors.role_digest(),
     }
+
+
+def _tensor_digests(tensors: Tensors) -> dict[str, Any]:
+    return {"tensors": tensors.layout_digest(), "role_tensors": tensors.role_digest()}
 
 
 def check_seal(source: Source, variant: str | None = None) -> Tensors:
@@ -127,15 +137,35 @@ def check_seal(source: Source, variant: str | None = None) -> Tensors:
             f"model.save_pretrained, so that its configuration and role layer cannot be checked; {_UNVERIFIED}"
         )
     _check_version(seal, SEAL_NAME)
+    check_keys(seal, _SEAL_KEYS, SEAL_NAME)
+    _compare(seal, _json_digests(source), where)
     tensors = model_tensors(source, variant)
-    expected = _digests(source, tensors)
-    if odd := sorted(str(name) for name in expected.keys() | seal.keys() if expected.get(name) != seal.get(name)):
-        names = {"tensors": "the names, types or shapes of its weights", "role_tensors": "its role layer"}
-        raise ValueError(
-            f"`path`: {names.get(odd[0], odd[0])} in {where} differs from what {SEAL_NAME} has of it: it was changed "
-            f"after the model was saved, or comes from another save; {_UNVERIFIED}"
-        )
+    _compare(seal, _tensor_digests(tensors), where)
     return tensors
+
+
+def _compare(seal: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    for name, value in found.items():
+        if name not in seal or seal[name] != value:
+            names = {"tensors": "the names, types or shapes of its weights", "role_tensors": "its role layer"}
+            raise ValueError(
+                f"`path`: {names.get(name, name)} in {where} differs from what {SEAL_NAME} has of it: it was changed "
+                f"after the model was saved, or comes from another save; {_UNVERIFIED}"
+            )
+
+
+def check_checkpoint(directory: Any, model: Any) -> None:
+    """Raise where the whole model in `directory` was changed, or has another role configuration than `model`."""
+    source = Source(directory)
+    about = source.read_json(CONFIG_NAME)
+    if about is None or not is_sealed(about):
+        raise ValueError(f"`path`: expected a checkpoint with a role layer in {str(directory)!r}, found none")
+    check_seal(source)
+    if _role_config(about, CONFIG_NAME) != model.rolesafe_config:
+        raise ValueError(
+            f"`path`: the checkpoint in {str(directory)!r} has another role configuration than the model; patch the "
+            "model with the configuration that the checkpoint was trained with"
+        )
 
 
 def from_pretrained(

@@ -134,7 +134,7 @@ class RoleAwareMixin:
         """
         from rolesafe.patching.checkpoint import after_saving, before_saving
 
-        before_saving(self, save_directory, kwargs)
+        kwargs = before_saving(self, save_directory, kwargs)
         self.config.rolesafe_strength = get_strength(self)
         try:
             super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]

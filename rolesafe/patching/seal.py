@@ -6,14 +6,17 @@ they are made, so no saver has to be known:
 - the configuration object is of a subclass whose JSON names no model type and no sizes that a plain loader takes;
 - the state dict gives one tensor of the first decoder layer, and every tensor that was added after the patch (adapters),
   leading dimensions of size 1. A plain model refuses the shape; the patched model takes them off again when it loads.
+  Adapters carry a digest of their role layer too, and another one refuses them.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -139,8 +142,9 @@ def seal_states(model: PreTrainedModel, layer: nn.Module) -> None:
         )
     layer.__dict__["rolesafe_sealed"] = name
     model.__dict__["rolesafe_base_names"] = frozenset(n for n, _ in model.named_parameters() if not is_role_name(n))
+    layer.register_state_dict_post_hook(_seal_layer)
+    model.register_state_dict_post_hook(_seal_added)
     for module in (layer, model):
-        module.register_state_dict_post_hook(_seal)
         module.register_load_state_dict_pre_hook(_unseal)
 
 
@@ -150,7 +154,7 @@ def unseal_states(model: nn.Module) -> None:
         for name in ("rolesafe_sealed", "rolesafe_base_names"):
             module.__dict__.pop(name, None)
         for key, hook in list(module._state_dict_hooks.items()):
-            if hook is _seal:
+            if hook in (_seal_layer, _seal_added):
                 del module._state_dict_hooks[key]
         for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
             if wrapped.hook is _unseal:
@@ -163,7 +167,7 @@ def is_role_name(name: str) -> bool:
 
 
 def added_names(model: nn.Module) -> list[str]:
-    """Return the names of parameters that neither the base model nor its role layer had at the patch."""
+    """Return the names of parameters that neither the base model nor its role layer had at the patch: adapters."""
     base = model.__dict__.get("rolesafe_base_names", frozenset())
     return [n for n, _ in model.named_parameters() if not is_role_name(n) and _at_patch(n) not in base]
 
@@ -172,13 +176,32 @@ def _at_patch(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")  # PEFT's wrappers
 
 
-def _seal(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
-    own = module.__dict__.get("rolesafe_sealed")
-    names = [own] if own is not None else added_names(module)
+def seal_gathered(model: nn.Module, states: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict of `model` that was gathered without its hooks (DeepSpeed), sealed."""
+    states = dict(states)
+    for path, module in model.named_modules():
+        if "rolesafe_sealed" in module.__dict__:
+            _seal_layer(module, states, f"{path}.", None)
+    return states
+
+
+def _seal_layer(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+    key = prefix + module.__dict__["rolesafe_sealed"]
+    if key in state_dict:
+        state_dict[key] = seal_tensor(state_dict[key])
+
+
+def _seal_added(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+    """Seal adapters, and write behind each the mark of the role layer that it was trained with."""
+    names = [name for name in added_names(module) if prefix + name in state_dict]
+    if not names:
+        return
+    if lost := unsaved_names(module):
+        raise ValueError(UNSAVED.format(lost[0]))
+    mark = role_mark(module)
     for name in names:
-        key = prefix + name
-        if key in state_dict:
-            state_dict[key] = seal_tensor(state_dict[key])
+        tensor = state_dict[prefix + name]
+        state_dict[prefix + name] = seal_tensor(torch.cat([tensor.flatten(), mark.to(tensor)]))
 
 
 def _unseal(
@@ -191,12 +214,26 @@ def _unseal(
     unexpected_keys: Any,
     error_msgs: list[str],
 ) -> None:
-    given = [key for key in state_dict if key.startswith(prefix)]
-    for key in given:
-        if isinstance(state_dict[key], Tensor):
-            state_dict[key] = unseal_tensor(state_dict[key])
+    names = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
     base = module.__dict__.get("rolesafe_base_names")
-    names = {key[len(prefix) :] for key in given}
+    added = dict(module.named_parameters()) if base is not None else {}
+    added = {name: added[name] for name in added_names(module)}
+    mark = None
+    for name in sorted(names):
+        tensor = state_dict[prefix + name]
+        if not isinstance(tensor, Tensor) or not is_sealed_shape(tuple(tensor.shape)):
+            continue
+        tensor = unseal_tensor(tensor)
+        own = added.get(name)
+        if own is not None and tensor.numel() == own.numel() + _MARK:
+            mark = role_mark(module) if mark is None else mark
+            if not torch.equal(tensor[-_MARK:].cpu().float(), mark):
+                error_msgs.append(
+                    f"{name} was trained with another role layer than this model has. Load it into the model that it "
+                    "was made for: rolesafe.from_pretrained(path) of what was saved with model.save_pretrained"
+                )
+            tensor = tensor[:-_MARK].reshape(own.shape)
+        state_dict[prefix + name] = tensor
     if base is None or not base <= names:
         return  # a shard, an adapter, or an inner module: nothing to say about the whole
     lost = [n for n, _ in module.named_parameters() if is_role_name(n) and n not in names]
@@ -205,3 +242,36 @@ def _unseal(
             f"the state dict holds the base model and no role layer ({', '.join(lost[:3])}, ...). Load it into the base "
             "model before rolesafe.patch, or pass the state dict of a patched model."
         )
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+
+_SAVED = ".modules_to_save."
+_MARK = 16
+
+UNSAVED = (
+    "`model`: expected role parameters that train to be in `modules_to_save` of the PEFT configuration, got {} outside "
+    "of it: it would not be saved with the adapter. Pass modules_to_save=rolesafe.patching.role_modules(model)"
+)
+
+
+def unsaved_names(model: nn.Module) -> list[str]:
+    """Return the names of role parameters that train and that PEFT would not save."""
+    if not any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        return []
+    return [n for n, p in model.named_parameters() if is_role_name(n) and p.requires_grad and _SAVED not in n]
+
+
+def role_mark(model: Any) -> Tensor:
+    """Return a digest of the role layer as far as no adapter holds it, as 16 numbers below 256: exact in every dtype.
+
+    Zeros where the role layer is sharded or offloaded, so that it cannot be read.
+    """
+    parameters = [(n, p.detach()) for n, p in model.named_parameters() if is_role_name(n)]
+    parameters = [(n, p) for n, p in parameters if _SAVED not in n and ".original_module." not in n]
+    if any(p.is_meta or hasattr(p, "placements") for _, p in parameters):
+        return torch.zeros(_MARK)
+    total = hashlib.sha256(json.dumps(model.rolesafe_config.to_dict(), sort_keys=True).encode())
+    for _, parameter in parameters:
+        total.update(parameter.float().cpu().contiguous().numpy().tobytes())
+    return torch.tensor(list(total.digest()[:_MARK]), dtype=torch.float32)
