@@ -88,7 +88,10 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dic
             f"`save_directory`: expected a folder without another checkpoint, {str(directory)!r} holds {found[0]}; "
             "what loads from there would not be decided. Save into an empty folder, or delete that file first"
         )
-    for name in (*weight_names(options.get("variant")), SEAL_NAME):  # a stale one of them could be taken for the new one
+    for name in (
+        *weight_names(options.get("variant")),
+        SEAL_NAME,
+    ):  # a stale one of them could be taken for the new one
         (folder / name).unlink(missing_ok=True)
     return dict(options)
 
@@ -213,8 +216,8 @@ def _load_whole(
         raise ValueError(f"`path`: expected `base_model_type` in `base_config` of {CONFIG_NAME}, found none")
     config = _role_config(about, CONFIG_NAME)
     variant = options.get("variant")
-    tensors = check_seal(source, variant) if verify else model_tensors(source, variant)
     strength = _strength(source.path, about, strength)
+    tensors = check_seal(source, variant) if verify else model_tensors(source, variant)
     base = unseal_config(about)
     model = load_model(source, base, tensors, options, f"{CONFIG_NAME} in {str(source.path)!r}")
     return _add(model, config, strength, source.path, tensors)

@@ -144,7 +144,9 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"`path`: {file.name} in {str(file.parent)!r} is no whole safetensors file: {error}") from error
+        raise ValueError(
+            f"`path`: {file.name} in {str(file.parent)!r} is no whole safetensors file: {error}"
+        ) from error
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -194,7 +196,9 @@ def model_tensors(source: Source, variant: str | None = None) -> Tensors:
         raise ValueError(f"`path`: {index_name} does not fit its files; only on one side: {', '.join(odd[:3])}")
     for tensor, file in placed.items():
         if tensors.files[tensor] != found[file]:
-            raise ValueError(f"`path`: {index_name} expects {tensor!r} in {file}, it is in {tensors.files[tensor].name}")
+            raise ValueError(
+                f"`path`: {index_name} expects {tensor!r} in {file}, it is in {tensors.files[tensor].name}"
+            )
     return tensors
 
 

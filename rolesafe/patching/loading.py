@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from rolesafe.patching.files import HUB_OPTIONS, Source, Tensors, model_tensors
@@ -225,7 +231,9 @@ def _check_implementation(value: Any, name: str, argument: str) -> None:
     if value is None or (name.startswith("experts") and isinstance(value, str) and "/" not in value):
         return
     if value not in ATTENTION:
-        raise ValueError(f"{argument}: expected one of {ATTENTION}, got {value!r:.100}; others may load code from the hub")
+        raise ValueError(
+            f"{argument}: expected one of {ATTENTION}, got {value!r:.100}; others may load code from the hub"
+        )
 
 
 def _check_size(kind: Any, config: PretrainedConfig, tensors: Tensors, where: str) -> None:

@@ -146,7 +146,9 @@ class RoleAwareMixin:
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the role layer would come from nowhere."""
-        raise TypeError(f"{cls.__name__}.from_pretrained: expected rolesafe.from_pretrained(path), which loads all parts")
+        raise TypeError(
+            f"{cls.__name__}.from_pretrained: expected rolesafe.from_pretrained(path), which loads all parts"
+        )
 
     def add_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: `save_pretrained` would save the adapters alone, and a plain base would take them."""

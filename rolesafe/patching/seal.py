@@ -168,7 +168,9 @@ def is_role_name(name: str) -> bool:
 
 def added_names(model: nn.Module) -> list[str]:
     """Return the names of parameters that neither the base model nor its role layer had at the patch: adapters."""
-    base = model.__dict__.get("rolesafe_base_names", frozenset())
+    base = model.__dict__.get("rolesafe_base_names")
+    if base is None:  # an inner module
+        return []
     return [n for n, _ in model.named_parameters() if not is_role_name(n) and _at_patch(n) not in base]
 
 
@@ -216,8 +218,7 @@ def _unseal(
 ) -> None:
     names = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
     base = module.__dict__.get("rolesafe_base_names")
-    added = dict(module.named_parameters()) if base is not None else {}
-    added = {name: added[name] for name in added_names(module)}
+    added = {name: module.get_parameter(name) for name in added_names(module)}
     mark = None
     for name in sorted(names):
         tensor = state_dict[prefix + name]

@@ -48,7 +48,9 @@ class RoleTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
-            way_out = "" if kwargs.get("model_init") is None else "; call `model_init` yourself and pass what it returns"
+            way_out = (
+                "" if kwargs.get("model_init") is None else "; call `model_init` yourself and pass what it returns"
+            )
             raise TypeError(f"`model`: expected a model, got {type(model).__name__}{way_out}")
         has_roles = any(is_patched(module) for module in model.modules())
         if has_roles != collator.with_roles:

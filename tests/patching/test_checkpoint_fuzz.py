@@ -138,7 +138,9 @@ def test_edit_of_a_base_configuration_raises_a_value_error(alone: Path) -> None:
         file.write_text(text)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"a": 1', "\xff\x00", "[" * 100_000, '{"x": 1' + "0" * 9999 + "}"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"a": 1', "\xff\x00", "[" * 100_000, '{"x": 1' + "0" * 9999 + "}"]
+)
 @pytest.mark.parametrize("name", ["config.json", "rolesafe_seal.json", "model.safetensors.index.json"])
 def test_file_that_is_no_json_object_raises(whole: Path, name: str, text: str) -> None:
     file, before = whole / name, (whole / name).read_bytes()
