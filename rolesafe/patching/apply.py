@@ -16,6 +16,7 @@ from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import DataTransform, RoleEmbedding, RoleHeads, RolePart
 from rolesafe.patching import families
 from rolesafe.patching.attention import NAME, keep_all_queries, register
+from rolesafe.patching.guards import accept_roles, check_whole, refuse_roles
 from rolesafe.patching.model import PARTS, RoleAwareMixin, enter_layer, leave_layer, role_aware_class
 from rolesafe.patching.positions import check_positions
 from rolesafe.patching.seal import RoleAwareConfig, config_class, seal_states, unseal_states
@@ -63,7 +64,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
             "`model`: is patched already, with another configuration; call rolesafe.unpatch(model) first "
             "(its role parameters are lost)"
         )
-    _check_whole(model)
+    check_whole(model)
     if not allow_untested:
         families.check_family(model)
     _check_fits(model, config)
@@ -77,10 +78,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
         model.__class__ = base
         del model.config.rolesafe
         raise
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is refuse_roles:
-            del model._forward_pre_hooks[key]
-            model._forward_pre_hooks_with_kwargs.pop(key, None)
+    accept_roles(model)
     return model
 
 
@@ -102,18 +100,18 @@ def unpatch(model: Model) -> Model:
                     del hooks[key]
                     flags.pop(key, None)
     base_attention = model.config.rolesafe_base_attention
-    unseal_states(model)
+    unseal_states(cast(nn.Module, model))
     _own_config(model)
     for name in ("rolesafe", "rolesafe_base_attention", "rolesafe_strength"):
         if hasattr(model.config, name):
             delattr(model.config, name)
     _set_attention(model, base_attention)
-    for config in _configs(model):
+    for config in _configs(cast(nn.Module, model)):
         if isinstance(config, RoleAwareConfig):
-            config.__class__ = config.rolesafe_config_base  # type: ignore[assignment]
+            cast(Any, config).__class__ = config.rolesafe_config_base
     del model.__dict__["rolesafe_layers"]
     model.__class__ = model.rolesafe_base
-    model.register_forward_pre_hook(refuse_roles, with_kwargs=True)
+    refuse_roles(cast(nn.Module, model))
     return model
 
 
@@ -174,7 +172,7 @@ def install(model: Any, config: RoleConfig) -> None:
     _set_attention(model, NAME)
     for own in _configs(model):
         if not isinstance(own, RoleAwareConfig):
-            cast(Any, own).__class__ = config_class(type(own))
+            cast(Any, own).__class__ = cast(Any, config_class)(type(own))
     seal_states(model, layers[0].module)
     # What the user chose for the base model: eager attention is the reference, anything else the fused one.
     impl = "reference" if config.impl == "auto" and base_attention == "eager" else config.impl
@@ -227,37 +225,6 @@ def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
     width = model.config.get_text_config().hidden_size
     if config.rotation and width % 2:
         raise ValueError(f"`rotation`: turns pairs of dimensions; expected an even hidden size, the model has {width}")
-
-
-def refuse_roles(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a model that was unpatched: it would take `role_ids` and ignore them."""
-    if kwargs.get("role_ids") is not None:
-        raise ValueError(
-            "`role_ids`: expected none, got some; the role layer of this model was taken off by rolesafe.unpatch, so "
-            "they would be ignored. Leave them out, or call rolesafe.patch again"
-        )
-
-
-def _check_whole(model: nn.Module) -> None:
-    """Raise where the model is spread or wrapped already: role parameters that come later would not be."""
-    found = next((type(m).__name__ for m in model.modules() if isinstance(m, _wrappers())), None)
-    if found is None and torch.distributed.is_available():
-        from torch.distributed.tensor import DTensor
-
-        found = next((f"the DTensor {n}" for n, p in model.named_parameters() if isinstance(p, DTensor)), None)
-    if found is not None:
-        raise ValueError(
-            f"`model`: expected a model that is not sharded or wrapped yet, found {found} in it. Each process would "
-            "train role parameters of its own: call rolesafe.patch first, then fully_shard, FSDP, DDP, ..."
-        )
-
-
-def _wrappers() -> tuple[type, ...]:
-    if not torch.distributed.is_available():
-        return (nn.DataParallel,)
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    return (nn.DataParallel, nn.parallel.DistributedDataParallel, FullyShardedDataParallel, FSDPModule)
 
 
 def _place(module: nn.Module) -> tuple[torch.dtype, torch.device]:

@@ -2,8 +2,8 @@
 
 A whole model is `config.json` (sealed), `generation_config.json`, the weights, and `rolesafe_seal.json` with digests of
 the others. A role layer alone is `role_config.json` and `role_layer.safetensors`, each with a digest of the other. The
-digests find what was edited, mixed up or half written, and whatever was changed in one file alone. Who rewrites all files
-can make them fit: they are no signature. Of the base weights they hold names, types and shapes, not the values.
+digests find what was edited, mixed up or half written, and whatever was changed in one file alone. Someone who rewrites
+all files can make them fit: they are no signature. Of the base weights they hold names, types and shapes, not the values.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dic
     for name in (
         *weight_names(options.get("variant")),
         SEAL_NAME,
-    ):  # a stale one of them could be taken for the new one
+    ):  # or a stale one would count
         (folder / name).unlink(missing_ok=True)
     return dict(options)
 
@@ -366,14 +366,17 @@ def _strength(path: Any, about: Mapping[str, Any], wanted: float | None) -> floa
     """Return how much of the role layer is to be in force.
 
     What was saved with less than all of it loads on demand only: a model whose role layer is off, or half off, must not
-    come back as if it were whole. Checkpoints of format 1 know full strength only; a configuration that was saved without
-    its model knows none.
+    come back as if it were whole. Checkpoints of format 1 know full strength only; a configuration that was saved
+    without its model knows none.
     """
     value = about.get("strength", 1.0 if about.get("format_version", 0) < 2 else None)
     if value is None and wanted is not None and "strength" in about:
         return wanted
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"`path`: expected `strength`, a number in [0, 1], in {str(path)!r}, got {value!r:.100}")
+        way_out = "; a configuration saved without its model has none, pass strength=1.0" if value is None else ""
+        raise ValueError(
+            f"`path`: expected `strength`, a number in [0, 1], in {str(path)!r}, got {value!r:.100}{way_out}"
+        )
     if wanted is not None:
         return wanted
     if value != 1.0:

@@ -1,4 +1,4 @@
-"""Reading the files of a checkpoint: JSON and safetensors only, with limits, every fault a ValueError that names the file."""
+"""Reading the files of a checkpoint: JSON and safetensors only; every fault is a ValueError that names the file."""
 
 from __future__ import annotations
 

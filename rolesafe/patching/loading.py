@@ -147,7 +147,8 @@ def load_model(
         where: What errors call `about`.
 
     Raises:
-        ValueError: `about` is malformed or too large for `tensors`, or a weight is missing, left over or of other shape.
+        ValueError: `about` is malformed or too large for `tensors`, or weights are missing, left over or of other
+            shapes.
     """
     kind = causal_class(about.get("model_type"))
     named = about.get("architectures") or [kind.__name__]
@@ -156,7 +157,7 @@ def load_model(
     _check_values(about, tensors, where)
     names = [name for name in tensors.shapes if name not in set(tensors.role_names)]
     with _named(f"`path`: {where} makes no {kind.__name__}"):
-        config: Any = kind.config_class.from_dict(about)  # type: ignore[union-attr]
+        config: Any = kind.config_class.from_dict(about)
         _check_size(kind, config, tensors, where)
     options = {name: value for name, value in options.items() if name != "variant"}
     with _named(f"`path`: {kind.__name__} in {str(source.path)!r} does not load"):

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rolesafe.config import RoleConfig
-from rolesafe.mechanisms import RoleEmbedding, get_strength, set_strength
+from rolesafe.mechanisms import RoleEmbedding, set_strength
 from rolesafe.patching.caches import given_cache
 from rolesafe.patching.inputs import RoleInputs
 from rolesafe.patching.positions import place, role_positions
+from rolesafe.patching.saving import SavesWhole
 
 
-class RoleAwareMixin:
+class RoleAwareMixin(SavesWhole):
     """Mixed into the class of a patched model, in front of its base class. Made by :func:`role_aware_class`."""
 
     rolesafe_base: type[PreTrainedModel]
-    config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build the base model and its role layer from a configuration that carries one (used when loading)."""
@@ -124,45 +124,8 @@ class RoleAwareMixin:
     continuous_batching_context_manager = generate_batch
     init_continuous_batching = generate_batch
 
-    # -------------------------------------------------------------------------------------------------------- saving
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Save as the base model does, with digests of its files; only `rolesafe.from_pretrained` loads it.
-
-        Raises:
-            ValueError: The folder holds another checkpoint, or the model could not be loaded again.
-        """
-        from rolesafe.patching.checkpoint import after_saving, before_saving
-
-        kwargs = before_saving(self, save_directory, kwargs)
-        self.config.rolesafe_strength = get_strength(self)
-        try:
-            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        finally:
-            del self.config.rolesafe_strength
-        if kwargs.get("is_main_process", True):
-            after_saving(self, save_directory, kwargs)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: the role layer would come from nowhere."""
-        raise TypeError(
-            f"{cls.__name__}.from_pretrained: expected rolesafe.from_pretrained(path), which loads all parts"
-        )
-
-    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: `save_pretrained` would save the adapters alone, and a plain base would take them."""
-        raise RuntimeError(ADAPTERS)
-
-    load_adapter = add_adapter
-
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-ADAPTERS = (
-    "add_adapter, load_adapter: expected adapters through PEFT itself: peft.get_peft_model(model, config), "
-    "PeftModel.from_pretrained(model, path). Transformers' own way saves them without their role layer"
-)
 
 MISSING = (
     "`role_ids`: expected the role of every token, got none. This model is role-aware and does not run without roles: "

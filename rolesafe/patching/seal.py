@@ -1,11 +1,11 @@
 """What makes every file out of a patched model useless to a loader that would drop its role layer.
 
-Two things leave a patched model, whichever library saves it: its configuration and its state dict. Both are sealed where
-they are made, so no saver has to be known:
+Two things leave a patched model, whichever library saves it: its configuration and its state dict. Both are sealed
+where they are made, so no saver has to be known:
 
 - the configuration object is of a subclass whose JSON names no model type and no sizes that a plain loader takes;
-- the state dict gives one tensor of the first decoder layer, and every tensor that was added after the patch (adapters),
-  leading dimensions of size 1. A plain model refuses the shape; the patched model takes them off again when it loads.
+- the state dict gives one tensor of the first decoder layer, and every tensor that was added after the patch
+  (adapters), leading dimensions of size 1. A plain model refuses the shape, a patched one takes them off when it loads.
   Adapters carry a digest of their role layer too, and another one refuses them.
 """
 
@@ -62,7 +62,7 @@ class RoleAwareConfig:
 
 
 def _rebuild(base: type[PretrainedConfig], values: dict[str, Any]) -> Any:
-    kind = config_class(base)
+    kind: Any = cast(Any, config_class)(base)
     config = kind.__new__(kind)
     config.__dict__.update(values)
     return config
@@ -142,9 +142,8 @@ def seal_states(model: PreTrainedModel, layer: nn.Module) -> None:
         )
     layer.__dict__["rolesafe_sealed"] = name
     model.__dict__["rolesafe_base_names"] = frozenset(n for n, _ in model.named_parameters() if not is_role_name(n))
-    layer.register_state_dict_post_hook(_seal_layer)
-    model.register_state_dict_post_hook(_seal_added)
-    for module in (layer, model):
+    for module, hook in ((layer, _seal_layer), (model, _seal_added)):
+        cast(Any, module).register_state_dict_post_hook(hook)
         module.register_load_state_dict_pre_hook(_unseal)
 
 
@@ -157,7 +156,7 @@ def unseal_states(model: nn.Module) -> None:
             if hook in (_seal_layer, _seal_added):
                 del module._state_dict_hooks[key]
         for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
-            if wrapped.hook is _unseal:
+            if getattr(wrapped, "hook", None) is _unseal:
                 del module._load_state_dict_pre_hooks[key]
 
 
@@ -240,8 +239,8 @@ def _unseal(
     lost = [n for n, _ in module.named_parameters() if is_role_name(n) and n not in names]
     if lost:
         error_msgs.append(
-            f"the state dict holds the base model and no role layer ({', '.join(lost[:3])}, ...). Load it into the base "
-            "model before rolesafe.patch, or pass the state dict of a patched model."
+            f"the state dict holds the base model and no role layer ({', '.join(lost[:3])}, ...). Load it into the "
+            "base model before rolesafe.patch, or pass the state dict of a patched model."
         )
 
 

@@ -58,7 +58,8 @@ class RoleTrainer(Trainer):
                 f"`collator`: expected with_roles={has_roles} (the model is {'' if has_roles else 'not '}patched), "
                 f"got {collator.with_roles}"
             )
-        for module in model.modules():
+        modules: list[Any] = list(model.modules())
+        for module in modules:
             if is_patched(module) and _roles(module.rolesafe_config) != _roles(collator.config):
                 raise ValueError(
                     f"`collator`: expected the model's roles {_roles(module.rolesafe_config)}, got "

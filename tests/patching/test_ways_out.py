@@ -77,10 +77,10 @@ def test_weights_and_configuration_of_other_savers_load_on_request(way: str, tmp
     model = role_model("llama", FULL)
     WAYS[way](model, tmp_path)
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"found no rolesafe_seal.json.*verify=False"):
+    with pytest.raises(ValueError, match=r"expected `strength`.*pass strength="):
         rolesafe.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected `strength`"):
-        rolesafe.from_pretrained(tmp_path, verify=False)
+    with pytest.raises(ValueError, match=r"found no rolesafe_seal.json.*verify=False"):
+        rolesafe.from_pretrained(tmp_path, strength=1.0)
     loaded = rolesafe.from_pretrained(tmp_path, verify=False, strength=1.0)
     with torch.no_grad():
         assert torch.equal(loaded(**random_batch()).logits, model(**random_batch()).logits)
@@ -202,7 +202,8 @@ def test_from_pretrained_of_a_patched_class_raises(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name, value",
-    [("config", None), ("state_dict", {}), ("key_mapping", {}), ("gguf_file", "x"), ("nonsense", 1), ("use_safetensors", False)],
+    [("config", None), ("state_dict", {}), ("key_mapping", {}), ("gguf_file", "x"), ("nonsense", 1),
+     ("use_safetensors", False)],
 )  # fmt: skip
 def test_argument_that_is_not_taken_raises(name: str, value: Any, tmp_path: Path) -> None:
     role_model("llama", FULL).save_pretrained(tmp_path)
@@ -228,7 +229,7 @@ def test_state_dict_gathered_without_hooks_is_sealed_on_saving(tmp_path: Path) -
         assert torch.equal(rolesafe.from_pretrained(tmp_path)(**random_batch()).logits, model(**random_batch()).logits)
 
 
-# ---------------------------------------------------------------------------------------------------------- after a patch
+# --------------------------------------------------------------------------------------------------------- after a patch
 
 
 def test_constant_share_stays_constant(tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ def test_base_that_is_not_whole_raises(alone: Path, tmp_path: Path, change: str)
 def test_base_attention_from_the_hub_is_refused(alone: Path, tmp_path: Path, key: str) -> None:
     file = tmp_path / "base" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: "org/kernel"}))
-    with pytest.raises(ValueError, match="expected one of .*got 'org/kernel'"):
+    with pytest.raises(ValueError, match=r"expected one of .*got 'org/kernel'"):
         rolesafe.from_pretrained(alone)
 
 

@@ -1,4 +1,4 @@
-"""The Trainer over PEFT: the role layer trains, is saved, resumed and loaded with its adapter, or an error says why not."""
+"""PEFT: the role layer trains, is saved, resumed and loaded with its adapter, or an error says why not."""
 
 from __future__ import annotations
 
@@ -122,12 +122,11 @@ def test_checkpoint_without_its_role_layer_raises(tokenizer, rows, tmp_path, how
     plain = trainer(tokenizer, rows, tmp_path / "frozen", roles=False, rate=0, max_steps=2)
     plain.train()
     one = trainer(tokenizer, rows, tmp_path / "other")
+    directory = str(tmp_path / "frozen" / "checkpoint-2")
+    one.state.best_model_checkpoint = directory
+    load = {"resume": lambda: one.train(resume_from_checkpoint=directory), "best": one._load_best_model}
     with pytest.raises(ValueError, match=r"`path`: the adapter in .* holds no .*rolesafe_"):
-        if how == "resume":
-            one.train(resume_from_checkpoint=str(tmp_path / "frozen" / "checkpoint-2"))
-        else:
-            one.state.best_model_checkpoint = str(tmp_path / "frozen" / "checkpoint-2")
-            one._load_best_model()
+        load[how]()
 
 
 def test_constant_share_does_not_train_with_its_part(tokenizer, rows, tmp_path):
@@ -175,7 +174,7 @@ def test_adapter_does_not_load_on_a_plain_base(saved, options):
         lora(base, roles=False, **options).save_pretrained(directory)
     with pytest.raises(RuntimeError, match="size mismatch"):
         peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(directory.parent / "plain"), directory)
-    with pytest.raises((RuntimeError, ValueError), match="size mismatch|This checkpoint has a role layer"):
+    with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|This checkpoint has a role layer"):
         peft.AutoPeftModelForCausalLM.from_pretrained(directory)
     with pytest.raises((RuntimeError, ValueError)):
         AutoModelForCausalLM.from_pretrained(directory)
