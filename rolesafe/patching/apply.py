@@ -19,7 +19,7 @@ from rolesafe.patching.attention import NAME, keep_all_queries, register
 from rolesafe.patching.guards import accept_roles, check_whole, refuse_roles
 from rolesafe.patching.model import PARTS, RoleAwareMixin, enter_layer, leave_layer, role_aware_class
 from rolesafe.patching.positions import check_positions
-from rolesafe.patching.seal import RoleAwareConfig, config_class, seal_states, unseal_states
+from rolesafe.patching.seal import seal, unseal
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -100,15 +100,12 @@ def unpatch(model: Model) -> Model:
                     del hooks[key]
                     flags.pop(key, None)
     base_attention = model.config.rolesafe_base_attention
-    unseal_states(cast(nn.Module, model))
     _own_config(model)
+    unseal(cast(nn.Module, model))
     for name in ("rolesafe", "rolesafe_base_attention", "rolesafe_strength"):
         if hasattr(model.config, name):
             delattr(model.config, name)
     _set_attention(model, base_attention)
-    for config in _configs(cast(nn.Module, model)):
-        if isinstance(config, RoleAwareConfig):
-            cast(Any, config).__class__ = config.rolesafe_config_base
     del model.__dict__["rolesafe_layers"]
     model.__class__ = model.rolesafe_base
     refuse_roles(cast(nn.Module, model))
@@ -170,10 +167,7 @@ def install(model: Any, config: RoleConfig) -> None:
         base_attention = "sdpa"
     model.config.rolesafe_base_attention = base_attention
     _set_attention(model, NAME)
-    for own in _configs(model):
-        if not isinstance(own, RoleAwareConfig):
-            cast(Any, own).__class__ = cast(Any, config_class)(type(own))
-    seal_states(model, layers[0].module)
+    seal(model, layers[0].module)
     # What the user chose for the base model: eager attention is the reference, anything else the fused one.
     impl = "reference" if config.impl == "auto" and base_attention == "eager" else config.impl
     # Beside the modules, not one of them.
@@ -244,14 +238,8 @@ def _own_config(model: PreTrainedModel) -> None:
             module.config = copy.deepcopy(config, memo)
 
 
-def _configs(model: nn.Module) -> Iterator[PretrainedConfig]:
-    """The configurations that modules of `model` hold; one that several hold comes several times."""
+def _set_attention(model: PreTrainedModel, name: str) -> None:
     for module in model.modules():
         config = module.__dict__.get("config")
         if isinstance(config, PretrainedConfig):
-            yield config
-
-
-def _set_attention(model: PreTrainedModel, name: str) -> None:
-    for config in _configs(model):
-        config._attn_implementation = name
+            config._attn_implementation = name

@@ -127,8 +127,8 @@ def is_sealed_shape(shape: tuple[int, ...]) -> bool:
     return len(shape) > len(_ONES) and shape[: len(_ONES)] == _ONES
 
 
-def seal_states(model: PreTrainedModel, layer: nn.Module) -> None:
-    """Make `model`, patched already, give sealed state dicts and take them; `layer` is its first decoder layer.
+def seal(model: PreTrainedModel, layer: nn.Module) -> None:
+    """Make `model`, patched already, give sealed configurations and state dicts; `layer` is its first decoder layer.
 
     The hook on the layer seals what is saved of an inner module, such as the model without its head.
     """
@@ -145,10 +145,14 @@ def seal_states(model: PreTrainedModel, layer: nn.Module) -> None:
     for module, hook in ((layer, _seal_layer), (model, _seal_added)):
         cast(Any, module).register_state_dict_post_hook(hook)
         module.register_load_state_dict_pre_hook(_unseal)
+    for module in model.modules():
+        config: Any = module.__dict__.get("config")
+        if isinstance(config, PretrainedConfig) and not isinstance(config, RoleAwareConfig):
+            config.__class__ = cast(Any, config_class)(type(config))
 
 
-def unseal_states(model: nn.Module) -> None:
-    """Undo :func:`seal_states`."""
+def unseal(model: nn.Module) -> None:
+    """Undo :func:`seal`."""
     for module in model.modules():
         for name in ("rolesafe_sealed", "rolesafe_base_names"):
             module.__dict__.pop(name, None)
@@ -158,6 +162,9 @@ def unseal_states(model: nn.Module) -> None:
         for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
             if getattr(wrapped, "hook", None) is _unseal:
                 del module._load_state_dict_pre_hooks[key]
+        config: Any = module.__dict__.get("config")
+        if isinstance(config, RoleAwareConfig):
+            config.__class__ = config.rolesafe_config_base
 
 
 def is_role_name(name: str) -> bool:
