@@ -3,7 +3,7 @@
 A whole model is `config.json` (sealed), `generation_config.json`, the weights, and `rolesafe_seal.json` with digests of
 the others. A role layer alone is `role_config.json` and `role_layer.safetensors`, each with a digest of the other. The
 digests find what was edited, mixed up or half written, and whatever was changed in one file alone. Someone who rewrites
-all files can make them fit: they are no signature. Of the base weights they hold names, types and shapes, not the values.
+all files can make them fit: they are no signature. Of the base weights they hold names, types and shapes, no values.
 """
 
 from __future__ import annotations

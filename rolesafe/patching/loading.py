@@ -65,7 +65,8 @@ _FAULTS = (
 _SCALARS_PER_BYTE = 8
 """More than any quantisation packs into a byte."""
 
-_COUNTS = re.compile(r"(^|_)n?(layers?|blocks?|experts?|heads?|groups?|stages?|depth|codebooks?)($|_)")
+_COUNTS = re.compile(r"(^|_)(n|num)_(\w+_)?(layer|block|expert|head|group|codebook)s?$|(^|_)layers?$")
+"""Names of numbers that modules are made by in a loop."""
 
 
 def split_options(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,7 +158,7 @@ def load_model(
     _check_values(about, tensors, where)
     names = [name for name in tensors.shapes if name not in set(tensors.role_names)]
     with _named(f"`path`: {where} makes no {kind.__name__}"):
-        config: Any = kind.config_class.from_dict(about)
+        config: Any = kind.config_class.from_dict(_decoded(about))
         _check_size(kind, config, tensors, where)
     options = {name: value for name, value in options.items() if name != "variant"}
     with _named(f"`path`: {kind.__name__} in {str(source.path)!r} does not load"):
@@ -205,11 +206,20 @@ def _check_values(about: Mapping[str, Any], tensors: Tensors, where: str) -> Non
         if name == "fusion_config" and value is not None:
             raise ValueError(f"`path`: expected no `{name}` in {where}: it patches classes of transformers")
         if isinstance(value, int) and _COUNTS.search(name):
-            most = count if re.search(r"layer|block|stage|depth", name) else max(count, widest)
+            most = count if "layer" in name or "block" in name else max(count, widest)
             if value > most:
                 raise ValueError(
                     f"`path`: expected `{name}` of at most {most} in {where}, as its {count} tensors allow, got {value}"
                 )
+
+
+def _decoded(value: Any) -> Any:
+    """A JSON value with the infinities in it that transformers writes as objects."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -65,6 +65,13 @@ def test_round_trip_is_exact(family: str, config: RoleConfig, tmp_path: Path) ->
     assert (again / "config.json").read_text() == (tmp_path / "config.json").read_text()
 
 
+@pytest.mark.parametrize("family", ["bamba", "gemma3n_text", "lfm2", "minimax", "nemotron_h"])
+def test_round_trip_of_configuration_with_infinities_and_other_counts(family: str, tmp_path: Path) -> None:
+    model = role_model(family, RoleConfig(share=0.25))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(output(rolesafe.from_pretrained(tmp_path)), output(model))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_backend_that_an_eager_base_asked_for_comes_back_on_request(family: str, tmp_path: Path) -> None:
     model = role_model(family, attn="eager", trained=False)

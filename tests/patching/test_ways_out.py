@@ -229,7 +229,7 @@ def test_state_dict_gathered_without_hooks_is_sealed_on_saving(tmp_path: Path) -
         assert torch.equal(rolesafe.from_pretrained(tmp_path)(**random_batch()).logits, model(**random_batch()).logits)
 
 
-# --------------------------------------------------------------------------------------------------------- after a patch
+# ------------------------------------------------------------------------------------------------------- after a patch
 
 
 def test_constant_share_stays_constant(tmp_path: Path) -> None:
