@@ -86,6 +86,15 @@ def test_weights_and_configuration_of_other_savers_load_on_request(way: str, tmp
         assert torch.equal(loaded(**random_batch()).logits, model(**random_batch()).logits)
 
 
+def test_configuration_of_ones_own_does_not_load_it_plain(tmp_path: Path) -> None:
+    role_model("llama", FULL).save_pretrained(tmp_path)
+    mine = base_model("llama").config
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, config=mine)
+    forced = AutoModelForCausalLM.from_pretrained(tmp_path, config=mine, ignore_mismatched_sizes=True)
+    assert type(forced) is LlamaForCausalLM  # what the README says under Limits
+
+
 def test_state_dict_does_not_load_into_a_plain_model_even_without_strict() -> None:
     states = role_model("llama", FULL).state_dict()
     with pytest.raises(RuntimeError, match="size mismatch"):
