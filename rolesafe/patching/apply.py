@@ -75,6 +75,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     try:
         install(model, config)
     except BaseException:
+        unseal(cast(nn.Module, model))
         model.__class__ = base
         del model.config.rolesafe
         raise

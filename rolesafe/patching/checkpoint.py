@@ -273,8 +273,8 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     ours = (ROLE_CONFIG_NAME, ROLE_WEIGHTS_NAME)
-    model_files = [f.name for f in directory.iterdir() if f.name == CONFIG_NAME or f.suffix in (".safetensors", ".bin")]
-    if found := sorted(name for name in model_files if name not in ours):
+    names = [f.name for f in directory.iterdir() if f.name not in ours]
+    if found := sorted(n for n in names if n.endswith(".safetensors") or n == CONFIG_NAME or _PICKLED.fullmatch(n)):
         raise ValueError(
             f"`directory`: expected a folder without a model, {str(directory)!r} holds {found[0]}; what loads from "
             "there would not be decided. Save the role layer into a folder of its own"

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from rolesafe.patching.files import HUB_OPTIONS, Source, Tensors, model_tensors
-from rolesafe.patching.seal import is_sealed, unseal_tensor
+from rolesafe.patching.seal import is_role_name, is_sealed, unseal_tensor
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention implementations that a base model may be loaded with. A name "org/kernel" would load code from the hub."""
@@ -156,7 +156,7 @@ def load_model(
     if named != [kind.__name__]:
         raise ValueError(f"`path`: expected `architectures` [{kind.__name__!r}] in {where}, got {named!r:.200}")
     _check_values(about, tensors, where)
-    names = [name for name in tensors.shapes if name not in set(tensors.role_names)]
+    names = [name for name in tensors.shapes if not is_role_name(name)]
     with _named(f"`path`: {where} makes no {kind.__name__}"):
         config: Any = kind.config_class.from_dict(_decoded(about))
         _check_size(kind, config, tensors, where)

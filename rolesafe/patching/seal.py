@@ -209,7 +209,9 @@ def _seal_added(module: nn.Module, state_dict: Any, prefix: str, local_metadata:
     mark = role_mark(module)
     for name in names:
         tensor = state_dict[prefix + name]
-        state_dict[prefix + name] = seal_tensor(torch.cat([tensor.flatten(), mark.to(tensor)]))
+        if mark is not None and not hasattr(tensor, "placements"):
+            tensor = torch.cat([tensor.flatten(), mark.to(tensor)])
+        state_dict[prefix + name] = seal_tensor(tensor)
 
 
 def _unseal(
@@ -234,7 +236,7 @@ def _unseal(
         own = added.get(name)
         if own is not None and tensor.numel() == own.numel() + _MARK:
             mark = role_mark(module) if mark is None else mark
-            if not torch.equal(tensor[-_MARK:].cpu().float(), mark):
+            if mark is not None and not torch.equal(tensor[-_MARK:].cpu().float(), mark):
                 error_msgs.append(
                     f"{name} was trained with another role layer than this model has. Load it into the model that it "
                     "was made for: rolesafe.from_pretrained(path) of what was saved with model.save_pretrained"
@@ -269,15 +271,15 @@ def unsaved_names(model: nn.Module) -> list[str]:
     return [n for n, p in model.named_parameters() if is_role_name(n) and p.requires_grad and _SAVED not in n]
 
 
-def role_mark(model: Any) -> Tensor:
+def role_mark(model: Any) -> Tensor | None:
     """Return a digest of the role layer as far as no adapter holds it, as 16 numbers below 256: exact in every dtype.
 
-    Zeros where the role layer is sharded or offloaded, so that it cannot be read.
+    None where the role layer is sharded or offloaded, so that it cannot be read.
     """
     parameters = [(n, p.detach()) for n, p in model.named_parameters() if is_role_name(n)]
     parameters = [(n, p) for n, p in parameters if _SAVED not in n and ".original_module." not in n]
     if any(p.is_meta or hasattr(p, "placements") for _, p in parameters):
-        return torch.zeros(_MARK)
+        return None
     total = hashlib.sha256(json.dumps(model.rolesafe_config.to_dict(), sort_keys=True).encode())
     for _, parameter in parameters:
         total.update(parameter.float().cpu().contiguous().numpy().tobytes())

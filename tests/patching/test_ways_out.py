@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,37 @@ def test_wrapped_or_sharded_model_is_not_patched() -> None:
     model.model = nn.DataParallel(model.model)
     with pytest.raises(ValueError, match=r"`model`: .*not sharded or wrapped yet, found DataParallel"):
         rolesafe.patch(model, FULL)
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
+def test_sharded_model_is_not_patched_and_a_patched_one_is_saved(one_process: None, tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (1,))
+    late = base_model("llama")
+    fully_shard(late.model.layers[0], mesh=mesh)
+    with pytest.raises(ValueError, match=r"`model`: .*not sharded or wrapped yet.*rolesafe.patch first"):
+        rolesafe.patch(late, FULL)
+    model = role_model("llama", FULL)
+    expected = model(**random_batch()).logits.detach()
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.load_state_dict(model.state_dict())
+    full = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "saved", state_dict=full)
+    with torch.no_grad():
+        assert torch.equal(rolesafe.from_pretrained(tmp_path / "saved")(**random_batch()).logits, expected)
 
 
 # ------------------------------------------------------------------------------------------------------------ bases
