@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import sys
 from typing import Any, cast
 
 import torch
@@ -130,7 +131,7 @@ def is_sealed_shape(shape: tuple[int, ...]) -> bool:
 def seal(model: PreTrainedModel, layer: nn.Module) -> None:
     """Make `model`, patched already, give sealed configurations and state dicts; `layer` is its first decoder layer.
 
-    The hook on the layer seals what is saved of an inner module, such as the model without its head.
+    The hook is on the module that holds the tensor, so that it seals what is saved of an inner module too.
     """
     floating = [(n, p) for n, p in layer.named_parameters() if p.is_floating_point() and not is_role_name(n)]
     # a vector where there is one: quantisation leaves those alone
@@ -140,9 +141,11 @@ def seal(model: PreTrainedModel, layer: nn.Module) -> None:
             f"`model`: the first decoder layer of {type(model).__name__} has no floating-point parameter, so its state "
             "dict could not be sealed against loading without the role layer"
         )
-    layer.__dict__["rolesafe_sealed"] = name
+    path, _, name = name.rpartition(".")
+    holder = layer.get_submodule(path)
+    holder.__dict__["rolesafe_sealed"] = name
     model.__dict__["rolesafe_base_names"] = frozenset(n for n, _ in model.named_parameters() if not is_role_name(n))
-    for module, hook in ((layer, _seal_layer), (model, _seal_added)):
+    for module, hook in ((holder, _seal_own), (model, _seal_added)):
         cast(Any, module).register_state_dict_post_hook(hook)
         module.register_load_state_dict_pre_hook(_unseal)
     for module in model.modules():
@@ -157,7 +160,7 @@ def unseal(model: nn.Module) -> None:
         for name in ("rolesafe_sealed", "rolesafe_base_names"):
             module.__dict__.pop(name, None)
         for key, hook in list(module._state_dict_hooks.items()):
-            if hook in (_seal_layer, _seal_added):
+            if hook in (_seal_own, _seal_added):
                 del module._state_dict_hooks[key]
         for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
             if getattr(wrapped, "hook", None) is _unseal:
@@ -189,14 +192,22 @@ def seal_gathered(model: nn.Module, states: dict[str, Any]) -> dict[str, Any]:
     states = dict(states)
     for path, module in model.named_modules():
         if "rolesafe_sealed" in module.__dict__:
-            _seal_layer(module, states, f"{path}.", None)
+            _seal_own(module, states, f"{path}.", None)
     return states
 
 
-def _seal_layer(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+def _seal_own(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
     key = prefix + module.__dict__["rolesafe_sealed"]
-    if key in state_dict:
+    if key in state_dict and not _is_offloading():
         state_dict[key] = seal_tensor(state_dict[key])
+
+
+def _is_offloading() -> bool:
+    """Return whether accelerate asks: it puts tensors of a state dict into modules by name and loads none."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "accelerate.big_modeling":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 def _seal_added(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:

@@ -28,6 +28,12 @@ def accelerate_save(model: PreTrainedModel, directory: Path) -> None:
     accelerate.Accelerator(cpu=True).save_model(model, directory)
 
 
+def accelerate_save_offloaded(model: PreTrainedModel, directory: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    offloaded = accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    accelerate.Accelerator(cpu=True).save_model(offloaded, directory)
+
+
 def save_wrapped(model: PreTrainedModel, directory: Path) -> None:
     """As the Trainer does for a model in a wrapper that it does not know."""
     wrapper = nn.Module()
@@ -40,6 +46,7 @@ WAYS: dict[str, Callable[[Any, Path], Any]] = {
     "save_pretrained": lambda model, path: model.save_pretrained(path),
     "inner save_pretrained": lambda model, path: model.base_model.save_pretrained(path),
     "accelerator.save_model": accelerate_save,
+    "accelerator.save_model, offloaded": accelerate_save_offloaded,
     "safetensors.save_model": lambda model, path: safetensors.torch.save_model(
         model, str(path / "model.safetensors"), metadata={"format": "pt"}
     ),
