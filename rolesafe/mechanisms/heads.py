@@ -37,6 +37,7 @@ class RoleHeads(RolePart):
         share: (H,) reserved share of every head before clamping to [0, 1]; absent where the configuration has none.
         dedicated: Number of dedicated heads, the first of the layer.
         integrity: Whether privileged queries read the privileged channel alone.
+        learns_share: Whether `share` is learned or a constant.
         mass_target: What the attention mass on privileged keys is raised to where it is lower; 0: nothing.
     """
 
@@ -67,7 +68,7 @@ class RoleHeads(RolePart):
         self.steered = tuple(head for head in steered if head >= self.dedicated) if steers else ()
         self._num_roles = len(config.roles)
         self._constants: Tensor | None = None
-        self._share_at_start = config.share
+        self._share_at_start, self.learns_share = config.share, config.learn_share
         roles = len(config.roles)
         has_bias = active and config.bias
         has_share = active and config.share > 0.0 and self.dedicated < heads
@@ -98,7 +99,9 @@ class RoleHeads(RolePart):
         """
         if self.share is None:
             return None
-        clamped: Tensor = _Clamp.apply(self.share)  # type: ignore[no-untyped-call]
+        # a constant has no gradient, whoever sets `requires_grad` (PEFT does, for all it saves)
+        share = self.share if self.learns_share else self.share.detach()
+        clamped: Tensor = _Clamp.apply(share)  # type: ignore[no-untyped-call]
         return clamped
 
     def steering(self, device: torch.device | None = None) -> Tensor | None:

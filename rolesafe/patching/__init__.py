@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rolesafe.config import RoleConfig
 
-__all__ = ["from_pretrained", "is_patched", "patch", "role_parameters", "save_role_layer", "unpatch"]
+__all__ = ["from_pretrained", "is_patched", "patch", "role_modules", "role_parameters", "save_role_layer", "unpatch"]
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -72,6 +72,19 @@ def role_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return apply.role_parameters(model)
 
 
+def role_modules(model: nn.Module) -> list[str]:
+    """Return the names of the learned parts of a role layer, for `modules_to_save` of a PEFT configuration.
+
+    With them PEFT trains the role layer, saves it with the adapter and loads it again. Without them it freezes it.
+
+    Raises:
+        ValueError: `model` is not patched.
+    """
+    from rolesafe.patching import adapters
+
+    return adapters.role_modules(model)
+
+
 def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None = None) -> None:
     """Save the role parameters and configuration alone, for use beside an unchanged base model.
 
@@ -91,7 +104,12 @@ def save_role_layer(model: Any, directory: str | Path, *, base_model: str | None
 
 
 def from_pretrained(
-    path: str | Path, *, base_model: Any = None, strength: float | None = None, **kwargs: Any
+    path: str | Path,
+    *,
+    base_model: Any = None,
+    strength: float | None = None,
+    verify: bool = True,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load a model together with its role layer.
 
@@ -100,15 +118,19 @@ def from_pretrained(
         base_model: Only for a role layer saved alone: a model, hub id or path in place of the recorded one.
         strength: How much of the role layer is in force, in [0, 1]; see :func:`rolesafe.mechanisms.set_strength`.
             ``None``: all of it. Where it was saved with less, in the middle of an annealing say, it has to be given.
-        **kwargs: As for `AutoModelForCausalLM.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+        verify: Check the files against their digests. ``False``: for checkpoints of formats 1 and 2, which have none,
+            and for files that you changed yourself.
+        **kwargs: Of those of `AutoModelForCausalLM.from_pretrained`, where and how to load: `dtype`, `device_map`,
+            `attn_implementation`, `quantization_config`, `revision`, ...
 
     Returns:
         The patched model, in eval mode.
 
     Raises:
-        ValueError: There is no role layer at `path`, it does not fit the base model, it was saved with less than its
-            full strength and `strength` is not given, or remote code was asked for.
+        ValueError: There is no role layer at `path`, a file was changed after it was saved, weights are missing or left
+            over, the role layer does not fit the base model, it was saved with less than its full strength and
+            `strength` is not given, or an argument is not taken.
     """
     from rolesafe.patching import checkpoint
 
-    return checkpoint.from_pretrained(path, base_model=base_model, strength=strength, **kwargs)
+    return checkpoint.from_pretrained(path, base_model=base_model, strength=strength, verify=verify, **kwargs)

@@ -17,9 +17,11 @@ from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import DataTransform, RoleEmbedding, RoleHeads, RolePart
 from rolesafe.patching import families
 from rolesafe.patching.attention import NAME, keep_all_queries, register
+from rolesafe.patching.guards import accept_roles, check_whole, refuse_roles
 from rolesafe.patching.layers import PARTS, RoleLayers, enter_layer, leave_layer
 from rolesafe.patching.model import RoleAwareMixin, enter_model, leave_model, role_aware_class
 from rolesafe.patching.positions import check_positions
+from rolesafe.patching.seal import seal, unseal
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -40,6 +42,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
             "`model`: is patched already, with another configuration; call rolesafe.unpatch(model) first "
             "(its role parameters are lost)"
         )
+    check_whole(model)
     if not allow_untested:
         families.check_family(model)
     _check_fits(model, config)
@@ -50,9 +53,11 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     try:
         install(model, config)
     except BaseException:
+        unseal(cast(nn.Module, model))
         model.__class__ = base
         del model.config.rolesafe
         raise
+    accept_roles(model)
     return model
 
 
@@ -77,11 +82,13 @@ def unpatch(model: Model) -> Model:
                     flags.pop(key, None)
     base_attention = model.config.rolesafe_base_attention
     _own_config(model)
+    unseal(cast(nn.Module, model))
     for name in ("rolesafe", "rolesafe_base_attention", "rolesafe_strength"):
         if hasattr(model.config, name):
             delattr(model.config, name)
     _set_attention(model, base_attention)
     model.__class__ = model.rolesafe_base
+    refuse_roles(cast(nn.Module, model))
     return model
 
 
@@ -143,6 +150,7 @@ def install(model: Any, config: RoleConfig) -> None:
         base_attention = "sdpa"
     model.config.rolesafe_base_attention = base_attention
     _set_attention(model, NAME)
+    seal(model, layers[0].module)
     # What the user chose for the base model: eager attention is the reference, anything else the fused one.
     impl = "reference" if config.impl == "auto" and base_attention == "eager" else config.impl
     stack = layers[0].name.rpartition(".")[0]
@@ -172,11 +180,6 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
     """Everything that can be wrong between a model and a configuration, before anything is changed."""
     layers, kinds = families.decoder_layers(model), families.model_types(model)
-    if any(hasattr(parameter, "placements") for parameter in model.parameters()):  # DTensors
-        raise ValueError(
-            "`model`: expected parameters that are not sharded, got DTensors (fully_shard, tensor parallelism): role "
-            "parameters would be trained apart on every rank. Patch the model first, then shard it."
-        )
     if config.impl != "auto":
         resolve_impl(config.impl, mass_target=config.mass_target > 0)
     check_positions(model, config)

@@ -15,8 +15,9 @@ from rolesafe.attention.api import HAS_TRITON
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
 from rolesafe.patching.apply import patch, role_parameters, unpatch
-from rolesafe.patching.checkpoint import MODEL_TYPE, read_config
+from rolesafe.patching.checkpoint import read_config
 from rolesafe.patching.read import reading
+from rolesafe.patching.seal import is_sealed, unseal_config
 
 _PART_OF = {
     "bias": "bias",
@@ -91,7 +92,7 @@ def _read_sealed(path: str) -> dict[str, Any] | None:
     """Return the configuration of a checkpoint with a role layer; None for any other."""
     with reading(path):
         about = read_config(path)
-        return about if about is not None and about.get("model_type") == MODEL_TYPE else None
+        return about if is_sealed(about) else None
 
 
 def _count(model: Any, config: RoleConfig) -> int | str:
@@ -119,8 +120,8 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
     with reading(path), torch.device("meta"):
         if sealed is not None:
             config = RoleConfig.from_dict(sealed["rolesafe"])
-            base = dict(sealed["base_config"])
-            base_config: Any = AutoConfig.for_model(base.pop("base_model_type"), **base)
+            base = unseal_config(sealed)
+            base_config: Any = AutoConfig.for_model(base.pop("model_type"), **base)
         else:
             base_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_config(base_config, trust_remote_code=False)

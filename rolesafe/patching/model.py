@@ -18,18 +18,18 @@ from transformers import PreTrainedModel
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from rolesafe.config import RoleConfig
-from rolesafe.mechanisms import RolePart, get_strength, set_strength
+from rolesafe.mechanisms import RolePart, set_strength
 from rolesafe.patching.caches import check_cache, given_cache, is_static, output_cache, record_roles
 from rolesafe.patching.inputs import RoleInputs
 from rolesafe.patching.layers import MISSING, PARTS, RoleLayers
 from rolesafe.patching.positions import place, role_positions
+from rolesafe.patching.saving import SavesWhole
 
 
-class RoleAwareMixin:
+class RoleAwareMixin(SavesWhole):
     """Mixed into the class of a patched model, in front of its base class. Made by :func:`role_aware_class`."""
 
     rolesafe_base: type[PreTrainedModel]
-    config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build the base model and its role layer from a configuration that carries one (used when loading)."""
@@ -147,22 +147,6 @@ class RoleAwareMixin:
 
     continuous_batching_context_manager = generate_batch
     init_continuous_batching = generate_batch
-
-    # -------------------------------------------------------------------------------------------------------- saving
-
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As the base model's; the configuration is written so that only `rolesafe.from_pretrained` can load it."""
-        from rolesafe.patching.checkpoint import seal_config
-
-        if kwargs.get("push_to_hub"):
-            raise ValueError(
-                "`push_to_hub`: would upload the files before they are sealed against loading without their role "
-                "layer; call model.push_to_hub(repo_id) instead"
-            )
-        self.config.rolesafe_strength = get_strength(self)
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_main_process", True):
-            seal_config(save_directory, self.rolesafe_base.__name__)
 
 
 ROLES = ("role_ids", "negative_prompt_role_ids")

@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from rolesafe.patching.checkpoint import MODEL_TYPE, ROLE_CONFIG_NAME, from_pretrained, read_config
+from rolesafe.patching.checkpoint import ROLE_CONFIG_NAME, from_pretrained, read_config
+from rolesafe.patching.seal import is_sealed
 
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError),
@@ -49,8 +50,7 @@ def read_model(path: str, dtype: str = "auto") -> Any:
     from transformers import AutoModelForCausalLM
 
     with reading(path):
-        about = read_config(path)
-        if is_alone(path) or (about is not None and about.get("model_type") == MODEL_TYPE):
+        if is_alone(path) or is_sealed(read_config(path)):
             return from_pretrained(path, dtype=dtype)
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype)
 

@@ -137,7 +137,7 @@ def fit(
             max_length=settings.max_length,
             position_gap=min(settings.position_gap, max(0, context - ROOM)),
         ),
-        role_learning_rate=settings.role_learning_rate if trains_roles else None,
+        role_learning_rate=settings.role_learning_rate if trains_roles else 0.0,
         train_dataset=rows,
         callbacks=[*callbacks, *([] if progress is None else [_Progress(progress)])],
     )

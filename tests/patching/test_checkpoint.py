@@ -65,6 +65,13 @@ def test_round_trip_is_exact(family: str, config: RoleConfig, tmp_path: Path) ->
     assert (again / "config.json").read_text() == (tmp_path / "config.json").read_text()
 
 
+@pytest.mark.parametrize("family", ["bamba", "gemma3n_text", "lfm2", "minimax", "nemotron_h"])
+def test_round_trip_of_configuration_with_infinities_and_other_counts(family: str, tmp_path: Path) -> None:
+    model = role_model(family, RoleConfig(share=0.25))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(output(rolesafe.from_pretrained(tmp_path)), output(model))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_backend_that_an_eager_base_asked_for_comes_back_on_request(family: str, tmp_path: Path) -> None:
     model = role_model(family, attn="eager", trained=False)
@@ -183,8 +190,10 @@ def test_missing_role_tensors_raise(sealed: Path, lost: str) -> None:
     assert len(names) == 2
     del tensors[names[-1]]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"`path`: role parameters are missing.*" + lost):
+    with pytest.raises(ValueError, match=r"`path`: the names, types or shapes of its weights .*verify=False"):
         rolesafe.from_pretrained(sealed)
+    with pytest.raises(ValueError, match=r"`path`: role parameters are missing.*" + lost):
+        rolesafe.from_pretrained(sealed, verify=False)
 
 
 def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -212,8 +221,10 @@ def test_a_configuration_that_is_not_understood_raises(sealed: Path, role_layer:
 
 def test_another_class_in_the_configuration_raises(sealed: Path) -> None:
     edit(sealed / "config.json", lambda c: c["base_config"].update(architectures=["NoSuchForCausalLM"]))
-    with pytest.raises(ValueError, match="NoSuchForCausalLM"):
+    with pytest.raises(ValueError, match=r"`path`: config.json .*differs from what rolesafe_seal.json has of it"):
         rolesafe.from_pretrained(sealed)
+    with pytest.raises(ValueError, match="NoSuchForCausalLM"):
+        rolesafe.from_pretrained(sealed, verify=False)
 
 
 def test_a_plain_checkpoint_raises_with_the_way_out(tmp_path: Path) -> None:
@@ -296,8 +307,10 @@ def test_a_role_layer_with_other_tensors_raises(role_layer: Path, change: str) -
     else:
         tensors["model.layers.7.self_attn.rolesafe_heads.bias"] = torch.zeros(4, 5, 5)
     save_file(tensors, file)
-    with pytest.raises(ValueError, match="does not fit the base model"):
+    with pytest.raises(ValueError, match="do not belong together"):
         rolesafe.from_pretrained(role_layer)
+    with pytest.raises(ValueError, match="does not fit the base model"):
+        rolesafe.from_pretrained(role_layer, verify=False)
 
 
 def test_a_role_layer_loads_in_bfloat16(role_layer: Path) -> None:

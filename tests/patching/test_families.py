@@ -13,6 +13,7 @@ import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching import is_patched
 from rolesafe.patching.caches import output_cache
+from rolesafe.patching.guards import accept_roles
 from tests.models import EAGER_ONLY, NAMED, base_model, logits, plain, random_batch, randomise, role_model, with_cache
 
 named = pytest.mark.parametrize("family", NAMED)
@@ -122,6 +123,7 @@ def test_unpatch_restores_class_output_and_configuration(family: str, attn: str)
     ]
     assert list(model.state_dict()) == list(base.state_dict())
     assert set(model.__dict__) == set(base.__dict__)
+    accept_roles(model)  # the one hook that stays: roles that are given now raise
     assert [len(m._forward_pre_hooks) for m in model.modules()] == [len(m._forward_pre_hooks) for m in base.modules()]
     batch = plain(random_batch())
     with torch.no_grad():

@@ -21,6 +21,7 @@ from transformers import StaticCache
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching.caches import output_cache
+from rolesafe.patching.guards import accept_roles
 from tests.models import CACHE, VOCAB, base_model, cached_logits, logits, plain, random_batch, role_model, with_cache
 from tests.patching.test_generation import GREEDY, one_by_one
 from tests.patching.test_training import gradients
@@ -146,6 +147,7 @@ def test_saved_loaded_and_taken_off_again(family: str, config: RoleConfig, tmp_p
         rolesafe.unpatch(model)
         assert torch.equal(logits(model, plain(batch)), logits(base, plain(batch)))
         assert not [name for name, _ in model.named_modules() if "rolesafe" in name]
+        accept_roles(model)  # the one hook that stays: roles that are given now raise
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 

@@ -169,7 +169,9 @@ def test_a_checkpoint_of_format_1_loads_at_full_strength(tmp_path: Path) -> None
     about["format_version"] = about["rolesafe"]["format_version"] = 1
     about["rolesafe"] = {k: v for k, v in about["rolesafe"].items() if k not in (*new, "mass_target")}
     path.write_text(json.dumps(about))
-    loaded = rolesafe.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"rolesafe_seal.json .*verify=False"):
+        rolesafe.from_pretrained(tmp_path)
+    loaded = rolesafe.from_pretrained(tmp_path, verify=False)
     assert get_strength(loaded) == 1.0
     assert loaded.rolesafe_config == model.rolesafe_config
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
 import rolesafe
@@ -134,6 +135,56 @@ def test_frozen_role_parameters_cannot_be_given_a_rate(tokenizer, rows, tmp_path
         RoleTrainer(
             good.model, good.args, collator=good.data_collator, train_dataset=rows, role_learning_rate=0.1
         )  # fmt: skip
+
+
+def test_rate_of_zero_keeps_a_frozen_role_layer(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path, max_steps=1)
+    for _, parameter in rolesafe.role_parameters(good.model):
+        parameter.requires_grad_(False)
+    options = {"collator": good.data_collator, "train_dataset": rows}
+    with pytest.raises(ValueError, match=r"`role_learning_rate`: all role parameters are frozen.*=0 to keep"):
+        RoleTrainer(good.model, good.args, **options)
+    before = {name: p.clone() for name, p in rolesafe.role_parameters(good.model)}
+    RoleTrainer(good.model, good.args, **options, role_learning_rate=0).train()
+    assert all(torch.equal(before[name], p) for name, p in rolesafe.role_parameters(good.model))
+
+
+def test_rate_beside_an_optimizer_raises(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    optimizer = torch.optim.AdamW(good.model.parameters(), lr=1e-5)
+    options = {"collator": good.data_collator, "train_dataset": rows, "optimizers": (optimizer, None)}
+    with pytest.raises(ValueError, match=r"`role_learning_rate`: expected None with an optimizer in `optimizers`"):
+        RoleTrainer(good.model, good.args, **options, role_learning_rate=0.5)
+    RoleTrainer(good.model, good.args, **options)
+
+
+def test_no_model_raises_with_the_way_out(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    with pytest.raises(TypeError, match=r"`model`: expected a model, got NoneType; call `model_init` yourself"):
+        RoleTrainer(None, good.args, collator=good.data_collator, train_dataset=rows, model_init=lambda: good.model)
+
+
+@pytest.mark.parametrize("what", ["role tensors", "configuration", "plain"])
+@pytest.mark.parametrize("how", ["resume", "best"])
+def test_checkpoint_that_is_not_whole_does_not_resume(tokenizer, rows, tmp_path, how, what):
+    one = trainer(tokenizer, rows, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    one.train()
+    directory = tmp_path / "checkpoint-2"
+    if what == "role tensors":
+        tensors = load_file(directory / "model.safetensors")
+        kept = {name: tensor for name, tensor in tensors.items() if "rolesafe_" not in name}
+        save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
+    elif what == "configuration":
+        rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), RoleConfig()).save_pretrained(
+            directory
+        )
+    else:
+        tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4).save_pretrained(directory)
+    again = trainer(tokenizer, rows, tmp_path)
+    again.state.best_model_checkpoint = str(directory)
+    load = {"resume": lambda: again.train(resume_from_checkpoint=str(directory)), "best": again._load_best_model}
+    with pytest.raises(ValueError, match="`path`: "):
+        load[how]()
 
 
 def test_collator_must_mean_the_same_by_a_role_id(tokenizer, rows, tmp_path):

@@ -1,0 +1,51 @@
+"""Refusals around a patch: models that are sharded already, roles given to a model that has lost its role layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise where the model is sharded or wrapped already: role parameters that come later would not be."""
+    found = next((type(m).__name__ for m in model.modules() if isinstance(m, _wrappers())), None)
+    if found is None and torch.distributed.is_available():
+        from torch.distributed.tensor import DTensor
+
+        found = next((f"the DTensor {n}" for n, p in model.named_parameters() if isinstance(p, DTensor)), None)
+    if found is not None:
+        raise ValueError(
+            f"`model`: expected a model that is not sharded or wrapped yet, found {found} in it. Each process would "
+            "train role parameters of its own: call rolesafe.patch first, then fully_shard, FSDP, DDP, ..."
+        )
+
+
+def _wrappers() -> tuple[type, ...]:
+    if not torch.distributed.is_available():
+        return (nn.DataParallel,)
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return (nn.DataParallel, nn.parallel.DistributedDataParallel, FullyShardedDataParallel, FSDPModule)
+
+
+def refuse_roles(module: nn.Module) -> None:
+    """Make `module`, which was unpatched, refuse `role_ids`: its base class would take and ignore them."""
+    module.register_forward_pre_hook(_refuse, with_kwargs=True)
+
+
+def accept_roles(module: nn.Module) -> None:
+    """Undo :func:`refuse_roles`."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if hook is _refuse:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _refuse(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if kwargs.get("role_ids") is not None:
+        raise ValueError(
+            "`role_ids`: expected none, got some; the role layer of this model was taken off by rolesafe.unpatch, so "
+            "they would be ignored. Leave them out, or call rolesafe.patch again"
+        )

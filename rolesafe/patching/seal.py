@@ -1,0 +1,297 @@
+"""What makes every file out of a patched model useless to a loader that would drop its role layer.
+
+Two things leave a patched model, whichever library saves it: its configuration and its state dict. Both are sealed
+where they are made, so no saver has to be known:
+
+- the configuration object is of a subclass whose JSON names no model type and no sizes that a plain loader takes;
+- the state dict gives one tensor of the first decoder layer, and every tensor that was added after the patch
+  (adapters), leading dimensions of size 1. A plain model refuses the shape, a patched one takes them off when it loads.
+  Adapters carry a digest of their role layer too, and another one refuses them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+SEAL = "This checkpoint has a role layer. Load it with rolesafe.from_pretrained."
+MODEL_TYPE = f"rolesafe: {SEAL}"
+"""What `config.json` gives as `model_type`: plain loaders print it in their error."""
+
+CHECKPOINT_VERSION = 3
+"""Version of what is written around a model. 1 had no strength, 2 no digests."""
+
+PREFIX = "RoleAware"
+"""What the names of patched classes begin with."""
+
+_ONES = (1, 1, 1, 1)
+
+
+def is_sealed(about: Any) -> bool:
+    """Return whether the content of a `config.json` is that of a role-aware model, of any version."""
+    return isinstance(about, dict) and str(about.get("model_type", "")).split(":")[0] == "rolesafe"
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+class RoleAwareConfig:
+    """Mixed into the class of a patched model's configuration, in front of its base class."""
+
+    rolesafe_config_base: type[PretrainedConfig]
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Return the sealed JSON, which `save_pretrained` writes too."""
+        plain = super().to_json_string(use_diff)  # type: ignore[misc]
+        return json.dumps(seal_config(json.loads(plain)), indent=2) + "\n"
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """Read a `config.json`, sealed or not."""
+        values, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
+        return (unseal_config(values) if is_sealed(values) else values), unused
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (self.rolesafe_config_base, self.__dict__)
+
+
+def _rebuild(base: type[PretrainedConfig], values: dict[str, Any]) -> Any:
+    kind: Any = cast(Any, config_class)(base)
+    config = kind.__new__(kind)
+    config.__dict__.update(values)
+    return config
+
+
+@functools.cache
+def config_class(base: type[PretrainedConfig]) -> type[PretrainedConfig]:
+    """Return the subclass of `base` that seals itself; one per base class.
+
+    It keeps the name, by which the automatic classes of transformers find what belongs to a configuration.
+    """
+    kind = type(
+        base.__name__,
+        (RoleAwareConfig, base),
+        {"__init__": base.__init__, "__module__": base.__module__, "rolesafe_config_base": base},
+    )
+    return cast("type[PretrainedConfig]", kind)
+
+
+def seal_config(base: dict[str, Any]) -> dict[str, Any]:
+    """Return the sealed form of the JSON of a patched model's configuration."""
+    role_config, strength = base.pop("rolesafe", None), base.pop("rolesafe_strength", None)
+    base.pop("rolesafe_base_attention", None)
+    if base.get("architectures"):
+        base["architectures"] = [name.removeprefix(PREFIX) for name in base["architectures"]]
+    # Transformers would pick a nested configuration by its `model_type`.
+    base["base_model_type"] = base.pop("model_type", None)
+    return {
+        "model_type": MODEL_TYPE,
+        "format_version": CHECKPOINT_VERSION,
+        "rolesafe": role_config,
+        "strength": strength,
+        "vocab_size": SEAL,
+        "hidden_size": SEAL,
+        "transformers_version": base.get("transformers_version"),
+        "base_config": base,
+    }
+
+
+def unseal_config(about: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of the base model's configuration that `about`, a sealed one, was made from."""
+    base = dict(about["base_config"])
+    base["model_type"] = base.pop("base_model_type")
+    return base
+
+
+# ---------------------------------------------------------------------------------------------------------- state dict
+
+
+def seal_tensor(tensor: Tensor) -> Tensor:
+    """Return `tensor` in a shape that no model has."""
+    return tensor if is_sealed_shape(tuple(tensor.shape)) else tensor.reshape(*_ONES, *tensor.shape)
+
+
+def unseal_tensor(tensor: Tensor) -> Tensor:
+    """Return `tensor` in the shape that its model has."""
+    return tensor.reshape(tensor.shape[len(_ONES) :]) if is_sealed_shape(tuple(tensor.shape)) else tensor
+
+
+def is_sealed_shape(shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor of this shape is sealed."""
+    return len(shape) > len(_ONES) and shape[: len(_ONES)] == _ONES
+
+
+def seal(model: PreTrainedModel, layer: nn.Module) -> None:
+    """Make `model`, patched already, give sealed configurations and state dicts; `layer` is its first decoder layer.
+
+    The hook is on the module that holds the tensor, so that it seals what is saved of an inner module too.
+    """
+    floating = [(n, p) for n, p in layer.named_parameters() if p.is_floating_point() and not is_role_name(n)]
+    # a vector where there is one: quantisation leaves those alone
+    name = next((n for n, p in floating if p.ndim == 1), next((n for n, _ in floating), None))
+    if name is None:
+        raise ValueError(
+            f"`model`: the first decoder layer of {type(model).__name__} has no floating-point parameter, so its state "
+            "dict could not be sealed against loading without the role layer"
+        )
+    path, _, name = name.rpartition(".")
+    holder = layer.get_submodule(path)
+    holder.__dict__["rolesafe_sealed"] = name
+    model.__dict__["rolesafe_base_names"] = frozenset(n for n, _ in model.named_parameters() if not is_role_name(n))
+    for module, hook in ((holder, _seal_own), (model, _seal_added)):
+        cast(Any, module).register_state_dict_post_hook(hook)
+        module.register_load_state_dict_pre_hook(_unseal)
+    for module in model.modules():
+        config: Any = module.__dict__.get("config")
+        if isinstance(config, PretrainedConfig) and not isinstance(config, RoleAwareConfig):
+            config.__class__ = cast(Any, config_class)(type(config))
+
+
+def unseal(model: nn.Module) -> None:
+    """Undo :func:`seal`."""
+    for module in model.modules():
+        for name in ("rolesafe_sealed", "rolesafe_base_names"):
+            module.__dict__.pop(name, None)
+        for key, hook in list(module._state_dict_hooks.items()):
+            if hook in (_seal_own, _seal_added):
+                del module._state_dict_hooks[key]
+        for key, wrapped in list(module._load_state_dict_pre_hooks.items()):
+            if getattr(wrapped, "hook", None) is _unseal:
+                del module._load_state_dict_pre_hooks[key]
+        config: Any = module.__dict__.get("config")
+        if isinstance(config, RoleAwareConfig):
+            config.__class__ = config.rolesafe_config_base
+
+
+def is_role_name(name: str) -> bool:
+    """Return whether `name` is that of a role parameter."""
+    return "rolesafe_" in name
+
+
+def added_names(model: nn.Module) -> list[str]:
+    """Return the names of parameters that neither the base model nor its role layer had at the patch: adapters."""
+    base = model.__dict__.get("rolesafe_base_names")
+    if base is None:  # an inner module
+        return []
+    return [n for n, _ in model.named_parameters() if not is_role_name(n) and _at_patch(n) not in base]
+
+
+def _at_patch(name: str) -> str:
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")  # PEFT's wrappers
+
+
+def seal_gathered(model: nn.Module, states: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict of `model` that was gathered without its hooks (DeepSpeed), sealed."""
+    states = dict(states)
+    for path, module in model.named_modules():
+        if "rolesafe_sealed" in module.__dict__:
+            _seal_own(module, states, f"{path}.", None)
+    return states
+
+
+def _seal_own(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+    key = prefix + module.__dict__["rolesafe_sealed"]
+    if key in state_dict and not _is_offloading():
+        state_dict[key] = seal_tensor(state_dict[key])
+
+
+def _is_offloading() -> bool:
+    """Return whether accelerate asks: it puts tensors of a state dict into modules by name and loads none."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "accelerate.big_modeling":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
+
+
+def _seal_added(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
+    """Seal adapters, and write behind each the mark of the role layer that it was trained with."""
+    names = [name for name in added_names(module) if prefix + name in state_dict]
+    if not names:
+        return
+    if lost := unsaved_names(module):
+        raise ValueError(UNSAVED.format(lost[0]))
+    mark = role_mark(module)
+    for name in names:
+        tensor = state_dict[prefix + name]
+        if mark is not None and not hasattr(tensor, "placements"):
+            tensor = torch.cat([tensor.flatten(), mark.to(tensor)])
+        state_dict[prefix + name] = seal_tensor(tensor)
+
+
+def _unseal(
+    module: nn.Module,
+    state_dict: Any,
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: Any,
+    unexpected_keys: Any,
+    error_msgs: list[str],
+) -> None:
+    names = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+    base = module.__dict__.get("rolesafe_base_names")
+    added = {name: module.get_parameter(name) for name in added_names(module)}
+    mark = None
+    for name in sorted(names):
+        tensor = state_dict[prefix + name]
+        if not isinstance(tensor, Tensor) or not is_sealed_shape(tuple(tensor.shape)):
+            continue
+        tensor = unseal_tensor(tensor)
+        own = added.get(name)
+        if own is not None and tensor.numel() == own.numel() + _MARK:
+            mark = role_mark(module) if mark is None else mark
+            if mark is not None and not torch.equal(tensor[-_MARK:].cpu().float(), mark):
+                error_msgs.append(
+                    f"{name} was trained with another role layer than this model has. Load it into the model that it "
+                    "was made for: rolesafe.from_pretrained(path) of what was saved with model.save_pretrained"
+                )
+            tensor = tensor[:-_MARK].reshape(own.shape)
+        state_dict[prefix + name] = tensor
+    if base is None or not base <= names:
+        return  # a shard, an adapter, or an inner module: nothing to say about the whole
+    lost = [n for n, _ in module.named_parameters() if is_role_name(n) and n not in names]
+    if lost:
+        error_msgs.append(
+            f"the state dict holds the base model and no role layer ({', '.join(lost[:3])}, ...). Load it into the "
+            "base model before rolesafe.patch, or pass the state dict of a patched model."
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+
+_SAVED = ".modules_to_save."
+_MARK = 16
+
+UNSAVED = (
+    "`model`: expected role parameters that train to be in `modules_to_save` of the PEFT configuration, got {} outside "
+    "of it: it would not be saved with the adapter. Pass modules_to_save=rolesafe.patching.role_modules(model)"
+)
+
+
+def unsaved_names(model: nn.Module) -> list[str]:
+    """Return the names of role parameters that train and that PEFT would not save."""
+    if not any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        return []
+    return [n for n, p in model.named_parameters() if is_role_name(n) and p.requires_grad and _SAVED not in n]
+
+
+def role_mark(model: Any) -> Tensor | None:
+    """Return a digest of the role layer as far as no adapter holds it, as 16 numbers below 256: exact in every dtype.
+
+    None where the role layer is sharded or offloaded, so that it cannot be read.
+    """
+    parameters = [(n, p.detach()) for n, p in model.named_parameters() if is_role_name(n)]
+    parameters = [(n, p) for n, p in parameters if _SAVED not in n and ".original_module." not in n]
+    if any(p.is_meta or hasattr(p, "placements") for _, p in parameters):
+        return None
+    total = hashlib.sha256(json.dumps(model.rolesafe_config.to_dict(), sort_keys=True).encode())
+    for _, parameter in parameters:
+        total.update(parameter.float().cpu().contiguous().numpy().tobytes())
+    return torch.tensor(list(total.digest()[:_MARK]), dtype=torch.float32)

@@ -1,0 +1,201 @@
+"""PEFT: the role layer trains, is saved, resumed and loaded with its adapter, or an error says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+import rolesafe
+from rolesafe import RoleConfig
+from rolesafe.patching import role_modules
+from rolesafe.tasks import training_conversations, vocabulary
+from rolesafe.training import RoleCollator, RoleTrainer
+from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
+from tests.models import base_model, random_batch, randomise, role_model
+
+peft = pytest.importorskip("peft")
+
+CONFIG = RoleConfig.preset("channel", share=0.3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(vocabulary())
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [{"messages": messages} for messages in training_conversations(64, seed=0)]
+
+
+def lora(model, *, roles: bool = True, **changes):
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=["q_proj"],
+        task_type="CAUSAL_LM",
+        modules_to_save=role_modules(model) if roles else None,
+        **changes,
+    )
+    return peft.get_peft_model(model, config)
+
+
+def trainer(tokenizer, rows, directory, model=None, *, config=CONFIG, rate=0.1, roles=True, **changes) -> RoleTrainer:
+    if model is None:
+        tiny = tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4)
+        model = lora(rolesafe.patch(tiny, config), roles=roles)
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=8,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=1,
+        **{"max_steps": 4, "learning_rate": 1e-2, "save_steps": 2, **changes},
+    )
+    collator = RoleCollator(tokenizer=tokenizer, config=config)
+    return RoleTrainer(model, arguments, collator=collator, train_dataset=rows, role_learning_rate=rate)
+
+
+def trained(model) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def output(model) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(**random_batch(padding=0)).logits
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def test_role_layer_trains_and_resumes_with_its_adapter(tokenizer, rows, tmp_path):
+    whole = trainer(tokenizer, rows, tmp_path)
+    before = trained(whole.model)
+    whole.train()
+    after = trained(whole.model)
+    moved = [name for name in after if "rolesafe_" in name and not torch.equal(before[name], after[name])]
+    assert len(moved) == sum("rolesafe_" in name for name in after) > 0
+    saved = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
+    assert {name.replace(".modules_to_save.default.", ".") for name in moved} <= saved.keys()
+    again = trainer(tokenizer, rows, tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in trained(again.model).items())
+
+
+def test_best_model_has_its_role_layer(tokenizer, rows, tmp_path):
+    one = trainer(tokenizer, rows, tmp_path, save_steps=1, max_steps=2)
+    one.train()
+    one.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    last = trained(one.model)
+    one._load_best_model()
+    first = load_file(tmp_path / "checkpoint-1" / "adapter_model.safetensors")
+    for name, tensor in trained(one.model).items():
+        if "rolesafe_" in name:
+            assert torch.equal(tensor, first[name.replace(".modules_to_save.default.", ".")])
+            assert not torch.equal(tensor, last[name])
+
+
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_frozen_role_layer_raises_with_the_way_out(tokenizer, rows, tmp_path, rate):
+    with pytest.raises(ValueError, match=r"`role_learning_rate`: "):
+        trainer(tokenizer, rows, tmp_path, roles=False, rate=rate)
+    trainer(tokenizer, rows, tmp_path, roles=False, rate=0).train()
+
+
+def test_role_layer_unfrozen_by_hand_raises(tokenizer, rows, tmp_path):
+    model = lora(rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), CONFIG), roles=False)
+    for _, parameter in rolesafe.role_parameters(model):
+        parameter.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"would not be saved with the adapter.*role_modules\(model\)"):
+        trainer(tokenizer, rows, tmp_path, model)
+    with pytest.raises(ValueError, match="would not be saved with the adapter"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["resume", "best"])
+def test_checkpoint_without_its_role_layer_raises(tokenizer, rows, tmp_path, how):
+    plain = trainer(tokenizer, rows, tmp_path / "frozen", roles=False, rate=0, max_steps=2)
+    plain.train()
+    one = trainer(tokenizer, rows, tmp_path / "other")
+    directory = str(tmp_path / "frozen" / "checkpoint-2")
+    one.state.best_model_checkpoint = directory
+    load = {"resume": lambda: one.train(resume_from_checkpoint=directory), "best": one._load_best_model}
+    with pytest.raises(ValueError, match=r"`path`: the adapter in .* holds no .*rolesafe_"):
+        load[how]()
+
+
+def test_constant_share_does_not_train_with_its_part(tokenizer, rows, tmp_path):
+    config = RoleConfig.preset("channel", share=0.3, learn_share=False)
+    one = trainer(tokenizer, rows, tmp_path, config=config, weight_decay=0.1)
+    one.train()
+    shares = [p for name, p in rolesafe.role_parameters(one.model) if name.endswith("share")]
+    assert shares
+    assert all(torch.equal(share, torch.full_like(share, 0.3)) for share in shares)
+
+
+# -------------------------------------------------------------------------------------------------------- save and load
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Tensor]:
+    """An adapter of a role-aware model, beside its plain base and the role-aware one; and what the model gives."""
+    base_model("llama").save_pretrained(tmp_path / "plain")
+    model = randomise(rolesafe.patch(AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), CONFIG))
+    model.save_pretrained(tmp_path / "roles")
+    wrapped = lora(model, roles=False, init_lora_weights=False)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", output(wrapped)
+
+
+def test_adapter_loads_on_its_role_aware_base(saved):
+    directory, expected = saved
+    base = rolesafe.from_pretrained(directory.parent / "roles")
+    assert torch.equal(output(peft.PeftModel.from_pretrained(base, directory)), expected)
+
+
+def test_adapter_saves_on_a_base_from_a_sealed_checkpoint(saved):
+    directory, _ = saved
+    wrapped = lora(rolesafe.from_pretrained(directory.parent / "roles"), roles=False, init_lora_weights=False)
+    wrapped.save_pretrained(directory.parent / "second")
+    base = rolesafe.from_pretrained(directory.parent / "roles")
+    assert torch.equal(output(peft.PeftModel.from_pretrained(base, directory.parent / "second")), output(wrapped))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_adapter_does_not_load_on_a_plain_base(saved, options):
+    directory, _ = saved
+    if options:
+        base = rolesafe.from_pretrained(directory.parent / "roles")
+        lora(base, roles=False, **options).save_pretrained(directory)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(directory.parent / "plain"), directory)
+    with pytest.raises((RuntimeError, ValueError), match=r"size mismatch|This checkpoint has a role layer"):
+        peft.AutoPeftModelForCausalLM.from_pretrained(directory)
+    with pytest.raises((RuntimeError, ValueError)):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+def test_adapter_does_not_load_on_another_role_layer(saved):
+    directory, _ = saved
+    for other in (role_model("llama", CONFIG, trained=False), role_model("llama", RoleConfig())):
+        with pytest.raises(RuntimeError, match="trained with another role layer"):
+            peft.PeftModel.from_pretrained(other, directory)
+
+
+def test_adapter_is_no_whole_checkpoint(saved):
+    directory, _ = saved
+    with pytest.raises(ValueError, match=r"`path`: .*an adapter: load the model it belongs to"):
+        rolesafe.from_pretrained(directory)
+
+
+def test_role_modules_are_those_that_learn():
+    assert role_modules(role_model("llama", CONFIG)) == ["rolesafe_embedding", "rolesafe_heads"]
+    constant = RoleConfig(bias=False, share=0.3, learn_share=False)
+    assert role_modules(role_model("llama", constant)) == []
+    with pytest.raises(ValueError, match="patched by rolesafe"):
+        role_modules(base_model("llama"))
