@@ -81,10 +81,21 @@ class _Generator(CodeGenerator):
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
         value = node.as_const(frame.eval_ctx)
-        if isinstance(value, str) and not self._plain:
-            self.write(self._literal(value))
-        else:
+        if self._plain or isinstance(value, float):
             super().visit_Const(node, frame)
+        else:
+            self.write(self._constant(value))
+
+    def _constant(self, value: Any) -> str:
+        """Code of a constant with its texts traced; lists and mappings of constants are constants too."""
+        if isinstance(value, str):
+            return self._literal(value)
+        if isinstance(value, (list, tuple)):
+            inner = "".join(f"{self._constant(item)}, " for item in value)
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        if isinstance(value, dict):
+            return "{" + "".join(f"{self._constant(k)}: {self._constant(v)}, " for k, v in value.items()) + "}"
+        return repr(value)
 
     def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:
         self.write(self._literal(node.data))

@@ -99,6 +99,8 @@ OWN = {  # shapes that tests/roles/tokenizers.py has no tokenizer of its own for
     "hoisted": "{% if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n"
     "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "<|im_end|>\n{% endfor %}",
+    "constants": "{% set names = {'user': ['<|im_start|>U'], 'assistant': ['<|im_start|>A']} %}{% for m in messages %}"
+    "{{ names.get(m.role, ['<|im_start|>S'])[0] + m.content }}{{ ['<|im_end|>', '\n'] | join }}{% endfor %}",
     "generation": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}",
 }
