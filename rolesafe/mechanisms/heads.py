@@ -127,7 +127,8 @@ class RoleHeads(RolePart):
 
         A call, so that hooks which bring parameters from elsewhere (offloading) run.
         """
-        table: Tensor | None = self.bias
+        # A copy: hooks that brought the parameter (offloading, fully_shard of the part) free it after this call.
+        table = None if self.bias is None else self.bias.clone()
         constants = self.steering(device)
         if constants is not None:
             # fp32 wins over a table in half precision, which would round log M to 8 bits

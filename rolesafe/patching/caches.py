@@ -89,19 +89,15 @@ class _KeepsRoles:
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
-        self._change_rows(lambda roles: roles.index_select(0, beam_idx.to(roles.device)))
+        change_rows(self, lambda roles: roles.index_select(0, beam_idx.to(roles.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._change_rows(lambda roles: roles.repeat_interleave(repeats, dim=0))
+        change_rows(self, lambda roles: roles.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
-        self._change_rows(lambda roles: roles[indices.to(roles.device)])
-
-    def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.rolesafe_roles is not None:
-            self.rolesafe_roles = change(self.rolesafe_roles)
+        change_rows(self, lambda roles: roles[indices.to(roles.device)])
 
     def __reduce__(self) -> Any:
         return _new_like, (self.rolesafe_base,), self.__dict__
@@ -122,6 +118,17 @@ def follow(cache: Any) -> None:
     if isinstance(cache, Cache) and not isinstance(cache, _KeepsRoles):
         kind: Any = type(cache)
         cache.__class__ = _class_that_keeps_roles(kind)
+
+
+def cache_class(cache: Any) -> type:
+    """Class of `cache` in transformers, whether it keeps roles or not."""
+    return getattr(cache, "rolesafe_base", type(cache))
+
+
+def change_rows(cache: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """Apply `change` to the roles (B, C) that `cache` keeps, where its keys were changed alike layer by layer."""
+    if getattr(cache, "rolesafe_roles", None) is not None:
+        cache.rolesafe_roles = change(cache.rolesafe_roles)
 
 
 def check_cache(cache: Any, role_ids: Tensor, past: int | Tensor, owner: tuple[str, float]) -> None:

@@ -147,3 +147,11 @@ def test_steering_survives_a_copy_inference_mode_and_another_device() -> None:
     meta = heads(torch.device("meta"))[0]
     assert meta is not None
     assert meta.is_meta
+
+
+def test_heads_give_no_parameter_away() -> None:
+    """Whoever brought it for the call, offloading or `fully_shard`, frees it afterwards."""
+    heads = RoleHeads(RoleConfig(share=0.3), 2)
+    for table, parameter in zip(heads(), (heads.bias, heads.share), strict=True):
+        assert table.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr()
+        assert table.requires_grad

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from rolesafe.attacks.gradient.target import Target
 from rolesafe.patching.apply import is_patched
-from rolesafe.patching.caches import cache_argument, output_cache
+from rolesafe.patching.caches import cache_argument, cache_class, change_rows, output_cache
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Victim:
                 output = model(input_ids=target.before[None], use_cache=True, **roles)
             cache: Any = output_cache(output)
             kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-            if type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers):
+            if cache_class(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers):
                 self._cache, self._cache_argument = cache, cache_argument(model.forward)
 
     @property
@@ -208,4 +208,5 @@ class Victim:
         for layer in cache.layers:
             if layer.is_initialized:
                 layer.keys, layer.values = of(layer.keys), of(layer.values)
+        change_rows(cache, lambda roles: roles.expand(n, -1) if rows is None else roles[rows])
         return {self._cache_argument: cache}
