@@ -1,8 +1,9 @@
 """From chat messages to tokens with roles.
 
 A token's role is that of the message it was made from. It is never read off the text or off the token ids: the chat
-template is rendered without the contents (:mod:`rolesafe.roles.templates`), every message is turned into tokens on its
-own, and no content can produce a structural token (:mod:`rolesafe.roles.bare`).
+template is rendered with strings that know where each character comes from (:mod:`rolesafe.roles.rendering`), its own
+text is given to messages (:mod:`rolesafe.roles.templates`), and no text that somebody wrote can produce a structural
+token (:mod:`rolesafe.roles.structure`).
 
 Shapes: B conversations, T tokens of the longest.
 """
@@ -88,7 +89,12 @@ def encode(
     """Encode one conversation, or a batch of them, into aligned token ids, attention mask and role ids.
 
     For text without structural strings the ids are those of ``tokenizer.apply_chat_template``. A structural string
-    that somebody typed into a message is ordinary text of that message's role.
+    that somebody typed into a message is ordinary text of that message's role. Two things differ on purpose: a role that
+    the template does not know is printed under one that it knows, with a warning, where ``apply_chat_template`` loses
+    the message; and a content is printed as text where it would print a Python list.
+
+    White space may join across messages as in ``apply_chat_template``: where a user's text begins with a line break, the
+    line break that ends the system text may be in one token with it, in the user's role.
 
     Args:
         tokenizer: A transformers tokenizer. It is not changed.

@@ -185,9 +185,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         if not isinstance(value, str) and any(source.kind is Kind.CONTENT for source in sources_in(value)):
             raise TemplateError("a message is printed as a data structure, not as text")
         text, message = printed(value), _TURN.get().message
-        if message is None or all(s.message is not None or s.kind is not Kind.TEMPLATE for _, s in text._runs):
+        if message is None:
             return text
-        return Traced(text, [(n, s._replace(message=message) if s.message is None else s) for n, s in text._runs])
+        return Traced(text, [(length, _in_round(source, message)) for length, source in text._runs])
 
     def enter_loop(self) -> str:
         turn = _TURN.get()
@@ -245,6 +245,15 @@ class _Environment(ImmutableSandboxedEnvironment):
                 node.body.insert(0, _call("enter_turn", node.target.name, node.lineno))
             return [_call("enter_loop", None, node.lineno), node, _call("leave_loop", None, node.lineno)]
         return [node]
+
+
+def _in_round(source: Source, message: int) -> Source:
+    """The source of something that is printed in the round of a message."""
+    if source.kind is Kind.TEMPLATE and source.message is None:
+        return source._replace(message=message)
+    if source.kind is Kind.CONTENT and source.message == message:
+        return source._replace(name="round")
+    return source
 
 
 def _call(method: str, name: str | None, lineno: int) -> nodes.Node:

@@ -4,12 +4,13 @@ The template is run on the real conversation by :mod:`rolesafe.roles.rendering`,
 knows its source. What the template prints itself is given to messages by these rules, the first that applies:
 
 - text printed in the round of a loop over the messages belongs to the message of that round;
-- except where another message is printed inside that round, before its own content (Llama 2 prints the system message
-  inside the first user turn): what the template would not print there without that other message belongs to it
-  (``<<SYS>>``, but not ``[INST]``);
+- except where another message is printed inside that round, before its own content, or both outside of all rounds
+  (Llama 2 prints the system message inside the first user turn): what the template would not print there without that
+  other message belongs to it (``<<SYS>>``, but not ``[INST]``);
 - text outside of such loops belongs to the message around whose content it is printed, the beginning-of-sequence token
   to the first one, and text between two contents to the less privileged one;
-- a turn that is opened inside the round of the message before belongs to the message that fills it;
+- a turn that is opened inside the round of the message before belongs to the message that fills it, and what closes a
+  turn to the message that it closes, though the round of the next message prints it;
 - after the last content, what is printed for ``add_generation_prompt`` alone or opens a turn is the generation prompt;
 - a system prompt that a template makes up when there is none belongs to the message it precedes. Send a system message
   to have one.
@@ -132,6 +133,23 @@ def resolve_template(tokenizer: Any, chat_template: str | None, tools: Any = Non
     return template
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """How a template is shown a conversation.
+
+    Attributes:
+        names: Names of the roles.
+        parts: Whether each content is shown as a list of parts.
+    """
+
+    names: tuple[str, ...]
+    parts: tuple[bool, ...]
+
+    def neutral(self) -> list[str | Sequence[str]]:
+        """Contents that say nothing, so that no content decides to whom the template's text belongs."""
+        return [[_NEUTRAL] if parts else _NEUTRAL for parts in self.parts]
+
+
 class Layout:
     """One template with the variables of one call: prints conversations and says what belongs to which message.
 
@@ -167,10 +185,10 @@ class Layout:
         Raises:
             ValueError: The template refuses the conversation or loses a message.
         """
-        names, text = self._print(conversation, argument)
-        key = ("plan", names, tuple(source for _, source in text._runs))
+        shape, text = self._print(conversation, argument)
+        key = ("plan", shape, tuple(source for _, source in text._runs))
         if key not in self.known:  # the same for every conversation that is printed from the same literals
-            _keep(self.known, key, _attribute(self, names, conversation, text))
+            _keep(self.known, key, _attribute(self, shape, conversation, text))
         runs, at, plain = [], 0, str.__str__(text)
         for length, _ in text._runs:
             runs.append(plain[at : at + length])
@@ -205,8 +223,8 @@ class Layout:
             add_generation_prompt=self.generation if generation is None else generation,
         )
 
-    def _print(self, conversation: Sequence[Message], argument: str) -> tuple[tuple[str, ...], Traced]:
-        """Names under which the template prints the messages, and its text."""
+    def _print(self, conversation: Sequence[Message], argument: str) -> tuple[_Shape, Traced]:
+        """How the template is shown the messages, and its text."""
         roles = tuple(message.role for message in conversation)
         own = tuple("assistant" if name == self.config.generated else name for name in roles)
         shapes = tuple(message.parts is not None for message in conversation)
@@ -223,7 +241,7 @@ class Layout:
             if key not in self.known:
                 _tell_of_renamed(roles, own, names)
             _keep(self.known, key, (names, joined))
-            return names, text
+            return _Shape(names, tuple(not isinstance(content, str) for content in contents)), text
         culprit = self._refused_role(own)
         raise ValueError(
             f"`{argument}`: the chat template does not print this conversation of roles {list(roles)}: {reasons[0]}. "
@@ -278,23 +296,21 @@ class Layout:
 
     # ----------------------------------------------------------------- what the template prints in other conversations
 
-    def generation_literals(self, names: tuple[str, ...]) -> frozenset[Any]:
+    def generation_literals(self, shape: _Shape) -> frozenset[Any]:
         """Names of the literals that the template prints because of ``add_generation_prompt``."""
-        whole, less = (self._literals_of(names, generation) for generation in (True, False))
-        return frozenset(whole - less)
+        try:
+            whole, less = (self.render(shape.names, shape.neutral(), generation=g) for g in (True, False))
+        except RefusedError:
+            return frozenset()
+        return frozenset(_literals(whole) - _literals(less))
 
-    def _literals_of(self, names: tuple[str, ...], generation: bool) -> Counter[Any]:
-        """How often each literal is printed, with neutral contents: no content has a say."""
-        text = self.render(names, [_NEUTRAL] * len(names), generation=generation)
-        return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
-
-    def opening_without(self, names: tuple[str, ...], guest: int, host: int) -> str | None:
+    def opening_without(self, shape: _Shape, guest: int, host: int) -> str | None:
         """What the template prints in the round of `host` before its content where `guest` is not in the conversation.
 
         None where it does not print that, or prints `host` outside of its round.
         """
         try:
-            text = self.render(names, [_NEUTRAL] * len(names), without=guest)
+            text = self.render(shape.names, shape.neutral(), without=guest)
         except RefusedError:
             return None
         at, opening = 0, ""
@@ -330,6 +346,11 @@ def _keep(known: dict[Any, Any], key: Any, value: Any) -> None:
     if len(known) >= _CACHE_SIZE:
         known.clear()
     known[key] = value
+
+
+def _literals(text: Traced) -> Counter[Any]:
+    """How often each literal is printed."""
+    return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
 
 
 def _printed(text: Traced) -> set[int | None]:
@@ -376,19 +397,18 @@ class _Piece:
 
 
 def _attribute(
-    layout: Layout, names: tuple[str, ...], conversation: Sequence[Message], text: Traced
+    layout: Layout, shape: _Shape, conversation: Sequence[Message], text: Traced
 ) -> list[tuple[_Owner, list[_Cut]]]:
     """Owner of every piece of a rendered conversation; neighbours of one owner are put together."""
     pieces, at = [], 0
     plain = str.__str__(text)
     for k, (length, (kind, message, name)) in enumerate(text._runs):
-        pieces.append(
-            _Piece(plain[at : at + length], (k, 0, None), kind, message, name, message is None, kind is Kind.CONTENT)
-        )
+        content = kind is Kind.CONTENT
+        outside = name != "round" if content else message is None
+        pieces.append(_Piece(plain[at : at + length], (k, 0, None), kind, message, name, outside, content))
         at += length
-    written = [k for k, piece in enumerate(pieces) if piece.written]
-    if written:
-        pieces = _give_guests_their_text(layout, names, pieces)
+    if any(piece.written for piece in pieces):
+        pieces = _give_guests_their_text(layout, shape, pieces)
         written = [k for k, piece in enumerate(pieces) if piece.written]
         _give_the_rest(conversation, pieces, written)
         opener = _opener(layout, pieces[: written[0]])
@@ -397,7 +417,8 @@ def _attribute(
         opener = None
         for piece in pieces:
             piece.owner = piece.owner if piece.owner is not None else 0
-    pieces = _cut_generation_prompt(layout, names, pieces, opener)
+    pieces = _cut_generation_prompt(layout, shape, pieces, opener)
+    pieces = _close_turns(layout, pieces, len(shape.names))
     begun: set[int | None] = set()
     found: list[tuple[_Owner, list[_Cut]]] = []
     for piece in pieces:
@@ -412,8 +433,8 @@ def _attribute(
     return found
 
 
-def _give_guests_their_text(layout: Layout, names: tuple[str, ...], pieces: list[_Piece]) -> list[_Piece]:
-    """Text of the template around a content that is printed inside another message's round, before the other content.
+def _give_guests_their_text(layout: Layout, shape: _Shape, pieces: list[_Piece]) -> list[_Piece]:
+    """Text of the template around a content that is printed in one go with another message's, before that content.
 
     What is printed there without the guest as well is the host's: the start of the text before the guest, and the end
     of the text behind it.
@@ -427,12 +448,17 @@ def _give_guests_their_text(layout: Layout, names: tuple[str, ...], pieces: list
         if not piece.written or piece.owner in with_a_round or following >= len(pieces):
             continue
         guest, host = piece.owner, pieces[following].owner
-        before = [p for p in _stretch(pieces, k - 1, -1)[::-1] if p.owner == host and p.name != "bos_token"]
-        if guest is None or host is None or guest == host or not all(p.owner == host for p in [*before, *ahead]):
+        before = [p for p in _stretch(pieces, k - 1, -1)[::-1] if p.name != "bos_token"]
+        around = [*before, *ahead]
+        owners = {p.owner for p in around}
+        together = owners == {host} or (owners == {None} and pieces[following].outside)
+        if guest is None or host is None or guest == host or not together:
             continue
-        opening = layout.opening_without(names, guest, host) if before or ahead else None
+        opening = layout.opening_without(shape, guest, host)
         if opening is None:
             continue
+        for p in around:
+            p.owner = host
         lead, trail = ("".join(p.text for p in some) for some in (before, ahead))
         kept = _shared(layout, lead, opening)
         rest = len(trail) - _shared(layout, trail, opening[kept:], from_end=True)
@@ -501,7 +527,7 @@ def _give_the_rest(conversation: Sequence[Message], pieces: list[_Piece], writte
         elif piece.owner is None:
             if before is None:
                 piece.owner = first if following is None else following.owner
-            elif following is None or not following.written or following.owner == before:
+            elif following is None or not following.outside or not following.written or following.owner == before:
                 piece.owner = before
             else:  # between two contents that are both printed outside of all rounds
                 assert following.owner is not None
@@ -535,9 +561,7 @@ def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) 
     return out
 
 
-def _cut_generation_prompt(
-    layout: Layout, names: tuple[str, ...], pieces: list[_Piece], opener: str | None
-) -> list[_Piece]:
+def _cut_generation_prompt(layout: Layout, shape: _Shape, pieces: list[_Piece], opener: str | None) -> list[_Piece]:
     """Give the generation prompt to the message after the last one."""
     end = max((k + 1 for k, piece in enumerate(pieces) if piece.written), default=0)
     tail = pieces[end:]
@@ -549,10 +573,32 @@ def _cut_generation_prompt(
                 start = k + 1
                 break
     if start is None and layout.generation:
-        asked = layout.generation_literals(names)
+        asked = layout.generation_literals(shape)
         found = [k for k, piece in enumerate(tail) if piece.name in asked]
         outside = [k for k in found if tail[k].outside]
         start = next(iter(outside or found), None)
     for piece in tail[start:] if start is not None else ():
-        piece.owner = len(names)
+        piece.owner = len(shape.names)
     return [*pieces[:end], *tail]
+
+
+def _close_turns(layout: Layout, pieces: list[_Piece], count: int) -> list[_Piece]:
+    """Give what closes a turn to its message where the template prints it in the round of the message that follows.
+
+    What closes a turn is what the template prints after the last message, if there is a structural token in it.
+    """
+    written = [k for k, piece in enumerate(pieces) if piece.written]
+    if not written:
+        return pieces
+    tail = pieces[written[-1] + 1 :]
+    closing = "".join(piece.text for piece in tail if piece.owner != count)
+    if not layout.markers(closing) or not any(piece.outside for piece in tail if piece.owner != count):
+        return pieces
+    for k, piece in enumerate(pieces):
+        behind = _stretch(pieces, k, 1) if piece.written else []
+        end = k + 1 + len(behind)
+        if piece.owner is None or not behind or end == len(pieces) or pieces[end].owner == piece.owner:
+            continue
+        if all(p.owner != piece.owner for p in behind) and "".join(p.text for p in behind).startswith(closing):
+            pieces[k + 1 : end] = _given(behind, 0, len(closing), piece.owner)
+    return pieces

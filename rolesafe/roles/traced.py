@@ -33,7 +33,8 @@ class Source(NamedTuple):
     Attributes:
         kind: Who wrote it.
         message: Content: index of the message. Template: index of the message whose rendering evaluated it, or None.
-        name: Template: number of the literal (unique in the template). Variable: its name.
+        name: Template: number of the literal (unique in the template). Variable: its name. Content: ``"round"`` if it
+            was printed in the round of its message.
     """
 
     kind: Kind

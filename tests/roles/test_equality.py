@@ -233,6 +233,31 @@ def test_end_of_an_answer_belongs_to_the_answer():
     ]
 
 
+def test_end_that_the_next_turn_prints_belongs_to_the_turn_that_it_ends():
+    template = (
+        "{% for m in messages %}{{ ('' if loop.first else '<|end|>') + '<|start|>' + m.role + ' ' + m.content }}"
+        "{% endfor %}<|end|>{% if add_generation_prompt %}<|start|>assistant {% endif %}"
+    )
+    tokenizer = bytes_tokenizer(("<|start|>", "<|end|>"), template=template)
+    messages = [message("user", "q"), message("assistant", "ok"), message("system", "new"), message("user", "x")]
+    for generation, end in ((False, []), (True, [(ASSISTANT, "<|start|>assistant ")])):
+        assert owners(tokenizer, messages, add_generation_prompt=generation) == [
+            (USER, "<|start|>user q<|end|>"),
+            (ASSISTANT, "<|start|>assistant ok<|end|>"),
+            (SYSTEM, "<|start|>system new<|end|>"),
+            (USER, "<|start|>user x<|end|>"),
+            *end,
+        ]
+
+
+def test_generation_prompt_of_a_template_that_reads_parts_alone():
+    template = OWN["parts"] + "{% if add_generation_prompt %}Assistant: {% endif %}"
+    tokenizer = bytes_tokenizer(template=template)
+    for content in ("hi", [{"type": "text", "text": "hi"}]):
+        got = owners(tokenizer, [message("user", content)], add_generation_prompt=True)
+        assert got == [(USER, "<|im_start|>userhi<|im_end|>"), (ASSISTANT, "Assistant: ")]
+
+
 def test_plain_text_header_of_the_user_belongs_to_the_user():
     template = (
         "{% if messages[0].role == 'system' and messages | length == 1 %}{{ raise_exception('no user') }}{% endif %}"
@@ -265,6 +290,13 @@ HOISTED = {
         "{% set messages2 = messages[1:] %}{% set prefix = messages[0].content + '\n\n' %}{% for m in messages2 %}"
         "<|im_start|>{% if loop.first %}{{ prefix }}{% endif %}{{ m.content }}<|im_end|>{% endfor %}",
         [(USER, "<|im_start|>"), (SYSTEM, "k"), (USER, "\n\nhi<|im_end|>")],
+    ),
+    "both before the loop": (
+        "{% if messages[0].role == 'system' %}{{ '<|im_start|>[I] <S>' + messages[0].content + '</S> ' + "
+        "messages[1].content + ' [/I]' }}{% set rest = messages[2:] %}{% else %}{% set rest = messages %}{% endif %}"
+        "{% for m in rest %}{% if m.role == 'user' %}{{ '<|im_start|>[I] ' + m.content + ' [/I]' }}{% else %}"
+        "{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}",
+        [(USER, "<|im_start|>[I] "), (SYSTEM, "<S>k</S> "), (USER, "hi [/I]")],
     ),
     "no loop": (
         "<|im_start|>{{ messages[0].content }}\n\nUser: {{ messages[1].content }}<|im_end|>",
