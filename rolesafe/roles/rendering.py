@@ -18,7 +18,7 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template, get_json_schema
 
-from rolesafe.roles.templates import RefusedError
+from rolesafe.roles.segments import RefusedError
 from rolesafe.roles.traced import (
     PRINTED,
     Kind,
