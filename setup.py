@@ -50,6 +50,7 @@ EXTRAS: dict[str, list[str]] = {
 }
 EXTRAS["dev"] = [
     *EXTRAS["demo"],
+    *EXTRAS["peft"],
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.0",

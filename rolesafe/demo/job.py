@@ -79,7 +79,9 @@ def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
     import torch
 
     from rolesafe.patching import patch
+    from rolesafe.patching.checkpoint import read_config
     from rolesafe.patching.read import reading
+    from rolesafe.patching.seal import is_sealed
     from rolesafe.roles.templates import DEFAULT_TEMPLATE
     from rolesafe.tasks import vocabulary
     from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
@@ -95,6 +97,8 @@ def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with reading(settings.model):
+            if is_sealed(read_config(settings.model)):
+                raise ValueError("it has a role layer; a base to retrain has none")
             tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 settings.model, trust_remote_code=False, use_safetensors=True, dtype=torch.float32

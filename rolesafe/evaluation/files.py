@@ -32,7 +32,7 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
             os.fsync(file.fileno())  # or a power cut leaves an empty file under the final name
         scratch.replace(target)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from error
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -172,7 +172,10 @@ def test_probe_sampling_runs_the_model_on_fewer() -> None:
     whole = search(model, tokenizer, num_steps=6, search_width=64)
     probed = search(model, tokenizer, num_steps=6, search_width=64, draft=model)
     assert probed.n_queries == 6 * (1 + 64 // 16 + 1)  # a draft that agrees with itself leaves one
-    assert probed.losses == pytest.approx(whole.losses, abs=1e-4)
+    assert list(probed.losses) == sorted(probed.losses, reverse=True)
+    assert probed.losses[-1] == pytest.approx(
+        direct_loss(model, tokenizer, probed.messages, example().wanted), abs=1e-4
+    )
     plain, _ = make(None, seed=5)
     other = search(model, tokenizer, num_steps=6, search_width=64, draft=plain)
     assert probed.n_queries < other.n_queries < whole.n_queries

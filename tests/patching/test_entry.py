@@ -314,7 +314,7 @@ def test_sharded_model_is_refused(tmp_path: Path) -> None:
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         with pytest.raises(
-            ValueError, match=r"`model`: expected parameters that are not sharded.*Patch the model first"
+            ValueError, match=r"`model`: expected a model that is not sharded.*call rolesafe.patch first"
         ):
             rolesafe.patch(fully_shard(model, mesh=mesh), FULL)
         model = role_model("llama", FULL)

@@ -38,10 +38,10 @@ def test_a_file_is_replaced_as_a_whole(
     path = tmp_path / "chart.png"
     path.write_bytes(b"old")
 
-    def interrupted(self: Path, content: bytes) -> int:
+    def interrupted(self: Path, target: Path) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_chart(make_results(), path)
     assert path.read_bytes() == b"old"

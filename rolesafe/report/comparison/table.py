@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import json
 import unicodedata
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ _FORMULA = ("=", "+", "-", "\u2212", "@")
 def render_csv(results: Results) -> str:
     """`results` as CSV text (RFC 4180). The last line of a run is its worst case over all that can be typed.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front, and all text is quoted, so that no
-    other separator (``;`` where the comma is the decimal sign) starts a cell within it.
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, also behind a line break and behind a
+    ``;``, which separates cells where the comma is the decimal sign.
     """
     target = io.StringIO()
     writer = csv.DictWriter(target, COLUMNS, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
@@ -84,10 +85,13 @@ def _share(rate: Rate) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Return `text` with an apostrophe in front where a spreadsheet could take it for a formula.
+    """Return `text` with an apostrophe in front of whatever a spreadsheet could take for a formula.
 
     Spreadsheets skip white space in front of a formula and read the wide and small forms of its first sign, too.
     """
-    shown = visible(text)
-    first = unicodedata.normalize("NFKC", shown.lstrip()[:1])
-    return f"'{shown}" if shown[:1].isspace() or first.startswith(_FORMULA) else shown
+    return "".join(map(_harmless_cell, re.split(r"([;\r\n]+)", visible(text))))
+
+
+def _harmless_cell(text: str) -> str:
+    first = unicodedata.normalize("NFKC", text.lstrip()[:1])
+    return f"'{text}" if text[:1].isspace() or first.startswith(_FORMULA) else text
