@@ -344,6 +344,12 @@ def _config(config: RoleConfig | None) -> RoleConfig:
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
+    if any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__):
+        raise ValueError(
+            f"`tokenizer`: expected one with a Jinja chat template, got {type(tokenizer).__name__}, which prints "
+            "conversations by code of its own, so that nobody can tell who wrote which token. Load tokenizer.json of "
+            "the checkpoint: PreTrainedTokenizerFast.from_pretrained(path), with a chat template."
+        )
     if not all(
         hasattr(tokenizer, name) for name in ("get_chat_template", "added_tokens_decoder", "special_tokens_map")
     ):

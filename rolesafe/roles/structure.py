@@ -19,18 +19,16 @@ import copy
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-Span = tuple[int, int]
+from rolesafe.roles.spans import BYTE_PIECE, Ints, Span, Tokens, aligned, trimmed
 
-_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+Flags = npt.NDArray[np.bool_]
+
 _CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>|\[/?[A-Z][A-Z0-9_]*\]|<</?[A-Z]+>>")
 _CONVERSATION = re.compile(
     r"[<\[{]+/?[^\s]*(system|developer|user|human|assistant|model|tool|function|think|reason|turn|message|role|channel)"
@@ -92,7 +90,7 @@ class Structure:
         """Pieces of the vocabulary that the template prints as one token and that plain text is not built up to."""
         vocabulary: dict[str, int] = self.tokenizer.get_vocab()
         for piece, i in vocabulary.items():
-            if _COMPLETE.fullmatch(piece) and not _BYTE_PIECE.fullmatch(piece) and prints(piece):
+            if _COMPLETE.fullmatch(piece) and not BYTE_PIECE.fullmatch(piece) and prints(piece):
                 yield piece, i
         if self.backend is None:
             return
@@ -131,8 +129,12 @@ class Structure:
     def encode_whole(self, texts: Sequence[str]) -> list[Tokens | None]:
         """The tokens of ``apply_chat_template``, for :meth:`encode`; None where the tokenizer does not tell where in
         the text they are."""
-        if self.backend is None or not texts:
-            return [None] * len(texts)
+        if not texts:
+            return []
+        if self.backend is None:
+            return [
+                self._encode_named(text, self.tokenizer.tokenize(text, split_special_tokens=False)) for text in texts
+            ]
         found = self.tokenizer(
             list(texts),
             add_special_tokens=False,
@@ -192,7 +194,7 @@ class Structure:
         if "<0x" not in text and (not name or name not in text):
             return
         for k, (a, b) in enumerate(zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)):
-            if _BYTE_PIECE.fullmatch(text, a, b) or (b - a > 1 and text[a:b].strip() == name):
+            if BYTE_PIECE.fullmatch(text, a, b) or (b - a > 1 and text[a:b].strip() == name):
                 yield k
 
     def _template_markers(self, text: str, trusted: Flags) -> list[Span]:
@@ -205,14 +207,14 @@ class Structure:
     def encode_apart(self, text: str, trusted: Flags, cuts: Sequence[int]) -> Tokens:
         """As :meth:`encode`, piece by piece; no token crosses the `cuts`."""
         parts: list[Tokens] = []
-        before, at = "start", 0
+        before, at, lead = "start", 0, ""
 
         def plain(end: int) -> None:
-            nonlocal before, at
+            nonlocal before, at, lead
             for stop in [*(cut for cut in cuts if at < cut < end), end]:
                 if at < stop:
-                    parts.append(self._encode_plain(text, at, stop, before))
-                    before, at = "text", stop
+                    parts.append(self._encode_plain(text, at, stop, before, lead))
+                    before, at, lead = "text", stop, ""
 
         for start, end in self._template_markers(text, trusted):
             token = self.added.get(text[start:end])
@@ -224,14 +226,14 @@ class Structure:
             if token is not None and token.rstrip:
                 following = len(text) - len(text[end:].lstrip())
             parts.append(Tokens.of([self.structural[text[start:end]]], [(start, end)]))
-            before, at = "token", following
+            before, at, lead = "token", following, text[start:end]
         plain(len(text))
         return Tokens.joined(parts)
 
-    def _encode_plain(self, text: str, start: int, end: int, before: str) -> Tokens:
-        """Tokens of a stretch without structural tokens of the template."""
+    def _encode_plain(self, text: str, start: int, end: int, before: str, lead: str = "") -> Tokens:
+        """Tokens of a stretch without structural tokens of the template, behind the one called `lead`."""
         if self.backend is None:
-            return self._encode_slowly(text, start, end)
+            return self._encode_slowly(text, start, end, lead)
         encoding = self._variant(before).encode(text[start:end], add_special_tokens=False)
         tokens = Tokens.of([self._renumbered.get(i, i) for i in encoding.ids], encoding.offsets).moved(start)
         bad = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
@@ -259,16 +261,22 @@ class Structure:
         """Whether the tokens' own texts tell where they are."""
         spans, at = [*self._template_markers(text, trusted), (len(text), len(text))], 0
         for start, end in spans:
-            if _aligned(self._tokenize(text[at:start]), text[at:start]) is None:
+            if aligned(self._tokenize(text[at:start]), text[at:start]) is None:
                 return False
             at = end
         return True
 
-    def _encode_slowly(self, text: str, start: int, end: int) -> Tokens:
+    def _encode_named(self, text: str, names: list[str]) -> Tokens | None:
+        """The tokens of these names, if their names tell where in the text they are."""
+        spans = aligned(names, text)
+        return None if spans is None else Tokens.of(self.tokenizer.convert_tokens_to_ids(names), spans)
+
+    def _encode_slowly(self, text: str, start: int, end: int, lead: str) -> Tokens:
         whole = text[start:end]
-        names = self._tokenize(whole)
+        names = self._tokenize(lead + whole) if lead else []  # SentencePiece begins a text with a space of its own
+        names = names[1:] if names[:1] == [lead] else self._tokenize(whole)
         ids = list(self.tokenizer.convert_tokens_to_ids(names))
-        spans = _aligned(names, whole) or [(0, len(whole))] * len(ids)
+        spans = aligned(names, whole) or [(0, len(whole))] * len(ids)
         tokens = Tokens.of(ids, spans).moved(start)
         bad = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
         return tokens.replaced({k: self._spell(names[k]) for k in bad})
@@ -312,44 +320,6 @@ class Structure:
             self._renumbered.update({bare.token_to_id(t.content): i for i, t in kept.items()})
             self._variants[before] = bare
         return self._variants[before]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens and the characters they hold.
-
-    Attributes:
-        ids: (T,) token ids.
-        starts, ends: (T,) positions of each token's first character, and behind its last one.
-    """
-
-    ids: Ints
-    starts: Ints
-    ends: Ints
-
-    @classmethod
-    def of(cls, ids: Sequence[int], spans: Sequence[Span]) -> Tokens:
-        table = np.array(spans, dtype=np.int64).reshape(-1, 2)
-        return cls(np.array(ids, dtype=np.int64), table[:, 0], table[:, 1])
-
-    @classmethod
-    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
-        if not parts:
-            return cls.of([], [])
-        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("ids", "starts", "ends")))
-
-    def moved(self, by: int) -> Tokens:
-        return Tokens(self.ids, self.starts + by, self.ends + by)
-
-    def replaced(self, pieces: dict[int, list[int]]) -> Tokens:
-        """Tokens with some of them in several pieces, in one pass: an attacker may send a hundred thousand."""
-        if not pieces:
-            return self
-        counts = np.ones(len(self.ids), dtype=np.int64)
-        for k, ids in pieces.items():
-            counts[k] = len(ids)
-        ids = [i for k, own in enumerate(self.ids.tolist()) for i in pieces.get(k, [own])]
-        return Tokens(np.array(ids, dtype=np.int64), np.repeat(self.starts, counts), np.repeat(self.ends, counts))
 
 
 class _Printer:
@@ -440,26 +410,6 @@ def _at(flags: Flags, ids: Ints) -> Flags:
     if not len(flags):
         return np.zeros(len(ids), dtype=bool)
     return flags[np.minimum(ids, len(flags) - 1)] & (ids < len(flags))
-
-
-def trimmed(text: str, start: int, end: int) -> Span:
-    """A span without the white space at its ends, which tokens may take along (`lstrip`, `rstrip`)."""
-    inside = text[start:end]
-    return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip()) if inside.strip() else start
-
-
-def _aligned(tokens: Sequence[str], text: str) -> list[Span] | None:
-    """Spans of SentencePiece-like tokens in their text; None where they do not spell it."""
-    spans, at = [], 0
-    for token in tokens:
-        surface = token.replace("▁", " ")
-        if not text.startswith(surface, at):
-            surface = surface[1:] if not at and surface.startswith(" ") else ""
-            if not surface or not text.startswith(surface, at):
-                return None
-        spans.append((at, at + len(surface)))
-        at += len(surface)
-    return spans if at == len(text) else None
 
 
 def _is_word(text: str, at: int) -> bool:

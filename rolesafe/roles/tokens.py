@@ -14,7 +14,8 @@ from rolesafe.roles.segments import Part, Segment
 from rolesafe.roles.traced import Kind
 
 if TYPE_CHECKING:
-    from rolesafe.roles.structure import Structure, Tokens
+    from rolesafe.roles.spans import Tokens
+    from rolesafe.roles.structure import Structure
 
 _PARTS = tuple(Part)
 
@@ -71,7 +72,7 @@ def tokenise(
     """
     import numpy as np  # here, so that importing the package stays quick
 
-    from rolesafe.roles.structure import trimmed
+    from rolesafe.roles.spans import trimmed
 
     text = "".join(segment.text for segment in segments)
     if not text:

@@ -126,6 +126,19 @@ def test_no_tokenizer():
         encode(Processor(), CHAT)
 
 
+def test_tokenizer_without_templates_is_refused():
+    class MistralCommonBackend:
+        @property
+        def added_tokens_decoder(self):
+            raise NotImplementedError
+
+    class Own(MistralCommonBackend):
+        pass
+
+    with refused("`tokenizer`", "Jinja chat template", "got Own", "tokenizer.json"):
+        encode(Own(), CHAT)
+
+
 # --------------------------------------------------------------------------------------- templates that lose a message
 
 
