@@ -48,7 +48,8 @@ def test_decoding_with_a_static_cache_has_one_graph(name: str) -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+# one of each kind: a graph takes seconds
+@pytest.mark.parametrize("name", ["bias", "channel", "integrity", "drip", "spotlight"])
 def test_lengths_share_one_graph(name: str) -> None:
     model, graphs = role_model("llama", RoleConfig.preset(name)), list[Any]()
     compiled = torch.compile(model, backend=counting(graphs), fullgraph=True, dynamic=True)
