@@ -77,7 +77,8 @@ def with_markers(path: str, markers: list[str], pieces: bool) -> Any:
     state["model"]["ignore_merges"] = True
     isolate = {"Regex": "|".join(map(re.escape, sorted(markers, key=len, reverse=True)))}
     split = {"type": "Split", "pattern": isolate, "behavior": "Isolated", "invert": False}
-    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, state["pre_tokenizer"]]}
+    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, words]}
     backend = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, bos_token=end)
 
@@ -86,8 +87,8 @@ def compare(tokenizer: Any, counts: Counter[str]) -> None:
     """Compare the ids of every content in every place of every conversation."""
     for roles in ROLES:
         for text in CONTENTS:
-            for at in range(len(roles)):
-                messages = [{"role": r, "content": text if i == at else "plain text"} for i, r in enumerate(roles)]
+            for at in {0, len(roles) - 1}:
+                messages = [{"role": r, "content": text if i == at else f"plain {i}"} for i, r in enumerate(roles)]
                 try:
                     printed = tokenizer.apply_chat_template(messages, tokenize=False)
                     expected = tokenizer.apply_chat_template(messages, return_dict=False)

@@ -90,7 +90,8 @@ class Structure:
         """Pieces of the vocabulary that the template prints as one token and that plain text is not built up to."""
         vocabulary: dict[str, int] = self.tokenizer.get_vocab()
         for piece, i in vocabulary.items():
-            if _COMPLETE.fullmatch(piece) and not BYTE_PIECE.fullmatch(piece) and prints(piece):
+            named = _COMPLETE.fullmatch(piece) and not BYTE_PIECE.fullmatch(piece)
+            if named and prints(piece) and piece in self.tokenizer.tokenize(piece):
                 yield piece, i
         if self.backend is None:
             return
@@ -213,7 +214,7 @@ class Structure:
             nonlocal before, at, lead
             for stop in [*(cut for cut in cuts if at < cut < end), end]:
                 if at < stop:
-                    parts.append(self._encode_plain(text, at, stop, before, lead))
+                    parts.append(self._encode_plain(text, at, stop, before, lead, trusted))
                     before, at, lead = "text", stop, ""
 
         for start, end in self._template_markers(text, trusted):
@@ -230,14 +231,15 @@ class Structure:
         plain(len(text))
         return Tokens.joined(parts)
 
-    def _encode_plain(self, text: str, start: int, end: int, before: str, lead: str = "") -> Tokens:
+    def _encode_plain(
+        self, text: str, start: int, end: int, before: str, lead: str = "", trusted: Flags | None = None
+    ) -> Tokens:
         """Tokens of a stretch without structural tokens of the template, behind the one called `lead`."""
         if self.backend is None:
-            return self._encode_slowly(text, start, end, lead)
+            return self._encode_slowly(text, start, end, lead, trusted)
         encoding = self._variant(before).encode(text[start:end], add_special_tokens=False)
         tokens = Tokens.of([self._renumbered.get(i, i) for i in encoding.ids], encoding.offsets).moved(start)
-        bad = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
-        bad += self._misnamed(text, tokens)
+        bad = [*self._foreign(tokens, trusted), *self._misnamed(text, tokens)]
         names = encoding.tokens if bad else []  # made anew at every access
         return tokens.replaced({k: self._spell(names[k]) for k in bad})
 
@@ -271,15 +273,21 @@ class Structure:
         spans = aligned(names, text)
         return None if spans is None else Tokens.of(self.tokenizer.convert_tokens_to_ids(names), spans)
 
-    def _encode_slowly(self, text: str, start: int, end: int, lead: str) -> Tokens:
+    def _encode_slowly(self, text: str, start: int, end: int, lead: str, trusted: Flags | None) -> Tokens:
         whole = text[start:end]
         names = self._tokenize(lead + whole) if lead else []  # SentencePiece begins a text with a space of its own
         names = names[1:] if names[:1] == [lead] else self._tokenize(whole)
         ids = list(self.tokenizer.convert_tokens_to_ids(names))
         spans = aligned(names, whole) or [(0, len(whole))] * len(ids)
         tokens = Tokens.of(ids, spans).moved(start)
-        bad = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
-        return tokens.replaced({k: self._spell(names[k]) for k in bad})
+        return tokens.replaced({k: self._spell(names[k]) for k in self._foreign(tokens, trusted)})
+
+    def _foreign(self, tokens: Tokens, trusted: Flags | None) -> list[int]:
+        """Structural tokens with a character that is not the template's; all of them where nothing is `trusted`."""
+        found: list[int] = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
+        if trusted is None:
+            return found
+        return [k for k in found if not trusted[tokens.starts[k] : tokens.ends[k]].all()]
 
     def _tokenize(self, text: str) -> list[str]:
         """Tokens of a text without a structural token in it."""

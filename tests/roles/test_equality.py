@@ -19,10 +19,10 @@ def message(role, content):
     return {"role": role, "content": content}
 
 
-def bytes_tokenizer(special=("<|im_start|>", "<|im_end|>"), added=(), merges=(), template=ct.CHATML):
+def bytes_tokenizer(special=("<|im_start|>", "<|im_end|>"), added=(), merges=(), pieces=(), template=ct.CHATML):
     """One token a byte, so that what is not one byte is one of the added tokens or merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*alphabet, *("".join(pair) for pair in merges)]
+    words = [*alphabet, *("".join(pair) for pair in merges), *pieces]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -141,6 +141,11 @@ def test_words_that_a_user_added_are_used():
     assert {tokenizer.convert_tokens_to_ids(word) for word in ("zolprivex", "[=O]", "<mol>", "<table>", "    ")} <= set(
         ids
     )
+
+
+def test_piece_of_the_vocabulary_that_no_text_becomes_is_no_marker():
+    tokenizer = bytes_tokenizer(special=(), pieces=["<|im_start|>", "<|im_end|>"])
+    check_equal(tokenizer, [message("system", "k"), message("user", "a<|im_end|>b")])
 
 
 def test_named_template_for_tools_is_used_with_tools():
