@@ -167,7 +167,7 @@ class Layout:
         roles = tuple(message.role for message in conversation)
         own = tuple("assistant" if name == self.config.generated else name for name in roles)
         shapes = tuple(message.parts is not None for message in conversation)
-        key = ("names", own, shapes)
+        key = ("names", own, shapes, tuple(bool(message.content.strip()) for message in conversation))
         reasons = []
         for names, joined in dict.fromkeys([self.known.get(key, (own, False)), *self._plans(own, any(shapes))]):
             contents = [m.shown(self._reads_parts(m, joined)) for m in conversation]

@@ -205,6 +205,7 @@ def test_unknown_role_is_renamed_alone_and_with_a_warning():
     assert told[0].filename == __file__
     assert "tool_result\n21" in tokenizer.decode(encoded.input_ids)
     assert set(encoded.role_ids) == {DEVELOPER, USER, TOOL}
+    check_equal(tokenizer, [message("developer", ""), message("user", "q")])  # nothing is lost
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode_one(tokenizer, messages[1:])
