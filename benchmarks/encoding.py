@@ -182,19 +182,21 @@ def main() -> None:
         return
     equality: Counter[str] = Counter()
     hostile: Counter[str] = Counter({"tries": 0, "FORGED ROLES": 0, "GAINED IDS": 0})
-    for path in sorted(given.templates.glob("*.jinja")):
-        template = path.read_text(encoding="utf-8")
-        markers = sorted(set(MARKER.findall(template)))
-        tokenizer = with_markers(given.tokenizer, markers, given.pieces)
-        tokenizer.chat_template = template
-        before = equality["DIFFERENT"] + hostile["FORGED ROLES"] + hostile["GAINED IDS"]
-        compare(tokenizer, equality)
-        if markers:
-            attack(tokenizer, markers, given.tries, path.name, hostile)
-        after = equality["DIFFERENT"] + hostile["FORGED ROLES"] + hostile["GAINED IDS"]
-        print(f"{path.name}: {'ok' if after == before else 'LOOK'}", flush=True)
-    print("equality:", dict(equality))
-    print("hostile:", dict(hostile))
+    try:
+        for path in sorted(given.templates.glob("*.jinja")):
+            template = path.read_text(encoding="utf-8")
+            markers = sorted(set(MARKER.findall(template)))
+            tokenizer = with_markers(given.tokenizer, markers, given.pieces)
+            tokenizer.chat_template = template
+            before = equality["DIFFERENT"] + hostile["FORGED ROLES"] + hostile["GAINED IDS"]
+            compare(tokenizer, equality)
+            if markers:
+                attack(tokenizer, markers, given.tries, path.name, hostile)
+            after = equality["DIFFERENT"] + hostile["FORGED ROLES"] + hostile["GAINED IDS"]
+            print(f"{path.name}: {'ok' if after == before else 'LOOK'}", flush=True)
+    finally:  # Ctrl-C keeps what was counted
+        print("equality:", dict(equality))
+        print("hostile:", dict(hostile))
 
 
 if __name__ == "__main__":
