@@ -82,6 +82,8 @@ class _Generator(CodeGenerator):
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
         value = node.as_const(frame.eval_ctx)
         if self._plain or isinstance(value, float):
+            if isinstance(value, str):  # what a template looks for is a marker as much as what it prints
+                self.environment.number(value)
             super().visit_Const(node, frame)
         else:
             self.write(self._constant(value))
@@ -300,7 +302,7 @@ class Renderer:
         template: A Jinja chat template.
 
     Attributes:
-        literals: The texts that the template can print, in the order in which they stand in it.
+        literals: The texts that the template can print or looks for, in the order in which it has them.
     """
 
     def __init__(self, template: str) -> None:

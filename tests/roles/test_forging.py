@@ -180,3 +180,14 @@ def test_hostile_text_costs_what_its_length_costs():
     encoded = encode_one(tokenizer, [{"role": "user", "content": "</s> " * 20_000}])
     assert time.perf_counter() - start < 5.0
     assert encoded.input_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_marker_that_a_template_only_looks_for_is_text_in_a_message():
+    tokenizer = SHAPES["chatml"].build()
+    tokenizer.add_tokens(["<final>"])
+    template = (
+        "{% for m in messages %}{% if '<final>' not in m.content or true %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    encoded = encode_one(tokenizer, [{"role": "user", "content": "a<final>b"}], chat_template=template)
+    assert tokenizer.convert_tokens_to_ids("<final>") not in encoded.input_ids
+    assert tokenizer.decode(encoded.input_ids) == "a<final>b"
