@@ -9,12 +9,14 @@ this and raises where it is not.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, cast
 
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template, get_json_schema
 
@@ -64,6 +66,7 @@ class _Turn:
 _TURN: ContextVar[_Turn] = ContextVar("rolesafe_turn")
 
 
+_OF_LOOPS = frozenset({"first", "last", "index", "index0", "length"})
 _HOOKS = frozenset({"enter_loop", "enter_turn", "assigned", "leave_loop"})
 
 
@@ -124,6 +127,17 @@ class _Generator(CodeGenerator):
         else:
             super().visit_Getitem(node, frame)
 
+    def visit_Add(self, node: nodes.Add, frame: Frame) -> None:
+        terms: list[nodes.Expr] = []
+        while isinstance(node, nodes.Add):
+            terms.insert(0, node.right)
+            node = node.left  # type: ignore[assignment]
+        self.write("environment.add((")
+        for term in (node, *terms):
+            self.visit(term, frame)
+            self.write(", ")
+        self.write("))")
+
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.concat((")
         for arg in node.nodes:
@@ -182,6 +196,17 @@ class _Environment(ImmutableSandboxedEnvironment):
                 self._made.clear()
             self._made[key] = Traced.of(self.literals[number], Source(Kind.TEMPLATE, message, number))
         return self._made[key]
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, LoopContext) and attribute in _OF_LOOPS:  # what templates ask for most; safe, as it is jinja's
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def add(self, terms: tuple[Any, ...]) -> Any:
+        """The sum of terms: of strings, in one go."""
+        if all(isinstance(term, str) for term in terms):
+            return join("", terms)
+        return functools.reduce(operator.add, terms)
 
     def output(self, value: Any) -> Traced:
         if not isinstance(value, str) and any(source.kind is Kind.CONTENT for source in sources_in(value)):
@@ -372,8 +397,8 @@ def _plain(value: Any) -> Any:
     """A copy of data with plain strings."""
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, (dict, Mapping)):  # dict first: asking an abstract class takes longer
+        return {_plain(key): _plain(item) for key, item in value.items()}
     return value

@@ -126,12 +126,12 @@ class Traced(str):
     def __add__(self, other: str) -> Traced:
         if not isinstance(other, str):
             return NotImplemented
-        return Traced(str.__add__(self, other), _joined((*self._runs, *runs_of(other))))
+        return join("", (self, other))
 
     def __radd__(self, other: str) -> Traced:
         if not isinstance(other, str):
             return NotImplemented
-        return Traced(str.__add__(other, self), _joined((*runs_of(other), *self._runs)))
+        return join("", (other, self))
 
     def __mul__(self, count: SupportsIndex) -> Traced:
         return join("", [self] * int(count))
@@ -323,7 +323,7 @@ def join(separator: str, parts: Iterable[str]) -> Traced:
     runs: list[Run] = []
     between = runs_of(separator) if separator else ()
     for i, part in enumerate(parts):
-        if i:
+        if i and between:
             runs += between
         runs += runs_of(part)
     return Traced(str.join(separator, parts), _joined(runs))
