@@ -1,6 +1,6 @@
 """Compiles kernels for architectures that are not at hand, and reads what the assembler made of them. No GPU is needed.
 
-    python -m rolesafe_kernels.offline [--arch 90 ...] [--only 16/128 ...] [--record FILE] [--write]
+    python -m rolesafe_kernels.offline [--arch 90 ...] [--only "16/128 forward" ...] [--record FILE] [--write]
 
 Every entry of the launch tables is built, and compared with the record of the same version of Triton: more spilled
 registers, other matrix instructions or too much shared memory are faults. Spills show as stack bytes; `LOCAL` of
@@ -232,14 +232,16 @@ def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
 
 
 def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> list[Job]:
-    """The compilations of the committed tables, or of their entries `only`."""
+    """The compilations of the committed tables, or those whose names begin with one of `only`."""
     jobs: list[Job] = []
     for arch in arches:
         for key, launch in table(arch).items():
-            if only is None or key in only:
-                bits, dim = map(int, key.split("/"))
-                jobs += jobs_of(arch, bits, dim, launch)
-    return jobs
+            bits, dim = map(int, key.split("/"))
+            jobs += jobs_of(arch, bits, dim, launch)
+    if only is None:
+        return jobs
+    chosen = tuple(f"sm_{arch} {start}" for arch in arches for start in only)
+    return [job for job in jobs if job.name.startswith(chosen)]
 
 
 def faults(job: Job, report: Report | str, known: dict[str, int] | None = None) -> str | None:
@@ -314,7 +316,7 @@ def check(jobs: list[Job], record: Path | None, write: bool, workers: int) -> in
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
-    parser.add_argument("--only", nargs="+", help="entries of the tables, bits/width")
+    parser.add_argument("--only", nargs="+", help="beginnings of names: bits/width, then the kernel and the variant")
     parser.add_argument("--record", type=Path, help="what was found before, by version of Triton")
     parser.add_argument("--write", action="store_true", help="write the record instead of comparing with it")
     parser.add_argument("--workers", type=int, default=2)

@@ -354,7 +354,7 @@ def test_any_call_raises_by_name_or_is_computed(arguments: dict[str, Any]) -> No
     survives(lambda **x: role_attention(**x, impl="triton"), arguments)
 
 
-@examples(30)
+@examples(15)
 @given(mutated(front=False))
 def test_any_call_of_the_kernels_alone_raises_by_name_or_is_computed(arguments: dict[str, Any]) -> None:
     survives(fused, arguments)

@@ -36,13 +36,13 @@ def test_unwritten_memory_is_seen() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@examples(6)
+@examples(3)
 @given(large_cases(), DTYPES)
 def test_many_blocks(case: Case, dtype: torch.dtype) -> None:
     assert_as_good_as_eager(case, dtype)
 
 
-@examples(6)
+@examples(3)
 @given(cases(extras=True).filter(lambda case: case.q.shape[0] * case.q.shape[1] <= 4), DTYPES)
 def test_less_than_a_block(case: Case, dtype: torch.dtype) -> None:
     assert_as_good_as_eager(case, dtype)
