@@ -32,7 +32,7 @@ from rich.table import Table  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from rolesafe import role_attention  # noqa: E402
-from rolesafe.evaluation.files import check_writable, write_whole  # noqa: E402
+from rolesafe.files import check_writable, write_whole  # noqa: E402
 from rolesafe.terminal import run_main  # noqa: E402
 
 HEADS, DIM, ROLES = 8, 64, 5

@@ -66,7 +66,7 @@ from rolesafe.attacks.gradient.losses import losses, make_loss  # noqa: E402
 from rolesafe.attacks.gradient.target import Target  # noqa: E402
 from rolesafe.attacks.gradient.victim import Victim  # noqa: E402
 from rolesafe.evaluation.environment import environment  # noqa: E402
-from rolesafe.evaluation.files import check_writable, write_whole  # noqa: E402
+from rolesafe.files import check_writable, write_whole  # noqa: E402
 from rolesafe.tasks import Example, generate  # noqa: E402
 from rolesafe.terminal import INTERRUPTED, as_text, run_main  # noqa: E402
 

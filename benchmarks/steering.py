@@ -27,8 +27,8 @@ from rich.table import Table
 
 from rolesafe import RoleConfig, encode, patch, unpatch
 from rolesafe.evaluation import environment
-from rolesafe.evaluation.files import check_writable, write_whole
 from rolesafe.evaluation.mass import attention_mass
+from rolesafe.files import check_writable, write_whole
 from rolesafe.patching.read import read_model
 from rolesafe.terminal import as_text, run_main
 

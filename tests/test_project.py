@@ -22,7 +22,7 @@ PACKAGE = ROOT / "rolesafe"
 KERNELS = ROOT / "kernels" / "rolesafe_kernels"
 
 LAYERS = (
-    {"config", "presets", "roles", "terminal"},
+    {"arguments", "config", "files", "presets", "roles", "terminal", "workers"},
     {"attention"},
     {"mechanisms"},
     {"patching"},

@@ -24,12 +24,12 @@ from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.train import start
 from rolesafe.attacks.forging import forge
 from rolesafe.cli import run_command
-from rolesafe.demo.pool import failures, progress_bars, updates
 from rolesafe.evaluation import Rate, Run, Store
 from rolesafe.evaluation.comparison import unlearned
-from rolesafe.evaluation.files import locked, read_json, write_whole
+from rolesafe.files import locked, read_json, write_whole
 from rolesafe.report import write_comparison
 from rolesafe.terminal import INTERRUPTED, as_text, print_error
+from rolesafe.workers import failures, progress_bars, updates
 
 FORGING_TRIES = 10_000
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rolesafe.evaluation import Results
-from rolesafe.evaluation.files import write_whole
+from rolesafe.files import write_whole
 from rolesafe.terminal import run_main
 
 

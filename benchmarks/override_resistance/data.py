@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from benchmarks.override_resistance.settings import SIZES, Study
 from rolesafe.config import RoleConfig
-from rolesafe.evaluation.files import write_whole
+from rolesafe.files import write_whole
 from rolesafe.tasks import Message, training_conversations, vocabulary
 from rolesafe.training import RoleCollator
 

@@ -8,8 +8,8 @@ from benchmarks.override_resistance.kept import Kept, fingerprint
 from benchmarks.override_resistance.measure import measure
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.train import obtain
-from rolesafe.demo.pool import Job, Tell, Update
 from rolesafe.evaluation import Results, Run, Store, environment
+from rolesafe.workers import Job, Tell, Update
 
 _TRAINING = 0.4  # of a job's time, roughly
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rolesafe.attacks import AttackResult
-from rolesafe.evaluation.files import write_whole
+from rolesafe.files import write_whole
 
 
 class Kept:

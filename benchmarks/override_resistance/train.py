@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.override_resistance.arms import ARMS, trained
 from benchmarks.override_resistance.data import chunks, text_digest, training_rows
 from benchmarks.override_resistance.settings import PRETRAINED, SIZES, Study
-from rolesafe.evaluation.files import read_json, whole_directory
+from rolesafe.files import read_json, whole_directory
 
 DONE = "training.json"
 """Written last: a model directory with it is whole. What the model comes from, the seconds that it took, its losses."""

@@ -26,10 +26,10 @@ from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.train import obtain
 from rolesafe.attacks import AttackResult, attackable, transfer
 from rolesafe.cli import run_command
-from rolesafe.demo.pool import Job, Tell, Update, failures, progress_bars, updates
 from rolesafe.evaluation import Rate, environment, resistance
-from rolesafe.evaluation.files import locked, write_whole
+from rolesafe.files import locked, write_whole
 from rolesafe.terminal import INTERRUPTED, as_text, print_error
+from rolesafe.workers import Job, Tell, Update, failures, progress_bars, updates
 
 SEARCHES = ("gcg", "gcg-injection", "beam", "best-of-n", "worst-insertion")
 """Those that look at the words and the reply only; the others have losses that only a role-aware source knows."""

@@ -19,7 +19,7 @@ from benchmarks.throughput.session import Session
 from benchmarks.throughput.shapes import decode_shapes
 from benchmarks.throughput.table import show_targets
 from benchmarks.throughput.timing import Clock, CudaTimer
-from rolesafe.evaluation.files import check_writable
+from rolesafe.files import check_writable
 from rolesafe.report.chart import require_matplotlib
 from rolesafe.terminal import run_main
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rolesafe.evaluation.files import read_json, write_whole
+from rolesafe.files import read_json, write_whole
 
 VERSION = 1
 SAME = ("commit", "sources", "gpu", "torch", "triton")

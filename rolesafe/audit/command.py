@@ -13,7 +13,7 @@ from rolesafe.audit.load import load
 from rolesafe.audit.report import AuditReport, AuditSettings
 from rolesafe.audit.run import audit
 from rolesafe.audit.terminal import draw, progress_bar
-from rolesafe.evaluation.files import check_writable
+from rolesafe.files import check_writable
 from rolesafe.tasks import Example
 
 

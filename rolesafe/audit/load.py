@@ -33,8 +33,8 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
 
     from rolesafe.config import RoleConfig
     from rolesafe.patching import is_patched, patch
-    from rolesafe.patching.read import first_line
     from rolesafe.roles.templates import DEFAULT_TEMPLATE
+    from rolesafe.terminal import first_line
 
     if dtype not in DTYPES:
         raise ValueError(f"`dtype`: expected one of {DTYPES}, got {dtype!r}")
@@ -65,7 +65,8 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
 def _read(path: str, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
-    from rolesafe.patching.read import UNREADABLE, first_line, is_alone, read_model
+    from rolesafe.patching.read import UNREADABLE, is_alone, read_model
+    from rolesafe.terminal import first_line
 
     model = read_model(path, dtype)
     try:

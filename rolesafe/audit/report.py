@@ -11,8 +11,8 @@ from typing import Any
 from rolesafe.attacks import Rate
 from rolesafe.audit.decode import decode
 from rolesafe.evaluation import Environment
-from rolesafe.evaluation.files import read_versioned, read_whole, write_whole
 from rolesafe.evaluation.mass import MassMap
+from rolesafe.files import read_versioned, read_whole, write_whole
 from rolesafe.tasks import FAMILIES
 
 SCHEMA_VERSION = 2

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rolesafe.demo.pool import Tell, Update
 from rolesafe.demo.settings import ATTACKS, ROLE_AWARE, DemoSettings
 from rolesafe.evaluation import Run
-from rolesafe.evaluation.files import whole_directory
+from rolesafe.files import whole_directory
+from rolesafe.workers import Tell, Update
 
 SAMPLES = 2
 """Attacked conversations kept of each attack, for the report."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from rolesafe.demo.job import load, run_job
-from rolesafe.demo.pool import Job, Tell, Update, failures, progress_bars, updates
 from rolesafe.demo.settings import MODELS, ROLE_AWARE, DemoSettings
 from rolesafe.evaluation import Results, Run, environment
-from rolesafe.evaluation.files import locked
+from rolesafe.files import locked
 from rolesafe.report import print_table, write_report
 from rolesafe.report.chart import require_matplotlib
 from rolesafe.terminal import as_text
+from rolesafe.workers import Job, Tell, Update, failures, progress_bars, updates
 
 RESULTS = "results.json"
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rolesafe.attacks import Outcome, Rate
-from rolesafe.evaluation.files import read_versioned, read_whole, write_whole
 from rolesafe.evaluation.records import AttackPoint, Environment, Run
 from rolesafe.evaluation.utility import Utility
+from rolesafe.files import read_versioned, read_whole, write_whole
 from rolesafe.tasks import Message
 
 SCHEMA_VERSION = 3

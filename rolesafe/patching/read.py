@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from rolesafe.patching.checkpoint import ROLE_CONFIG_NAME, from_pretrained, read_config
 from rolesafe.patching.seal import is_sealed
+from rolesafe.terminal import first_line
 
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError),
@@ -58,9 +59,3 @@ def read_model(path: str, dtype: str = "auto") -> Any:
 def is_alone(path: str) -> bool:
     """Whether there is a role layer without its model in the directory `path`."""
     return (Path(path) / ROLE_CONFIG_NAME).is_file()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

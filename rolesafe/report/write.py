@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rolesafe.evaluation import Results
-from rolesafe.evaluation.files import write_whole
+from rolesafe.files import write_whole
 from rolesafe.report.build import build_view
 from rolesafe.report.chart import draw_chart
 from rolesafe.report.comparison.build import build_comparison

@@ -59,6 +59,9 @@ def encode(
     that the template does not know is printed under one that it knows, with a warning, where ``apply_chat_template``
     loses the message. A content is printed as text where ``apply_chat_template`` prints a Python list.
 
+    Where a template looks for a marker in an answer (Qwen 3 for ``</think>``), it prints its own markers around the
+    parts of that answer, as in ``apply_chat_template``; they have the answer's role.
+
     White space joins across messages as in ``apply_chat_template``: where a user's text begins with a line break, it
     may share a token, in the user's role, with the line break that ends the system text.
 

@@ -128,12 +128,12 @@ class _Generator(CodeGenerator):
             super().visit_Getitem(node, frame)
 
     def visit_Add(self, node: nodes.Add, frame: Frame) -> None:
-        terms: list[nodes.Expr] = []
-        while isinstance(node, nodes.Add):
-            terms.insert(0, node.right)
-            node = node.left  # type: ignore[assignment]
+        terms, first = [node.right], node.left
+        while isinstance(first, nodes.Add):
+            terms.append(first.right)
+            first = first.left
         self.write("environment.add((")
-        for term in (node, *terms):
+        for term in (first, *reversed(terms)):
             self.visit(term, frame)
             self.write(", ")
         self.write("))")
@@ -198,7 +198,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return self._made[key]
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, LoopContext) and attribute in _OF_LOOPS:  # what templates ask for most; safe, as it is jinja's
+        if (
+            isinstance(obj, LoopContext) and attribute in _OF_LOOPS
+        ):  # what templates ask for most; safe, as it is jinja's
             return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 

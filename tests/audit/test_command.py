@@ -152,7 +152,7 @@ def test_folder_on_a_full_disk_is_refused_before_the_audit(run, tmp_path, never,
     def full(dir):
         raise OSError(28, "No space left on device", str(dir))
 
-    monkeypatch.setattr("rolesafe.evaluation.files.TemporaryFile", full)
+    monkeypatch.setattr("rolesafe.files.TemporaryFile", full)
     assert "got 'new/audit.json': No space left on device" in refused(run("m", *SHORT, "--json", "new/audit.json"))
 
 

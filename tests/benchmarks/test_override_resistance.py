@@ -27,13 +27,13 @@ from benchmarks.override_resistance.templates import clusters, distance, templat
 from benchmarks.override_resistance.train import obtain
 from benchmarks.throughput import ROOT
 from rolesafe.attacks import AttackResult, Rate, attackable
-from rolesafe.demo.pool import Update
 from rolesafe.evaluation import Results, Store
 from rolesafe.evaluation.comparison import PUBLISHED
 from rolesafe.mechanisms import get_strength
 from rolesafe.tasks import generate, training_conversations, vocabulary
 from rolesafe.tasks.words import PLACES, SECRETS, tokens
 from rolesafe.training.tiny import tiny_tokenizer
+from rolesafe.workers import Update
 
 TINY = Study(
     sizes=("0.1M",), seeds=(0,), arms=("plain", "instaboost", "channel"), examples=12, searched=2,

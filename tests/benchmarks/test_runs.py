@@ -14,7 +14,7 @@ from benchmarks.override_resistance import transfer
 from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.settings import Study
 from benchmarks.throughput.record import load
-from rolesafe.evaluation.files import locked
+from rolesafe.files import locked
 
 TINY = Study(sizes=("0.1M",), seeds=(0,), arms=("plain",), quick=True)
 

@@ -17,8 +17,8 @@ import rolesafe
 from rolesafe.config import RoleConfig
 from rolesafe.demo import DemoSettings, run_demo
 from rolesafe.demo import run as demo_run
-from rolesafe.demo.pool import Update
 from rolesafe.evaluation import Results
+from rolesafe.workers import Update
 
 SMALL = DemoSettings(seeds=(0,), steps=2, batch_size=4, examples=6, hidden=32, layers=1, heads=4)
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"

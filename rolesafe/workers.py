@@ -18,9 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from rolesafe.evaluation.files import write_whole
-from rolesafe.patching.read import first_line
-from rolesafe.terminal import guard_terminal, one_line
+from rolesafe.files import write_whole
+from rolesafe.terminal import first_line, guard_terminal, one_line
 
 Job = tuple[Any, ...]
 """What tells one job from another: strings and numbers."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolesafe.demo.pool import Job, Tell, Update, progress_bars, updates
+from rolesafe.workers import Job, Tell, Update, progress_bars, updates
 
 
 def work(job: Job, tell: Tell) -> None:
@@ -82,12 +82,12 @@ def test_progress_bars_hostile_names_have_no_effect() -> None:
 def test_no_job_outlives_a_killed_parent(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     code = (
-        "from rolesafe.demo.pool import updates\nfrom tests.demo.test_pool import work\n"
+        "from rolesafe.workers import updates\nfrom tests.test_workers import work\n"
         f"if __name__ == '__main__':\n    list(updates(work, [('sleeps', {str(file)!r})], workers=1))\n"
     )
     script = tmp_path / "parent.py"
     script.write_text(code, encoding="utf-8")
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     parent = subprocess.Popen([sys.executable, str(script)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     try:
         assert waits(file.exists), "the job never started"

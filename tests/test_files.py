@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
-from rolesafe.evaluation.files import write_whole
+from rolesafe.files import write_whole
 
 
 def write_often(path: str, letter: str) -> None:
