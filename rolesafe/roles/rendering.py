@@ -127,7 +127,7 @@ class _Generator(CodeGenerator):
         else:
             super().visit_Getitem(node, frame)
 
-    def visit_Add(self, node: nodes.Add, frame: Frame) -> None:
+    def visit_Add(self, node: nodes.Add, frame: Frame) -> None:  # type: ignore[override]  # made by a function there
         terms, first = [node.right], node.left
         while isinstance(first, nodes.Add):
             terms.append(first.right)
