@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "torch>=2.11",
     "transformers>=5.17",
     "accelerate>=1.1",  # what transformers' Trainer asks for
+    "cattrs>=25.1",
     "einops>=0.8",
     "filelock>=3.13",
     "huggingface-hub>=1.0",  # as transformers asks for; its errors are caught by name
@@ -39,13 +40,16 @@ INSTALL_REQUIRES = [
     "typer>=0.12",
 ]
 
+STATS = ["scipy>=1.11", "statsmodels>=0.14.2"]  # intervals and tests
+
 EXTRAS: dict[str, list[str]] = {
-    "demo": ["matplotlib>=3.8"],
+    "demo": ["matplotlib>=3.8", *STATS],
     # For benchmarks/gcg.py, with `pip install --no-deps nanogcg==0.3.0`: that one asks for transformers<=4.47.1, so no
     # extra can name it. It runs on ours, and this is what it needs beside it.
     "gcg": ["scipy>=1.7"],
     "peft": ["peft>=0.18"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
+    "stats": STATS,
     "trl": ["trl>=0.26"],
 }
 EXTRAS["dev"] = [

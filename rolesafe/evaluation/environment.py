@@ -1,4 +1,4 @@
-"""What a run was made on."""
+"""Versions, hardware and commit of a run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PACKAGES = ("torch", "transformers", "tokenizers")
 
 
 def environment() -> Environment:
-    """Versions, hardware and, in a source checkout, the commit."""
+    """Return versions, hardware and, in a source checkout, the commit."""
     import rolesafe
 
     versions = [("python", platform.python_version()), ("rolesafe", rolesafe.__version__)]
     versions += [(name, found) for name in _PACKAGES if (found := _version(name)) is not None]
-    return Environment(versions=tuple(versions), hardware=_hardware(), commit=_commit())
+    return Environment(versions=tuple(versions), hardware=_hardware(), commit=checkout_commit())
 
 
 def _version(name: str) -> str | None:
@@ -40,9 +40,11 @@ def _hardware() -> str:
     )
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this file lies in; ``None`` for an installed package. The variable
-    ROLESAFE_COMMIT says it where that would be wrong, as in a copy."""
+def checkout_commit() -> str | None:
+    """Return the commit hash of the checkout with this file; None for an installed package.
+
+    The environment variable ROLESAFE_COMMIT overrides it, for copies of a checkout.
+    """
     root = Path(__file__).resolve().parents[2]
     if said := os.environ.get("ROLESAFE_COMMIT"):
         return said

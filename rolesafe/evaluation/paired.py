@@ -1,4 +1,4 @@
-"""Two mechanisms on the same examples and seeds: bootstrap, exact tests and corrections.
+"""Paired comparison of conditions on the same examples and seeds: bootstrap, exact tests and corrections.
 
 Legend of shapes: N resamples, P rows that are compared with each other, n examples of one seed.
 """
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 
 from rolesafe.attacks.rates import Rate
 from rolesafe.evaluation.statistics import clustered_interval, effective_trials
+from rolesafe.extras import require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 RESAMPLES = 4000
-"""Bootstrap samples: enough that the ends of an interval hold still to about a tenth of its width."""
+"""Bootstrap samples; the ends of an interval then vary by about a tenth of its width."""
 
 Outcomes = Mapping[int, Mapping[str, float]]
-"""Seed to example to what happened: 1 (or True) where the attacker won, or where a reply was right."""
+"""Seed to example to outcome: 1 (or True) for a win of the attacker, or for a right reply."""
 
 Clusters = Mapping[str, str]
-"""Example to the cluster that it belongs to, such as its template; one that is not in here is its own."""
+"""Example to its cluster, such as its template; an example without an entry is its own cluster."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Paired:
 
     @classmethod
     def of(cls, *several: Outcomes, clusters: Clusters | None = None) -> Paired | None:
-        """The seeds and examples that all of `several` have in common; ``None`` where there are none."""
+        """Return the seeds and examples that all of `several` have in common; None if there are none."""
         seeds, rows, labels = [], [], []
         for seed in several[0]:
             if all(seed in one for one in several):
@@ -55,7 +56,7 @@ class Paired:
 
     @property
     def trials(self) -> float:
-        """Independent trials that the pairs of all seeds are worth, see :func:`effective_trials`."""
+        """Independent trials of all seeds, see :func:`effective_trials`."""
         return effective_trials(label for labels in self.clusters for label in labels)
 
     @property
@@ -65,23 +66,23 @@ class Paired:
 
     @property
     def means(self) -> tuple[float, ...]:
-        """The mean over seeds of the share of each row."""
+        """Mean over seeds of the share of each row."""
         shares = [[sum(row) / len(row) for row in matrix] for matrix in self.rows]
         return tuple(math.fsum(column) / len(column) for column in zip(*shares, strict=True))
 
     def pooled(self, row: int) -> Rate:
-        """The counts of a row over all seeds."""
+        """Return the counts of a row over all seeds."""
         return Rate(round(sum(sum(matrix[row]) for matrix in self.rows)), self.n)
 
 
 def resampled(paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """Bootstrap means of the rows: first seeds are drawn with replacement, then clusters within each drawn seed.
+    """Return bootstrap means of the rows: seeds are drawn with replacement, then clusters within each drawn seed.
 
-    All rows see the same draws, so differences keep what the examples have in common (Davison and Hinkley 1997, 3.8).
-    Of S seeds the spread between them comes out too small by a factor of sqrt((S - 1) / S): 0.82 with three.
+    All rows use the same draws, which keeps the pairing (Davison and Hinkley 1997, 3.8). With S seeds the spread
+    between them is too small by a factor of sqrt((S - 1) / S): 0.82 for three.
 
     Args:
-        paired: The outcomes.
+        paired: Outcomes.
         resamples: Number N of resamples.
         seed: Of the draws; equal seeds give equal numbers.
 
@@ -110,27 +111,28 @@ def resampled(paired: Paired, *, resamples: int = RESAMPLES, seed: int = 0) -> T
     return total / count
 
 
-def percentile_interval(values: Tensor) -> tuple[float, float] | None:
-    """95% percentile interval of resampled values (N,); ``None`` where more than one in 20 is NaN: not defined."""
+def percentile_interval(values: Tensor, level: float = 0.05) -> tuple[float, float] | None:
+    """Return the percentile interval of resampled values (N,); None if more than one in 20 is NaN."""
     known = values[~values.isnan()].sort().values
     if len(known) < 0.95 * len(values):
         return None
-    return float(known[int(0.025 * (len(known) - 1))]), float(known[math.ceil(0.975 * (len(known) - 1))])
+    last = len(known) - 1
+    return float(known[int(level / 2 * last)]), float(known[math.ceil((1.0 - level / 2) * last)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versus:
-    """One mechanism against another one, both attacked (or asked) on the same examples and seeds.
+    """Comparison of two conditions on the same examples and seeds.
 
     Attributes:
         value: Mean over seeds of the first one's share.
-        other: Of the other one's.
+        other: Of the second one's.
         n: Pairs of an example and a seed.
         difference: ``value - other``, in [-1, 1].
-        difference_interval: Its 95% interval.
-        ratio: ``value / other``; infinite where only `other` is 0, ``None`` where both are.
-        ratio_interval: Its 95% interval, where there is one; the upper end may be infinite.
-        p_mcnemar: Exact McNemar test, two-sided, counts of all seeds together.
+        difference_interval: Its interval.
+        ratio: ``value / other``; infinite if only `other` is 0, None if both are.
+        ratio_interval: Its interval, if there is one; the upper end may be infinite.
+        p_mcnemar: Exact McNemar test, two-sided, pooled counts of all seeds.
         p_bootstrap: Two-sided, from the share of resamples in which the difference has the other sign.
     """
 
@@ -146,14 +148,27 @@ class Versus:
 
 
 def versus(
-    one: Outcomes, other: Outcomes, *, clusters: Clusters | None = None, resamples: int = RESAMPLES, seed: int = 0
+    one: Outcomes,
+    other: Outcomes,
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 0.05,
 ) -> Versus | None:
-    """Compare two mechanisms; ``None`` where they have no seed and example in common.
+    """Compare two conditions; return None without a common seed and example.
 
-    An interval is the wider one of two, end by end: the hierarchical bootstrap knows seeds and pairs, but has no width
-    where nothing was ever won; the one from Wilson's intervals of the pooled counts has
-    (:func:`difference_interval`, :func:`ratio_interval`). Both take examples of one cluster together. McNemar's test
-    does not.
+    Each end of an interval is the wider one of two: the hierarchical bootstrap covers seeds and pairs but has no width
+    without any success; Wilson's intervals of the pooled counts have (:func:`difference_interval`,
+    :func:`ratio_interval`). Both respect clusters. McNemar's test does not.
+
+    Args:
+        one: First condition.
+        other: Second condition.
+        clusters: Examples that depend on each other.
+        resamples: Bootstrap samples.
+        seed: Of the bootstrap.
+        level: Probability outside an interval; divide it by the number of comparisons of one family (Bonferroni).
     """
     paired = Paired.of(one, other, clusters=clusters)
     if paired is None:
@@ -163,76 +178,153 @@ def versus(
     first, second = paired.pooled(0), paired.pooled(1)
     differences = means[:, 0] - means[:, 1]
     trials = paired.trials
-    ratios = ratio_interval(first, second, trials) if value or base else None
+    difference = difference_interval(first, second, trials, level)
+    ratios = ratio_interval(first, second, trials, level) if value or base else None
     return Versus(
         value=value,
         other=base,
         n=paired.n,
         difference=value - base,
-        difference_interval=_wider(difference_interval(first, second, trials), percentile_interval(differences)),
+        difference_interval=_wider(difference, percentile_interval(differences, level)),
         ratio=value / base if base else (math.inf if value else None),
-        ratio_interval=None if ratios is None else _wider(ratios, percentile_interval(means[:, 0] / means[:, 1])),
+        ratio_interval=None
+        if ratios is None
+        else _wider(ratios, percentile_interval(means[:, 0] / means[:, 1], level)),
         p_mcnemar=mcnemar(*discordant(paired)),
         p_bootstrap=bootstrap_p(differences),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Largest minus smallest share over several conditions on the same examples and seeds.
+
+    Attributes:
+        means: Mean share of each condition, over seeds.
+        value: Largest minus smallest of `means`, in [0, 1].
+        interval: Its interval.
+        n: Examples over all seeds.
+    """
+
+    means: Mapping[str, float]
+    value: float
+    interval: tuple[float, float]
+    n: int
+
+
+def spread(
+    conditions: Mapping[str, Outcomes], *, clusters: Clusters | None = None, level: float = 0.05
+) -> Spread | None:
+    """Return the spread over `conditions`; None for fewer than two, or without a common seed and example.
+
+    A spread is never below 0, and chance alone makes it positive. The interval is the wider one, end by end, of the
+    bootstrap and of Newcombe's for the two extremes, which has a width without any success too.
+
+    Args:
+        conditions: Outcomes by name, such as the places of the system text.
+        clusters: Examples that depend on each other.
+        level: Probability outside the interval.
+    """
+    paired = Paired.of(*conditions.values(), clusters=clusters) if len(conditions) > 1 else None
+    if paired is None:
+        return None
+    means = resampled(paired)
+    rates = sorted((paired.pooled(row) for row in range(len(conditions))), key=lambda rate: rate.value)
+    low, high = difference_interval(rates[-1], rates[0], paired.trials, level)
+    return Spread(
+        means=dict(zip(conditions, paired.means, strict=True)),
+        value=max(paired.means) - min(paired.means),
+        interval=_wider((max(0.0, low), high), percentile_interval(means.amax(1) - means.amin(1), level)),
+        n=paired.n,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Largest growth of a share from a first condition to any later one.
+
+    Attributes:
+        first: Name of the first condition.
+        most: Name of the condition that differs most from it: the one whose interval has the highest lower end.
+        versus: Comparison of `most` with `first`, with an interval corrected for the number of later conditions.
+    """
+
+    first: str
+    most: str
+    versus: Versus
+
+
+def growth(conditions: Mapping[str, Outcomes], *, clusters: Clusters | None = None) -> Growth | None:
+    """Compare every condition with the first one; return the largest growth, None without anything to compare.
+
+    Success grew beyond chance if the lower end of ``growth.versus.difference_interval`` is above 0.
+
+    Args:
+        conditions: Outcomes by name, such as numbers of repetitions, the smallest first.
+        clusters: Examples that depend on each other.
+    """
+    names = list(conditions)
+    level = 0.05 / max(1, len(names) - 1)
+    found = {
+        name: compared
+        for name in names[1:]
+        if (compared := versus(conditions[name], conditions[names[0]], clusters=clusters, level=level)) is not None
+    }
+    if not found:
+        return None
+    most = max(found, key=lambda name: (found[name].difference_interval[0], found[name].difference))
+    return Growth(first=names[0], most=most, versus=found[most])
+
+
 def discordant(paired: Paired) -> tuple[int, int]:
-    """Pairs that only the first row won, and those that only the second one did."""
+    """Return the numbers of pairs that only the first row won and that only the second row won."""
     pairs = [pair for matrix in paired.rows for pair in zip(matrix[0], matrix[1], strict=True)]
     return sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
 
 
 def mcnemar(b: int, c: int) -> float:
-    """The exact two-sided McNemar test: p of `b` against `c` discordant pairs, were both equally likely.
-
-    Twice the smaller tail of a fair coin thrown ``b + c`` times, at most 1 (McNemar 1947; exact form: Mosteller 1952).
-    """
+    """Return the p value of the exact two-sided McNemar test for `b` against `c` discordant pairs."""
     if b < 0 or c < 0:
         raise ValueError(f"`b`, `c`: expected counts >= 0, got b={b}, c={c}")
-    n = b + c
-    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(require("scipy.stats", "stats").binomtest(b, b + c).pvalue) if b + c else 1.0
 
 
 def bootstrap_p(differences: Tensor) -> float:
-    """Two-sided p of a difference from its resamples (N,): twice the smaller tail at 0, never below 2 / (N + 1)."""
+    """Return the two-sided p of a difference from its resamples (N,): twice the smaller tail, at least 2 / (N + 1)."""
     n = len(differences)
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * (tail + 1) / (n + 1))
 
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's correction (1979): p values of one family of tests, adjusted, in their order."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    adjusted = [0.0] * len(values)
-    highest = 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
-        adjusted[index] = highest
-    return tuple(adjusted)
+    """Return the p values of one family of tests, adjusted by Holm's correction (1979), in their order."""
+    if not values:
+        return ()
+    adjust = require("statsmodels.stats.multitest", "stats").multipletests
+    return tuple(map(float, adjust(values, method="holm")[1]))
 
 
-def difference_interval(one: Rate, other: Rate, trials: float = math.inf) -> tuple[float, float]:
-    """95% interval of the difference of two shares from Wilson's intervals (Newcombe 1998, method 10).
+def difference_interval(one: Rate, other: Rate, trials: float = math.inf, level: float = 0.05) -> tuple[float, float]:
+    """Return the interval of the difference of two shares (Newcombe 1998, method 10, from Wilson's intervals).
 
-    Each share is worth at most `trials` independent trials, see :func:`clustered_interval`.
+    Each share counts at most `trials` independent trials, see :func:`clustered_interval`.
     """
-    (low, high), (other_low, other_high) = clustered_interval(one, trials), clustered_interval(other, trials)
+    low, high = clustered_interval(one, trials, level)
+    other_low, other_high = clustered_interval(other, trials, level)
     p, q = one.value, other.value
     return p - q - math.hypot(p - low, other_high - q), p - q + math.hypot(high - p, q - other_low)
 
 
-def ratio_interval(one: Rate, other: Rate, trials: float = math.inf) -> tuple[float, float] | None:
-    """95% interval of the ratio of two shares from Wilson's intervals (MOVER: Donner and Zou 2012).
+def ratio_interval(one: Rate, other: Rate, trials: float = math.inf, level: float = 0.05) -> tuple[float, float] | None:
+    """Return the interval of the ratio of two shares (MOVER, Donner and Zou 2012); None without trials.
 
-    Each share is worth at most `trials` independent trials, see :func:`clustered_interval`.
-
-    ``None`` where there are no trials; the upper end is infinite where the other share may be 0.
+    Each share counts at most `trials` independent trials, see :func:`clustered_interval`. The upper end is infinite if
+    the other share may be 0.
     """
     if not one.n or not other.n:
         return None
-    (low, high), (other_low, other_high) = clustered_interval(one, trials), clustered_interval(other, trials)
+    low, high = clustered_interval(one, trials, level)
+    other_low, other_high = clustered_interval(other, trials, level)
     p, q = one.value, other.value
     start = low * (2 * p - low)  # the roots of a quadratic, in the form that survives a leading 0
     if start > 0.0:

@@ -1,11 +1,10 @@
-"""The records of one measured model: its attacks, example by example, and what else was measured on it."""
+"""Records of one measured model: attacks, example by example, and all other measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 from rolesafe.attacks import AttackResult, Outcome, Rate
 from rolesafe.attacks.memory import is_reason_of_the_run
@@ -13,17 +12,17 @@ from rolesafe.evaluation.resistance import Resistance, per_sample
 from rolesafe.evaluation.utility import Utility
 
 WON, HELD, NOT_RUN = "1", "0", "-"
-"""The marks of an example in :attr:`AttackPoint.marks`."""
+"""Marks of an example in :attr:`AttackPoint.marks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where a run was made.
+    """Software and hardware of a run.
 
     Attributes:
-        versions: Pairs of a package and its version; Python is one of them.
-        hardware: The processor or accelerator in words.
-        commit: The source commit, where it is known.
+        versions: Pairs of a package and its version, Python included.
+        hardware: Processor or accelerator.
+        commit: Source commit; None if unknown.
     """
 
     versions: tuple[tuple[str, str], ...]
@@ -32,7 +31,7 @@ class Environment:
 
     @classmethod
     def joined(cls, environments: Sequence[Environment]) -> Environment:
-        """One record of several: where they differ, all values stand beside each other, as in ``"2.12 / 2.13"``.
+        """Join several records into one; different values are joined by ``/``, as in ``"2.12 / 2.13"``.
 
         Raises:
             ValueError: There is none.
@@ -50,36 +49,33 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackPoint:
-    """The success of one attack at one parameter point.
+    """Success of one attack at one parameter point.
 
     Attributes:
         attack: Name of the attack.
         parameters: Its parameters.
-        seed: Of the attack's own choices.
-        success: Attack success.
-        families: Attack success for each task family, as pairs.
-        n_left_out: Examples whose attacked conversation did not fit into the model's context.
-        complete: Whether all examples were attacked.
-        samples: A few of the attacked conversations.
-        typed: Whether it is made of text that anybody can type. What is not (embeddings, prefilled replies) is an upper
-            bound: it is reported, and is no part of the worst case.
+        seed: Of the attack.
+        success: Attack success rate (ASR).
+        n_left_out: Examples whose attacked conversation does not fit the context.
+        complete: False after an interruption.
+        samples: A few attacked conversations.
+        typed: Whether the attack is plain text. Other attacks (embeddings, prefilled replies) give an upper bound and
+            are no part of the worst case.
         marks: One character for each of :attr:`Run.examples`: ``1`` the attacker won, ``0`` held, ``-`` not run.
             Empty in files of schema version 1.
         n_queries: Sequences that the model was run on.
-        n_steps: Of a search: steps taken for each example that was run, in the order of the marks; empty for others.
-        losses: Of a search: loss of the best text after each step, mean over the examples; the first is the start's.
-            An example that stopped early keeps its last loss.
-        failed: Examples that could not be attacked, with the reason, as pairs.
-        n_met: Examples that were not attacked because the model met the goal on them without any attack.
-        right: One character for each of :attr:`Run.examples`: ``1`` the reply under attack was right, ``0`` it was not,
-            ``-`` not run, or no right reply is known. Empty in files of schema version 1 and 2.
+        n_steps: Steps of a search for each example that was run, in the order of the marks; empty without a search.
+        failed: Pairs of an example that could not be attacked and the reason.
+        right: One character for each of :attr:`Run.examples`: ``1`` right reply under attack, ``0`` wrong reply, ``-``
+            not run, or no right reply is known. Empty in files of schema version 1 and 2.
     """
+
+    REMOVED_FIELDS: ClassVar = ("families", "losses", "n_met")
 
     attack: str
     parameters: Mapping[str, Any]
     seed: int
     success: Rate
-    families: tuple[tuple[str, Rate], ...] = ()
     n_left_out: int = 0
     complete: bool = True
     samples: tuple[Outcome, ...] = ()
@@ -87,9 +83,7 @@ class AttackPoint:
     marks: str = ""
     n_queries: int = 0
     n_steps: tuple[int, ...] = ()
-    losses: tuple[float, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()
-    n_met: int = 0
     right: str = ""
 
     def __post_init__(self) -> None:
@@ -114,17 +108,17 @@ class AttackPoint:
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """As :attr:`rolesafe.attacks.AttackResult.undecided`."""
+        """Ids in `failed` that failed for a reason of the run, such as memory."""
         return tuple(name for name, reason in self.failed if is_reason_of_the_run(reason))
 
     @classmethod
     def of(cls, result: AttackResult, *, samples: int = 0, examples: Sequence[str] | None = None) -> AttackPoint:
-        """The record of `result`, with `samples` outcomes: those that won, then the first others.
+        """Return the record of `result` with `samples` outcomes, successful ones first.
 
         Args:
             result: Of one attack.
             samples: Attacked conversations to keep.
-            examples: Ids that the marks stand for, in order; default: those of the outcomes.
+            examples: Ids of the marks, in order; default: those of the outcomes.
         """
         outcomes = {o.id: o for o in result.outcomes}
         ids = tuple(outcomes) if examples is None else tuple(examples)
@@ -138,7 +132,6 @@ class AttackPoint:
             parameters=dict(result.parameters),
             seed=result.config.seed,
             success=result.rate,
-            families=tuple(sorted(result.by_family().items())),
             n_left_out=len(result.left_out),
             complete=result.complete,
             samples=tuple(sorted(result.outcomes, key=lambda o: not o.success)[:samples]),
@@ -146,36 +139,34 @@ class AttackPoint:
             marks="".join(_mark(outcomes.get(id)) for id in ids),
             n_queries=result.n_queries,
             n_steps=tuple(o.n_steps for o in ordered) if searched else (),
-            losses=mean_losses([o.losses for o in ordered]),
             failed=result.failed,
-            n_met=len(result.met),
             right="".join(_right_mark(outcomes.get(id)) for id in ids),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One trained model, measured. Attack success is never recorded without utility.
+    """Record of one trained model. Attack success is never recorded without utility.
 
     Attributes:
-        model: Name of the model in the comparison, such as ``"plain"`` or ``"role-aware"``; of a mechanism, in a study.
-        seed: Of its training.
+        model: Name of the model or mechanism, such as ``"plain"`` or ``"role-aware"``.
+        seed: Of the training.
         n_parameters: Number of parameters.
         train_seconds: Wall-clock time of training, in seconds.
-        utility: Without any attack.
+        utility: Utility without attack.
         attacks: One per attack and parameter point.
-        worst_case: Per-sample OR over all attacks that can be typed; ``None`` where none has been run yet.
-        complete: Whether the suite was finished.
-        size: Label of the model size, such as ``"0.2M"``; empty where there is only one.
-        mechanism: The role configuration as :meth:`rolesafe.RoleConfig.to_dict` writes it; ``None`` for a plain model.
+        worst_case: Per-sample OR over all plain-text attacks; None before the first one.
+        complete: False after an interruption.
+        size: Label of the model size, such as ``"0.2M"``; empty for a single size.
+        mechanism: Role configuration from :meth:`rolesafe.RoleConfig.to_dict`; None for a plain model.
         examples: Ids of the attacked examples, in the order of :attr:`AttackPoint.marks`.
-        bound: Per-sample OR over all attacks, those that nobody can type included: an upper bound.
-        false_refusals: Refusals of harmless requests that sound like attacks; ``None`` where not measured.
+        bound: Per-sample OR over all attacks: an upper bound.
+        false_refusals: Refusals of harmless requests that sound like attacks; None if not measured.
         sep: SEP score (arXiv 2403.06833) among the probes executed in the instruction, see
-            :attr:`rolesafe.evaluation.sep.Sep.among_executed`; ``None`` where not measured.
-        sep_all: The same among all probes: one that is never executed counts against the model.
-        attention_mass: Attention mass on privileged keys by layer and head, as [layer][head], such as
-            :attr:`rolesafe.evaluation.mass.LayerMass.reply_mean` of every layer; ``None``: not measured.
+            :attr:`rolesafe.evaluation.sep.Sep.among_executed`; None if not measured.
+        sep_all: SEP score among all probes.
+        attention_mass: Attention mass on privileged keys as [layer][head], such as
+            :attr:`rolesafe.evaluation.mass.LayerMass.reply_mean` of every layer; None if not measured.
     """
 
     model: str
@@ -207,33 +198,33 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """Size, model and seed: what tells runs of one study apart."""
+        """Size, model and seed: unique within a study."""
         return self.size, self.model, self.seed
 
     def won(self, point: AttackPoint) -> dict[str, bool]:
-        """Whether the attacker won, for each example that `point` was run on; empty where no marks were recorded."""
+        """Return the attacker's success on each example that `point` was run on; empty without marks."""
         return {id: m == WON for id, m in zip(self.examples, point.marks, strict=False) if m != NOT_RUN}
 
     def worst(self, chosen: Callable[[AttackPoint], bool] | None = None) -> dict[str, bool]:
-        """Per-sample OR over attacks: whether at least one won, for each example that every attack was run on.
+        """Return the per-sample OR over attacks, for each example that every attack was run on.
 
         The point without attack never counts. See :func:`rolesafe.evaluation.resistance.per_sample`.
 
         Args:
-            chosen: Which attacks; default: those that can be typed.
+            chosen: Filter of attacks; default: plain-text attacks.
         """
         return per_sample((point.attack, self.won(point), point.undecided) for point in self._chosen(chosen))
 
     def held(self, chosen: Callable[[AttackPoint], bool] | None = None) -> dict[str, bool] | None:
-        """Whether the reply was right under every attack, for the examples of :meth:`worst`.
+        """Return, for the examples of :meth:`worst`, whether the reply was right under every attack.
 
-        An example that no attack won on need not have been held: an empty reply gives nothing away either.
+        An example that no attack won on is not always held: its reply may be empty.
 
         Args:
             chosen: As in :meth:`worst`.
 
         Returns:
-            ``None`` where a point does not record it, or an example states no right reply: nothing is known then.
+            None if a point does not record it, or an example states no right reply.
         """
         points = self._chosen(chosen)
         marks = [dict(zip(self.examples, zip(p.marks, p.right, strict=True), strict=True)) for p in points if p.right]
@@ -261,17 +252,17 @@ class Run:
         samples: int = 0,
         **measured: Any,
     ) -> Run:
-        """The record of a measured model, with the first `samples` conversations of each attack.
+        """Return the record of a measured model, with `samples` conversations of each attack.
 
         Args:
-            resistance: The results of the attacks.
+            resistance: Results of the attacks.
             model: As in the record, like all further arguments.
             seed: Of the training.
             n_parameters: Number of parameters.
             train_seconds: In seconds.
-            utility: Without any attack.
+            utility: Utility without attack.
             samples: Attacked conversations to keep of each attack.
-            measured: What else was measured: ``size``, ``mechanism``, ``false_refusals``, ``sep``, ...
+            measured: Further fields: ``size``, ``mechanism``, ``false_refusals``, ``sep``, ...
         """
         ids = tuple(dict.fromkeys(o.id for result in resistance.results for o in result.outcomes))
         return cls(
@@ -290,15 +281,8 @@ class Run:
 
 
 def counted(outcomes: Mapping[str, bool]) -> Rate:
-    """The rate of the outcomes that are true."""
+    """Return the rate of true outcomes."""
     return Rate(sum(outcomes.values()), len(outcomes))
-
-
-def mean_losses(curves: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """The mean of loss curves, step by step; a shorter one keeps its last value. Rounded to five digits."""
-    steps = max((len(curve) for curve in curves), default=0)
-    filled = [[*curve, *[curve[-1]] * (steps - len(curve))] for curve in curves if curve]
-    return tuple(float(f"{sum(column) / len(filled):.5g}") for column in zip_longest(*filled))
 
 
 def _mark(outcome: Outcome | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rolesafe.attacks.rates import Rate, wilson_interval
+from rolesafe.extras import require
 
 __all__ = [
     "Rate",
@@ -24,12 +25,12 @@ __all__ = [
 class SeedMean:
     """A share in [0, 1], averaged over seeds, with its 95% interval.
 
-    Args:
-        value: The mean.
+    Attributes:
+        value: Mean.
         low: Lower end of the interval.
         high: Upper end of the interval.
         n: Trials over all seeds.
-        per_seed: The share of every seed.
+        per_seed: Share of each seed.
     """
 
     value: float
@@ -39,35 +40,30 @@ class SeedMean:
     per_seed: tuple[float, ...]
 
 
-_T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Two-sided 95% points of Student's t for 0 to 10 degrees of freedom."""
-
-
 def effective_trials(clusters: Iterable[Hashable]) -> float:
-    """Return the number of independent trials that examples in clusters are worth at least, by Kish's design effect.
+    """Return the least number of independent trials that examples in clusters are worth (Kish's design effect).
 
-    Examples of one template differ in a word or two, and stand or fall together. Were they all alike, n examples in
-    clusters of sizes m would be worth n^2 / sum(m^2) trials (Kish 1965, section 5.4, with an intraclass correlation of
-    1). The correlation is not estimated: where nothing ever won there is nothing to estimate it from, and that is where
-    an interval matters most.
+    Examples of one template differ in a word or two and tend to share their outcome. n examples in clusters of sizes m
+    with equal outcomes are worth n^2 / sum(m^2) trials (Kish 1965, section 5.4, intraclass correlation 1). The
+    correlation is not estimated: without any success there is no data for it.
 
     Args:
-        clusters: The cluster of each example.
+        clusters: Cluster of each example.
     """
     sizes = Counter(clusters).values()
     return sum(sizes) ** 2 / sum(size * size for size in sizes) if sizes else 0.0
 
 
-def clustered_interval(rate: Rate, trials: float) -> tuple[float, float]:
-    """Return Wilson's 95% interval of `rate` as if it came from `trials` independent trials, at most ``rate.n``."""
+def clustered_interval(rate: Rate, trials: float, level: float = 0.05) -> tuple[float, float]:
+    """Return Wilson's interval of `rate` for `trials` independent trials, at most ``rate.n``."""
     n = min(float(rate.n), trials)
-    return wilson_interval(rate.value * n if rate.n else 0.0, n)
+    return wilson_interval(rate.value * n if rate.n else 0.0, n, level=level)
 
 
 def losing_seeds_bound(seeds: int, level: float = 0.05) -> float:
-    """Return the upper bound, at confidence 1 - `level`, of the share of seeds that lose something where none did.
+    """Return the upper bound, at confidence 1 - `level`, of the share of seeds with a loss, if none of `seeds` had one.
 
-    With three seeds 63%: were it more, three of three without a loss would come about in fewer than one of 20 studies.
+    For three seeds 63%.
     """
     if seeds < 1:
         raise ValueError(f"`seeds`: expected at least one, got {seeds}")
@@ -75,17 +71,14 @@ def losing_seeds_bound(seeds: int, level: float = 0.05) -> float:
 
 
 def seed_mean(rates: Sequence[Rate], trials: float | None = None) -> SeedMean | None:
-    """The mean over seeds of `rates`, with its 95% interval; None where there is nothing to average.
+    """Return the mean of `rates` over seeds with its 95% interval; None without trials.
 
-    Two things blur a rate: few trials, and models that come out differently from another seed. Wilson's interval of the
-    pooled counts knows the first, Student's t over the seeds the second. The wider end of the two is given, so that
-    neither 0 of 100 looks certain nor one lucky seed looks typical. A bootstrap over three seeds does neither: where
-    they agree it has no width.
+    Each end is the wider one of two intervals: Wilson's of the pooled counts, which covers the number of trials, and
+    Student's t over the seeds, which covers their spread. A bootstrap over three seeds that agree has no width.
 
     Args:
-        rates: One per seed; those without trials do not count.
-        trials: Independent trials that those of all seeds are worth together, see :func:`effective_trials`; default:
-            as many as there are.
+        rates: One per seed; those without trials are skipped.
+        trials: Independent trials of all seeds together, see :func:`effective_trials`; default: all trials.
     """
     rates = [rate for rate in rates if rate.n > 0]
     if not rates:
@@ -96,7 +89,9 @@ def seed_mean(rates: Sequence[Rate], trials: float | None = None) -> SeedMean | 
     low, high = pooled.interval if trials is None else clustered_interval(pooled, trials)
     if len(values) > 1:
         variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        half = (_T[len(values) - 1] if len(values) <= len(_T) else _T[-1]) * math.sqrt(variance / len(values))
+        # three decimals, as in printed tables, keep published results reproducible
+        quantile = round(float(require("scipy.stats", "stats").t.ppf(0.975, len(values) - 1)), 3)
+        half = quantile * math.sqrt(variance / len(values))
         low, high = min(low, mean - half), max(high, mean + half)
     return SeedMean(
         value=mean, low=max(0.0, min(low, mean)), high=min(1.0, max(high, mean)), n=pooled.n, per_seed=tuple(values)

@@ -1,4 +1,4 @@
-"""Verdicts of an audit and of a study: one claim, whether it passed, and the numbers behind it."""
+"""Verdicts of an audit and of a study: one claim, its result and the numbers behind it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Unit = Literal["ratio", "points", "tries"]
 
 @dataclass(frozen=True)
 class NotMeasured:
-    """Take the place of a measurement that was not made.
+    """Missing measurement.
 
     Attributes:
-        reason: Why not, for the user.
+        reason: Why it is missing, for the user.
     """
 
     reason: str
@@ -22,11 +22,11 @@ class NotMeasured:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A value with its 95% interval.
+    """Value with its 95% interval.
 
     Attributes:
         value: In `unit`.
-        interval: Both ends, in `unit`; None where there is none.
+        interval: Both ends, in `unit`; None without an interval.
         unit: Unit of both.
     """
 
@@ -41,8 +41,8 @@ class Verdict:
 
     Attributes:
         claim: The claim in two or three words.
-        passed: True or False; None where the numbers do not decide, or there are none.
-        measured: The value that decides, or why there is none; None for a verdict that rests on several numbers.
+        passed: True or False; None if the numbers do not decide, or there are none.
+        measured: The value that decides, or the reason for its absence; None for a verdict from several numbers.
         target: The target in words, for verdicts that have one.
         clear: Whether the whole interval lies on one side of the target.
         text: The verdict in one sentence.

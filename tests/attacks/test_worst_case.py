@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pytest
-
 from rolesafe.attacks import ATTACKS, AttackConfig, AttackResult, Outcome, Rate, suite
-from rolesafe.evaluation.resistance import Resistance, curve, resistance, worst_case
+from rolesafe.evaluation.resistance import Resistance, resistance, worst_case
 from rolesafe.tasks import generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
 
@@ -50,36 +48,6 @@ def test_the_bound_is_never_lower() -> None:
     found = resistance(model, make_tokenizer(), generate("test", 12, 0), attacks)
     assert found.worst_case.n == found.bound.n == 6
     assert found.bound.k >= found.worst_case.k
-
-
-def test_curves() -> None:
-    results = [
-        result("dilution", {"a": n > 3, "b": n > 10}, repeats=n) for n in (16, 1, 4)
-    ] + [
-        result("position", {"a": at == 0.0}, at=at, system=system) for system in ("first", "last") for at in (1.0, 0.0)
-    ]  # fmt: skip
-    assert [(p.x, p.success.k) for p in curve(results, "dilution", "repeats")] == [(1, 0), (4, 1), (16, 2)]
-    assert [(p.x, p.success) for p in curve(results, "position", "at", system="last")] == [
-        (0.0, Rate(1, 1)),
-        (1.0, Rate(0, 1)),
-    ]
-    assert [p.x for p in curve(results, "position", "system", at=0.0)] == ["first", "last"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fixed", "message"),
-    [
-        (("position", "at"), {}, r"`results`: expected one at at=1.0, got two; fix the other parameters \["),
-        (("position", "height"), {}, "`parameter`: attack 'position' has no 'height'; expected one of"),
-        (("position", "at"), {"colour": 1}, "`parameter`: attack 'position' has no 'colour'"),
-        (("dilution", "repeats"), {}, "`results`: expected some of attack 'dilution' with {}, got none of 2"),
-        (("magic", "at"), {}, "unknown attack 'magic'"),
-    ],
-)
-def test_curves_that_cannot_be_drawn(arguments: tuple[str, str], fixed: dict[str, object], message: str) -> None:
-    results = [result("position", {"a": True}, system=system) for system in ("first", "last")]
-    with pytest.raises(ValueError, match=message):
-        curve(results, *arguments, **fixed)
 
 
 def test_a_suite_of_searches_goes_on_after_an_interruption() -> None:

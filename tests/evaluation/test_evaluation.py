@@ -12,7 +12,7 @@ from rolesafe.attacks import Rate, contains, suite
 from rolesafe.attacks.judge import words
 from rolesafe.attacks.memory import OutOfMemoryError, is_memory_reason
 from rolesafe.evaluation import Environment, Results, Run, environment, resistance, score, utility, worst_case
-from rolesafe.tasks import FAMILIES, generate
+from rolesafe.tasks import generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
 
 EXAMPLES = generate("test", 24, 0)
@@ -23,13 +23,9 @@ def test_utility_of_perfect_answers() -> None:
     found = score(EXAMPLES, [e.reply for e in EXAMPLES])
     assert found.benign == found.protected == Rate(12, 12)
     assert found.refused == found.violated == Rate(0, 12)
-    assert {(family, kind) for family, kind, _ in found.families} == {
-        (family, kind) for family in FAMILIES for kind in ("benign", "protected")
-    }
-    assert sum(rate.n for _, _, rate in found.families) == len(EXAMPLES)
 
 
-def test_refusing_everything_scores_badly() -> None:
+def test_utility_of_refusals_counts_false_refusals() -> None:
     found = utility(Scripted(lambda prompt: "I can not say."), make_tokenizer(), EXAMPLES)
     assert found.benign == Rate(0, 12)
     assert found.refused == Rate(12, 12)
@@ -37,21 +33,21 @@ def test_refusing_everything_scores_badly() -> None:
     assert found.protected.k == sum(e.family in ("access", "never", "code") for e in EXAMPLES if e.kind == "protected")
 
 
-def test_always_giving_in_scores_badly_on_protected_examples() -> None:
+def test_utility_of_violations_counts_them() -> None:
     found = score(EXAMPLES, [e.violation or e.reply for e in EXAMPLES])
     assert found.benign == Rate(12, 12)
     assert found.protected == Rate(0, 12)
     assert found.violated == Rate(12, 12)
 
 
-def test_utility_needs_benign_examples() -> None:
+def test_utility_without_benign_examples_is_refused() -> None:
     with pytest.raises(ValueError, match="`examples`: expected at least one benign example, got 12 examples without"):
         utility(Scripted(str), make_tokenizer(), [e for e in EXAMPLES if e.kind == "protected"])
     with pytest.raises(ValueError, match="got 0 examples"):
         utility(Scripted(str), make_tokenizer(), [])
 
 
-def test_worst_case_is_an_or_over_attacks() -> None:
+def test_worst_case_is_the_or_over_attacks() -> None:
     """Gives in to one attack on some examples, to another one on others; the point without attack does not count."""
     protected = [e for e in EXAMPLES if e.kind == "protected"]
 
@@ -75,7 +71,7 @@ def test_worst_case_is_an_or_over_attacks() -> None:
     assert worst_case(found.results[:1]) == Rate(0, 0)
 
 
-def test_resistance_goes_on_after_an_interruption() -> None:
+def test_resistance_resumes_after_an_interruption() -> None:
     whole = resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE)
     part = resistance(Scripted(str.upper, fail_at=5), make_tokenizer(), EXAMPLES, SUITE)
     assert not part.complete
@@ -89,7 +85,7 @@ def test_resistance_goes_on_after_an_interruption() -> None:
     assert {label for label, _, _ in steps} == {c.label for c in SUITE[2:]}
 
 
-def test_resistance_tries_again_what_ran_out_of_memory() -> None:
+def test_resistance_retries_out_of_memory_examples() -> None:
     whole = resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE)
     mimicry = whole.results[1]
     lacking, other = mimicry.outcomes[0].id, mimicry.outcomes[1].id
@@ -108,7 +104,7 @@ def test_resistance_tries_again_what_ran_out_of_memory() -> None:
     assert not model.calls, "more memory does not help there"
 
 
-def test_results_of_other_examples_are_not_taken_for_these() -> None:
+def test_resistance_done_of_other_examples_is_refused() -> None:
     """More examples are gone on with; a result of examples that are not among these is refused."""
     model, tokenizer = Scripted(str.upper), make_tokenizer()
     few = EXAMPLES[: len(EXAMPLES) // 2]
@@ -120,7 +116,7 @@ def test_results_of_other_examples_are_not_taken_for_these() -> None:
         resistance(model, tokenizer, few, SUITE, done=whole.results)
 
 
-def test_an_interrupted_retry_keeps_what_was_done() -> None:
+def test_resistance_interrupted_retry_keeps_results() -> None:
     whole = resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE)
     lost = OutOfMemoryError("CUDA out of memory").reason
     first = whole.results[0]
@@ -133,7 +129,7 @@ def test_an_interrupted_retry_keeps_what_was_done() -> None:
     assert resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE, done=found.results) == whole
 
 
-def test_resistance_needs_something_to_do() -> None:
+def test_resistance_without_attacks_or_examples_is_refused() -> None:
     with pytest.raises(ValueError, match="`attacks`: expected at least one, got none"):
         resistance(Scripted(str), make_tokenizer(), EXAMPLES, [])
     with pytest.raises(ValueError, match="`conversations`: expected at least one example"):
@@ -156,7 +152,7 @@ def results() -> Results:
     return Results(runs=tuple(runs), environment=environment(), settings={"steps": 3, "note": "ü", "list": [1, 2.5]})
 
 
-def test_json_round_trip(results: Results, tmp_path: Path) -> None:
+def test_results_json_round_trip(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     results.save(path)
     assert Results.load(path) == results
@@ -166,9 +162,9 @@ def test_json_round_trip(results: Results, tmp_path: Path) -> None:
     assert results.seeds == (0, 1)
 
 
-def test_json_says_what_it_is(results: Results) -> None:
+def test_results_json_has_version_and_environment(results: Results) -> None:
     values = json.loads(results.to_json())
-    assert values["schema_version"] == 3
+    assert values["schema_version"] == 4
     assert {name for name, _ in values["environment"]["versions"]} >= {"python", "rolesafe", "torch", "transformers"}
     assert values["environment"]["hardware"]
     for run in values["runs"]:
@@ -178,7 +174,7 @@ def test_json_says_what_it_is(results: Results) -> None:
             assert len(point["samples"]) == 2
 
 
-def test_partial_results_can_be_read(results: Results) -> None:
+def test_results_of_an_interrupted_run_load(results: Results) -> None:
     found = resistance(Scripted(str.upper, fail_at=3), make_tokenizer(), EXAMPLES, SUITE)
     run = Run.of(found, model="plain", seed=0, n_parameters=1, train_seconds=1.0, utility=results.runs[0].utility)
     partial = Results(runs=(run,), environment=results.environment, complete=False)
@@ -191,7 +187,7 @@ def test_partial_results_can_be_read(results: Results) -> None:
     assert Results.from_json(nothing.to_json()) == nothing
 
 
-def test_attack_success_needs_utility(results: Results) -> None:
+def test_run_without_utility_is_refused(results: Results) -> None:
     values = {field.name: getattr(results.runs[0], field.name) for field in dataclasses.fields(Run)}
     del values["utility"]
     with pytest.raises(TypeError, match="utility"):
@@ -203,17 +199,18 @@ def test_attack_success_needs_utility(results: Results) -> None:
     [
         ("{", "`text`: expected the JSON of results"),
         ("[]", "`text`: expected a JSON object, got list"),
-        ("{}", r"`schema_version`: expected 1 to 3, got None"),
-        ('{"schema_version": 4}', r"`schema_version`: expected 1 to 3, got 4"),
-        ('{"schema_version": 1}', "`text`: expected the JSON of results, got an object that does not fit"),
+        ("{}", r"`schema_version`: expected 1 to 4, got None"),
+        ('{"schema_version": 5}', r"`schema_version`: expected 1 to 4, got 5"),
+        ('{"schema_version": 1}', "`text.runs`: expected this field"),
+        ('{"schema_version": 1, "runs": [], "environment": {"versions": [], "hardware": 1}}', "`text.environment.hard"),
     ],
 )
-def test_files_that_are_none(text: str, message: str) -> None:
+def test_results_text_that_does_not_fit_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Results.from_json(text)
 
 
-def test_nan_is_refused(results: Results) -> None:
+def test_results_json_of_nan_is_refused(results: Results) -> None:
     broken = dataclasses.replace(results, settings={"loss": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
         broken.to_json()

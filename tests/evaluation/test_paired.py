@@ -1,4 +1,4 @@
-"""Paired statistics against hand-computed values, full enumeration and the equations they solve."""
+"""Paired statistics against hand-computed values, full enumeration and their defining equations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from rolesafe.evaluation.paired import (
     bootstrap_p,
     difference_interval,
     discordant,
+    growth,
     percentile_interval,
     ratio_interval,
     resampled,
+    spread,
 )
 
 COUNTS = st.integers(1, 200).flatmap(lambda n: st.builds(Rate, st.integers(0, n), st.just(n)))
@@ -34,7 +36,7 @@ def outcomes(*seeds: str) -> dict[int, dict[str, bool]]:
 
 
 @pytest.mark.parametrize("n", range(9))
-def test_mcnemar_counts_all_throws_of_a_coin(n: int) -> None:
+def test_mcnemar_equals_enumeration_of_throws(n: int) -> None:
     """Brute force: the share of all 2^n throws that are at least as far from the middle."""
     for b in range(n + 1):
         far = sum(abs(2 * sum(throw) - n) >= abs(2 * b - n) for throw in itertools.product((0, 1), repeat=n))
@@ -44,7 +46,8 @@ def test_mcnemar_counts_all_throws_of_a_coin(n: int) -> None:
 def test_mcnemar_known_values() -> None:
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(0, 10) == pytest.approx(2 / 1024)
-    assert mcnemar(1, 9) == mcnemar(9, 1) == pytest.approx(22 / 1024)
+    assert mcnemar(1, 9) == pytest.approx(mcnemar(9, 1)) == pytest.approx(22 / 1024)
+    assert mcnemar(200, 250) == pytest.approx(0.02079180024760769, abs=1e-12)  # version 0.4
     with pytest.raises(ValueError, match="`b`, `c`: expected counts >= 0"):
         mcnemar(-1, 2)
 
@@ -67,7 +70,7 @@ def test_holm_by_hand() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
-def test_holm_rejects_what_its_steps_reject(values: list[float], level: float) -> None:
+def test_holm_rejects_as_the_stepwise_procedure(values: list[float], level: float) -> None:
     """Holm's procedure as he wrote it: go up from the smallest p, stop at the first above level / (m - i)."""
     rejected = set()
     for i, index in enumerate(sorted(range(len(values)), key=lambda j: values[j])):
@@ -139,7 +142,7 @@ def enumerated(matrices: list[list[list[int]]]) -> dict[tuple[float, ...], float
     return found
 
 
-def test_bootstrap_draws_what_full_enumeration_gives() -> None:
+def test_resampled_has_the_enumerated_distribution() -> None:
     paired = Paired.of(outcomes("110", "100"), outcomes("100", "011"))
     assert paired is not None
     expected = enumerated([[[1, 1, 0], [1, 0, 0]], [[1, 0, 0], [0, 1, 1]]])
@@ -154,7 +157,7 @@ def test_bootstrap_draws_what_full_enumeration_gives() -> None:
         assert counts.get(key, 0) / 60_000 == pytest.approx(share, abs=5 * math.sqrt(share / 60_000) + 1e-4)
 
 
-def test_bootstrap_is_seeded_and_leaves_the_global_state_alone() -> None:
+def test_resampled_is_seeded_without_global_state() -> None:
     paired = Paired.of(outcomes("1101001", "1001100"), outcomes("1000001", "0001100"))
     assert paired is not None
     before = torch.random.get_rng_state()
@@ -163,7 +166,7 @@ def test_bootstrap_is_seeded_and_leaves_the_global_state_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_rows_see_the_same_draws() -> None:
+def test_resampled_equal_rows_stay_equal() -> None:
     """Equal rows stay equal in every resample: the pairing is kept."""
     paired = Paired.of(outcomes("1010011", "110"), outcomes("1010011", "110"))
     assert paired is not None
@@ -202,7 +205,7 @@ def test_versus_by_hand() -> None:
     assert high >= difference_interval(Rate(3, 8), Rate(7, 8))[1]
 
 
-def test_common_examples_and_seeds_only() -> None:
+def test_versus_uses_common_examples_and_seeds() -> None:
     one = {0: {"a": True, "b": False}, 1: {"a": True}, 2: {"x": True}}
     other = {0: {"b": True, "c": True}, 2: {"y": True}}
     found = versus(one, other)
@@ -212,7 +215,7 @@ def test_common_examples_and_seeds_only() -> None:
     assert versus({}, other) is None
 
 
-def test_nothing_won_has_no_ratio_but_an_interval_of_the_difference() -> None:
+def test_versus_without_success_has_no_ratio() -> None:
     none = versus(outcomes("0" * 50), outcomes("0" * 50))
     assert none is not None
     assert none.ratio is None
@@ -226,7 +229,7 @@ def test_nothing_won_has_no_ratio_but_an_interval_of_the_difference() -> None:
     assert only.ratio_interval[1] == math.inf
 
 
-def test_intervals_of_zero_successes_have_a_width() -> None:
+def test_versus_without_success_has_a_wide_interval() -> None:
     """A bootstrap alone would say 0 to 0."""
     found = versus(outcomes("0" * 40, "0" * 40), outcomes("1" * 40, "1" * 39 + "0"))
     assert found is not None
@@ -236,8 +239,8 @@ def test_intervals_of_zero_successes_have_a_width() -> None:
     assert 0.02 < found.ratio_interval[1] < 0.1
 
 
-def test_interval_covers_the_truth() -> None:
-    """95% of the intervals of two equally weak mechanisms hold a difference of 0; here 100 draws."""
+def test_versus_interval_covers_the_true_difference() -> None:
+    """95% of the intervals of two equal mechanisms contain 0; here 100 draws."""
     draw = torch.Generator().manual_seed(0)
     held = 0
     for trial in range(100):
@@ -246,3 +249,69 @@ def test_interval_covers_the_truth() -> None:
         assert found is not None
         held += found.difference_interval[0] <= 0.0 <= found.difference_interval[1]
     assert held >= 90
+
+
+def test_versus_equals_earlier_versions() -> None:
+    """Values of version 0.4."""
+    found = versus(outcomes("1101001", "1001100", "0110000"), outcomes("1000001", "0001100", "0000000"))
+    assert found is not None
+    assert found.difference_interval == pytest.approx((-0.04067242435831969, 0.473406376137114), abs=1e-9)
+    assert found.ratio_interval == pytest.approx((0.88163652781226, math.inf), abs=1e-9)
+    assert (found.p_mcnemar, found.p_bootstrap) == pytest.approx((0.0625, 0.00899775056235941), abs=1e-9)
+
+
+def test_versus_smaller_level_widens_the_intervals() -> None:
+    one, other = outcomes("1101001101", "1001100100"), outcomes("1000001001", "0001100000")
+    wide, narrow = (versus(one, other, level=level) for level in (0.01, 0.05))
+    assert wide is not None
+    assert narrow is not None
+    assert wide.difference_interval[0] < narrow.difference_interval[0]
+    assert wide.difference_interval[1] > narrow.difference_interval[1]
+
+
+# --------------------------------------------------------------------------------------------------- spread and growth
+
+
+def test_spread_is_largest_minus_smallest() -> None:
+    found = spread({"first": outcomes("0" * 30), "middle": outcomes("1" * 12 + "0" * 18), "last": outcomes("1" * 30)})
+    assert found is not None
+    assert (found.value, found.n) == (1.0, 30)
+    assert found.means == {"first": 0.0, "middle": 0.4, "last": 1.0}
+    assert found.interval[0] == pytest.approx(difference_interval(Rate(30, 30), Rate(0, 30))[0])
+
+
+def test_spread_without_success_has_a_width() -> None:
+    found = spread({"first": outcomes("0" * 30), "last": outcomes("0" * 30)})
+    assert found is not None
+    assert (found.value, found.interval[0]) == (0.0, 0.0)
+    assert found.interval[1] == pytest.approx(difference_interval(Rate(0, 30), Rate(0, 30))[1])
+
+
+def test_spread_of_fewer_than_two_conditions_is_none() -> None:
+    assert spread({}) is spread({"first": outcomes("01")}) is None
+    assert spread({"first": {0: {"a": True}}, "last": {0: {"b": True}}}) is None
+
+
+def test_growth_names_the_condition_that_grew() -> None:
+    found = growth({"x1": outcomes("0" * 20), "x4": outcomes("1" * 16 + "0" * 4), "x16": outcomes("1" * 4 + "0" * 16)})
+    assert found is not None
+    assert (found.first, found.most, found.versus.difference) == ("x1", "x4", 0.8)
+    assert found.versus.difference_interval[0] > 0.0
+
+
+def test_growth_of_one_comparison_is_versus() -> None:
+    one, other = outcomes("1101001101"), outcomes("1000001001")
+    found = growth({"x1": other, "x64": one})
+    assert found is not None
+    assert found.versus == versus(one, other)
+    assert growth({"x1": other}) is None
+
+
+def test_growth_of_many_comparisons_is_corrected() -> None:
+    """The same growth alone is beyond chance, as the largest of twelve it is not."""
+    few, more = outcomes("1" * 6 + "0" * 24), outcomes("1" * 14 + "0" * 16)
+    alone = growth({"x1": few, "x2": more})
+    many = growth({"x1": few, "x2": more, **{f"x{n}": few for n in range(3, 14)}})
+    assert alone is not None
+    assert many is not None
+    assert alone.versus.difference_interval[0] > 0.0 > many.versus.difference_interval[0]

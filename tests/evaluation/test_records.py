@@ -1,4 +1,4 @@
-"""Records of a study: outcomes per example, both schema versions, one file per run."""
+"""Records of a study: outcomes per example, schema versions, merging, one file per run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from rolesafe.attacks import AttackConfig, AttackResult, Outcome, Rate
 from rolesafe.evaluation import AttackPoint, Environment, Resistance, Results, Run, Store, Utility
-from rolesafe.evaluation.records import counted, mean_losses
+from rolesafe.evaluation.records import counted
 from tests.report.study import measured, study
 
 HERE = Environment(versions=(("torch", "2.13"),), hardware="CPU", commit="abc")
@@ -33,7 +33,7 @@ def run_of(*results: AttackResult, **changes: object) -> Run:
 # -------------------------------------------------------------------------------------------------------- one character
 
 
-def test_marks_stand_for_the_examples_of_the_run() -> None:
+def test_marks_of_attacks_on_different_examples() -> None:
     """The second attack left an example out; the point without attack knows them all."""
     run = run_of(
         result("none", {"a": False, "b": False, "c": True}),
@@ -48,7 +48,7 @@ def test_marks_stand_for_the_examples_of_the_run() -> None:
     assert run.worst_case == run.bound == Rate(0, 1)
 
 
-def test_what_nobody_can_type_is_a_bound() -> None:
+def test_worst_untyped_attack_counts_for_the_bound_only() -> None:
     run = run_of(result("mimicry", {"a": True, "b": False}), result("dilution", {"a": False, "b": True}))
     points = (run.attacks[0], replace(run.attacks[1], typed=False))
     changed = replace(run, attacks=points)
@@ -56,7 +56,7 @@ def test_what_nobody_can_type_is_a_bound() -> None:
     assert counted(changed.worst(lambda point: True)) == Rate(2, 2)
 
 
-def test_any_subset_can_be_recomputed() -> None:
+def test_worst_of_any_subset_of_attacks() -> None:
     run = measured("air", 0, "0.2M")
     for chosen in (("gcg",), ("mimicry", "dilution"), ("none",)):
         points = [p for p in run.attacks if p.attack in chosen and p.attack != "none"]
@@ -64,32 +64,22 @@ def test_any_subset_can_be_recomputed() -> None:
         assert run.worst(lambda point, chosen=chosen: point.attack in chosen) == expected
 
 
-def test_searches_keep_steps_and_the_mean_loss() -> None:
+def test_point_of_search_keeps_its_steps() -> None:
     searched = result("mimicry", {"a": True, "b": False})
-    outcomes = tuple(
-        replace(o, n_queries=n * 10, n_steps=n, losses=losses)
-        for o, n, losses in zip(searched.outcomes, (1, 3), ((4.0, 2.0), (4.0, 3.0, 2.0, 1.0)), strict=True)
-    )
+    outcomes = tuple(replace(o, n_queries=n * 10, n_steps=n) for o, n in zip(searched.outcomes, (1, 3), strict=True))
     point = AttackPoint.of(replace(searched, outcomes=outcomes))
     assert (point.n_steps, point.n_queries) == ((1, 3), 40)
-    assert point.losses == (4.0, 2.5, 2.0, 1.5), "the one that stopped early keeps its last loss"
-    assert AttackPoint.of(searched).n_steps == AttackPoint.of(searched).losses == ()
-    assert mean_losses([]) == mean_losses([()]) == ()
+    assert AttackPoint.of(searched).n_steps == ()
 
 
-def test_failed_examples_are_kept_with_their_reason() -> None:
+def test_point_of_failed_example_keeps_the_reason() -> None:
     point = AttackPoint.of(result("mimicry", {"a": True}, failed=(("b", "out of memory"),)), examples=("a", "b"))
     assert (point.marks, point.failed) == ("1-", (("b", "out of memory"),))
 
 
-def test_examples_that_met_the_goal_anyway_are_counted_apart() -> None:
+def test_run_example_that_met_the_goal_without_attack_is_left_out() -> None:
     run = run_of(result("mimicry", {"a": True, "b": False}, met=("c",)))
-    assert (run.examples, run.attacks[0].marks, run.attacks[0].n_met) == (("a", "b"), "10", 1)
-    results = Results(runs=(run,), environment=HERE)
-    assert Results.from_json(results.to_json()) == results
-    old = json.loads(results.to_json())
-    del old["runs"][0]["attacks"][0]["n_met"]
-    assert Results.from_json(json.dumps(old)).runs[0].attacks[0] == replace(run.attacks[0], n_met=0)
+    assert (run.examples, run.attacks[0].marks) == (("a", "b"), "10")
 
 
 @pytest.mark.parametrize(
@@ -100,12 +90,12 @@ def test_examples_that_met_the_goal_anyway_are_counted_apart() -> None:
         ({"marks": "1100", "n_steps": (1, 2)}, "`n_steps`: expected one for each of 4 examples, got 2"),
     ],
 )
-def test_marks_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+def test_point_marks_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AttackPoint(attack="mimicry", parameters={}, seed=0, success=Rate(2, 4), **changes)  # type: ignore[arg-type]
 
 
-def test_runs_that_do_not_fit() -> None:
+def test_run_fields_that_do_not_fit_are_refused() -> None:
     run = run_of(result("mimicry", {"a": True, "b": False}))
     with pytest.raises(ValueError, match="`attacks`: expected 1 marks, one per example, got 2"):
         replace(run, examples=("a",))
@@ -122,7 +112,7 @@ def test_runs_that_do_not_fit() -> None:
 # ---------------------------------------------------------------------------------------------------------------- JSON
 
 
-def test_everything_survives_its_file(tmp_path: Path) -> None:
+def test_results_saved_and_loaded_are_equal(tmp_path: Path) -> None:
     results = study(("plain", "channel"), (0, 1))
     cut = replace(results.runs[0], complete=False, worst_case=None, attention_mass=None, sep=None)
     failed = replace(cut, attacks=(replace(cut.attacks[0], failed=(("x", "out of memory"),)), *cut.attacks[1:]))
@@ -131,16 +121,16 @@ def test_everything_survives_its_file(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "a.json") == results
 
 
-def test_numbers_stand_on_one_line_and_text_is_left_alone() -> None:
+def test_json_numbers_share_a_line_and_text_is_kept() -> None:
     run = replace(measured("plain", 0), model="[\n 1,\n 2\n] [1, 2]")
     results = Results(runs=(run,), environment=HERE, settings={"list": [1, -2.5, 3e-7], "text": "[\n  1,\n  2\n]"})
     text = results.to_json()
     assert '"list": [1, -2.5, 3e-07]' in text
     assert Results.from_json(text) == replace(results, settings={"list": [1, -2.5, 3e-7], "text": "[\n  1,\n  2\n]"})
-    assert json.loads(text)["schema_version"] == 3
+    assert json.loads(text)["schema_version"] == 4
 
 
-def test_files_of_version_1_still_load() -> None:
+def test_results_of_version_1_load() -> None:
     """As rolesafe 0.1 wrote them."""
     rate = {"k": 1, "n": 2}
     outcome = {
@@ -177,7 +167,7 @@ def test_files_of_version_1_still_load() -> None:
 # --------------------------------------------------------------------------------------------------------------- merge
 
 
-def test_parts_become_the_whole() -> None:
+def test_merge_of_all_parts_is_the_whole() -> None:
     whole = study(("plain", "channel"), (0, 1))
     parts = [replace(whole, runs=(run,)) for run in whole.runs]
     assert Results.merge(parts) == whole
@@ -186,7 +176,7 @@ def test_parts_become_the_whole() -> None:
     assert [run.seed for run in whole.of("1.5M", "channel")] == [0, 1]
 
 
-def test_the_finished_record_of_a_run_counts() -> None:
+def test_merge_prefers_the_finished_run() -> None:
     run = measured("air", 0)
     whole = Results(runs=(run,), environment=HERE)
     cut = replace(whole, runs=(replace(run, complete=False, attacks=run.attacks[:3]),), complete=False)
@@ -198,7 +188,7 @@ def test_the_finished_record_of_a_run_counts() -> None:
         Results.merge([whole, other])
 
 
-def test_parts_of_other_studies_are_refused() -> None:
+def test_merge_of_different_studies_is_refused() -> None:
     one = Results(runs=(), environment=HERE, settings={"steps": 3, "list": (1, 2)})
     assert Results.merge([one, replace(one, settings={"steps": 3, "list": [1, 2]})]).settings["steps"] == 3
     with pytest.raises(ValueError, match="`parts`: expected the same settings, got 3 and 4 for 'steps'"):
@@ -209,7 +199,7 @@ def test_parts_of_other_studies_are_refused() -> None:
         Results.merge([])
 
 
-def test_environments_that_differ_stand_beside_each_other() -> None:
+def test_joined_environments_keep_all_values() -> None:
     other = Environment(versions=(("torch", "2.14"), ("numpy", "2")), hardware="GPU", commit=None)
     joined = Environment.joined([HERE, other, HERE])
     assert joined == Environment(
@@ -224,7 +214,7 @@ def test_environments_that_differ_stand_beside_each_other() -> None:
 # --------------------------------------------------------------------------------------------------------------- store
 
 
-def test_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_store_resumes_an_interrupted_study(tmp_path: Path) -> None:
     whole = study(("plain", "channel"), (0, 1))
     store = Store(tmp_path / "runs")
     planned = [run.key for run in whole.runs]
@@ -244,7 +234,7 @@ def test_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"0.2M--plain--0.json", "1.5M--channel--1.json"}
 
 
-def test_an_unfinished_run_makes_an_unfinished_study(tmp_path: Path) -> None:
+def test_store_unfinished_run_makes_unfinished_study(tmp_path: Path) -> None:
     whole = study(("plain",), (0,), ("",))
     store = Store(tmp_path)
     store.save(replace(whole, runs=(replace(whole.runs[0], complete=False),)))
@@ -252,7 +242,7 @@ def test_an_unfinished_run_makes_an_unfinished_study(tmp_path: Path) -> None:
     assert store.path(("", "plain", 0)).name == "plain--0.json"
 
 
-def test_store_refuses(tmp_path: Path) -> None:
+def test_store_bad_names_and_files_are_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(ValueError, match="`results`: expected one run, got 2"):
         store.save(study(("plain",), (0, 1), ("",)))

@@ -136,7 +136,6 @@ def _point(
         parameters=parameters,
         seed=0,
         success=counted(won),
-        families=(("secret", counted(won)),),
         samples=(
             Outcome(
                 id=first,
@@ -153,5 +152,4 @@ def _point(
         marks="".join(str(int(w)) for w in won.values()),
         n_queries=len(won) * (4000 if steps else 1),
         n_steps=steps,
-        losses=tuple(round(4.0 * math.exp(-i / 100) + 0.3, 4) for i in range(0, 501, 20)) if steps else (),
     )
