@@ -1,4 +1,4 @@
-"""Checks of arguments that every part makes. ``bool`` is not taken for a number."""
+"""Checks of argument types. A ``bool`` is no number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
+"""Command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
 
-The exit status is that of :mod:`rolesafe.terminal`; `audit --fail-on-risk` ends with 1 where it found a risk, too.
+Exit statuses are those of :mod:`rolesafe.terminal`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import rolesafe
 from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, run_main, status_of
 
 UsageError: Any = typer.BadParameter.__bases__[0]
-"""What typer raises for arguments that do not parse; older versions take it from click, newer ones bring their own."""
+"""Error of typer for arguments that do not parse; from click in older versions."""
 
 
 def run_command(function: Callable[..., Any]) -> NoReturn:
-    """Run `function` as the only command of a script and end the process, with errors and statuses as of `rolesafe`."""
+    """Run `function` as the only command of a script and exit, with the errors and statuses of `rolesafe`."""
     command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     command.command()(function)
     run_main(lambda: _parsed(lambda: command(standalone_mode=False)))
 
 
 def _parsed(command: Callable[[], Any]) -> Any:
-    """Run a command and return its status; 2 where its arguments do not parse."""
+    """Run a command and return its status; 2 if its arguments do not parse."""
     try:
         return command()
     except UsageError as error:
@@ -40,10 +40,10 @@ def _parsed(command: Callable[[], Any]) -> Any:
 
 
 class Commands(TyperGroup):
-    """The commands, with every error on one line and an exit status that says what kind it is."""
+    """Commands with errors on one line and the exit statuses of :mod:`rolesafe.terminal`."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Run a command; end with its exit status."""
+        """Run a command and exit with its status."""
         options["standalone_mode"] = False
         run = super().main
         sys.exit(status_of(lambda: _parsed(lambda: run(args, *rest, **options))))
@@ -53,11 +53,11 @@ app = typer.Typer(
     cls=Commands,
     add_completion=False,
     invoke_without_command=True,
-    help="rolesafe: tokens with standing.",
+    help="Role-aware attention for transformers: attention that depends on the role of each token.",
     pretty_exceptions_enable=False,
 )
 
-Preset = Annotated[str, typer.Option(help="Role configuration: a preset of RoleConfig.")]
+Preset = Annotated[str, typer.Option(help="Preset of RoleConfig, see `rolesafe mechanisms`.")]
 
 
 def _version(wanted: bool) -> None:
@@ -73,7 +73,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """rolesafe: tokens with standing."""
+    """Role-aware attention for transformers: attention that depends on the role of each token."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
@@ -82,21 +82,21 @@ def options(
 @app.command()
 def demo(
     model: Annotated[str | None, typer.Option(help="Directory or hub id to retrain instead of a tiny model.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where results go; default: runs/<time>.")] = None,
-    seeds: Annotated[int, typer.Option(help="Pairs of models to train.", min=1)] = 3,
+    run_dir: Annotated[Path | None, typer.Option(help="Directory of the results; default: runs/<time>.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of seeds; each trains a pair of models.", min=1)] = 3,
     steps: Annotated[int | None, typer.Option(help="Training steps of each model.", min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Conversations in a step.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Conversations per training step.", min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the base parameters.")] = None,
     role_learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the role parameters.")] = None,
     examples: Annotated[int | None, typer.Option(help="Test examples; half of them are attacked.", min=6)] = None,
-    position_gap: Annotated[int | None, typer.Option(help="Largest random jump of positions in training.")] = None,
+    position_gap: Annotated[int | None, typer.Option(help="Largest random gap between positions in training.")] = None,
     preset: Preset = "channel",
-    workers: Annotated[int | None, typer.Option(help="Processes at a time, one core each.", min=1)] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of worker processes, one core each.", min=1)] = None,
 ) -> None:
-    """Train a plain model and its role-aware twin on the same data, attack both, and report.
+    """Train a plain and a role-aware model on the same data, attack both, and report.
 
-    Writes results.json, a chart and one self-contained HTML page. Ctrl-C reports what is there and exits with 130; the
-    same command with the same --run-dir resumes.
+    Writes results.json, a chart and one self-contained HTML page. Ctrl-C reports the results so far and exits with 130.
+    Rerun the command with the same --run-dir to resume.
     """
     from rolesafe.config import RoleConfig
     from rolesafe.demo import DemoError, DemoSettings, run_demo
@@ -126,10 +126,10 @@ def demo(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="Directory or hub id; its weights are not read.")],
+    model: Annotated[str, typer.Argument(help="Directory or hub id; weights are not read.")],
     preset: Preset = "channel",
 ) -> None:
-    """Show what a patch would add to a model: parameters, layers, backends. Nothing is trained or written."""
+    """Show the parameters, layers and backend that a patch adds to a model. Writes nothing."""
     from rolesafe.config import RoleConfig
     from rolesafe.patching.inspect import inspect_model
 
@@ -142,12 +142,12 @@ def inspect(
 
 @app.command()
 def mechanisms(
-    model: Annotated[str | None, typer.Argument(help="Directory or hub id to count for; weights are not read.")] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the model to count for, where none is named.", min=1)] = 32,
-    hidden: Annotated[int, typer.Option(help="Its hidden size.", min=1)] = 4096,
-    heads: Annotated[int, typer.Option(help="Its query heads.", min=1)] = 32,
+    model: Annotated[str | None, typer.Argument(help="Directory or hub id; weights are not read.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of a model without a path.", min=1)] = 32,
+    hidden: Annotated[int, typer.Option(help="Hidden size of a model without a path.", min=1)] = 4096,
+    heads: Annotated[int, typer.Option(help="Query heads of a model without a path.", min=1)] = 32,
 ) -> None:
-    """List the presets: what each adds, what it costs, what it guarantees, who published it."""
+    """List the presets with their parameters, guarantees and papers."""
     from rolesafe.config import RoleConfig
     from rolesafe.presets import PRESETS
 
@@ -160,7 +160,7 @@ def mechanisms(
         kind, counts = count_presets(model)
         title = f"{model}: {kind}"
     table = Table(title=as_text(f"Presets of RoleConfig, counted for {title}"), show_lines=True)
-    for name, ratio in (("preset", 3), ("what it adds", 6), ("parameters", 4), ("guarantee", 5)):
+    for name, ratio in (("preset", 3), ("adds", 6), ("parameters", 4), ("guarantee", 5)):
         table.add_column(name, ratio=ratio, min_width=10, overflow="fold")
     for name, preset in PRESETS.items():
         count = counts[name]
@@ -179,28 +179,29 @@ def mechanisms(
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="Directory or hub id of a causal language model, patched or not.")],
-    examples: Annotated[int, typer.Option(help="Examples; half of them are attacked.", min=2)] = 60,
-    family: Annotated[list[str] | None, typer.Option(help="A task family; may be repeated. Default: all.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the examples and of the attacks.")] = 0,
-    tau: Annotated[float, typer.Option(help="Override risk that is accepted.")] = 0.05,
-    attack: Annotated[list[str] | None, typer.Option(help="An attack at all its points; may be repeated.")] = None,
-    strong: Annotated[bool, typer.Option("--strong", help="Attacks that search with the model, too.")] = False,
+    examples: Annotated[int, typer.Option(help="Number of examples; half of them are attacked.", min=2)] = 60,
+    family: Annotated[list[str] | None, typer.Option(help="Task family; repeatable; default: all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the examples and of the attacks.")] = 0,
+    tau: Annotated[float, typer.Option(help="Accepted override risk.")] = 0.05,
+    attack: Annotated[list[str] | None, typer.Option(help="Attack to run at all its points; repeatable.")] = None,
+    strong: Annotated[bool, typer.Option("--strong", help="Include attacks that search with the model.")] = False,
     data: Annotated[tuple[str, str] | None, typer.Option("--set", help="Name and path of a published set.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Patch a plain model for a look; it is not trained.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Patch a plain model with this preset, untrained.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)] = 16,
     batch_size: Annotated[int, typer.Option(help="Most conversations in a batch.", min=1)] = 32,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU if available.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="Write the whole report to this file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the whole report.")] = None,
     fail_on_risk: Annotated[
-        bool, typer.Option("--fail-on-risk", help="Exit with 1 if a verdict is RISK, or could not be checked.")
+        bool, typer.Option("--fail-on-risk", help="Exit with 1 if a verdict is RISK or not measured.")
     ] = False,
 ) -> None:
     """Check the claims of "Token Democracy" on any model: one verdict each, with numbers.
 
-    Ctrl-C prints what is finished, writes it to --json, and exits with 130. What the verdicts mean is in docs/audit.md.
+    Ctrl-C prints the finished part, writes it to --json, and exits with 130. See docs/audit.md for the verdicts.
     """
     from rolesafe.audit.command import run_audit
+    from rolesafe.evaluation.verdict import NotMeasured
 
     report = run_audit(
         model,
@@ -217,12 +218,12 @@ def audit(
         data=data,
         preset=preset,
         device=device,
-        dtype=dtype,
+        dtype=dtype,  # type: ignore[arg-type]  # checked by `load`
         json_path=json,
     )
     if not report.complete:
         raise typer.Exit(INTERRUPTED)
-    if fail_on_risk and any(v.standing == "bad" or not v.measured for v in report.verdicts):
+    if fail_on_risk and any(v.passed is False or isinstance(v.measured, NotMeasured) for v in report.verdicts):
         raise typer.Exit(1)
 
 

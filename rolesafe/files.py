@@ -1,4 +1,4 @@
-"""Records on disk: written as a whole or not at all, and read only by a version that knows them."""
+"""Files of records: atomic writes, locks, and JSON with a schema version."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rolesafe.arguments import is_integer
+
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
-    """Write `content` to `path`; an interruption leaves the old file or the new one, never half of one. Processes that
-    write the same file at a time do not meet: the last one's stays.
+    """Write `content` to `path` as a whole: an interruption leaves the old file or the new one.
+
+    Of several processes that write the same file, the last one wins.
 
     Raises:
-        OSError: It cannot be written; the error names `path`, and what was there is still there.
+        OSError: It cannot be written; the error names `path`, and the old file is kept.
     """
     target = Path(path)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -40,35 +43,33 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
 
 
 def check_writable(path: str | os.PathLike[str], argument: str) -> None:
-    """Raise where no file could be written to `path`, without leaving anything there: to be called before the work.
+    """Check that a file can be written to `path`, without creating one.
 
     Args:
         path: File to write later.
-        argument: What an error calls it, such as ``"--json"``.
+        argument: Its name in errors, such as ``"--json"``.
 
     Raises:
-        ValueError: It is a directory or no regular file, or the nearest folder that exists takes no new file.
+        ValueError: It is a directory or no regular file, or the nearest existing folder takes no new file.
     """
     target = Path(path)
     try:
         if target.exists() and not target.is_file():
             what = "the directory" if target.is_dir() else "the special file"
-            raise ValueError(
-                f"`{argument}`: expected a file to write, got {what} {str(target)!r}; name another, as result.json"
-            )
+            raise ValueError(f"`{argument}`: expected a file to write, got {what} {str(target)!r}. Pass another path.")
         folder = next(parent for parent in target.absolute().parents if parent.exists())
-        with TemporaryFile(dir=folder):  # tried, because modes do not tell of read-only and full file systems
+        with TemporaryFile(dir=folder):  # file modes do not reveal read-only and full file systems
             pass
     except OSError as error:
         raise ValueError(
-            f"`{argument}`: expected a path that can be written, got {str(target)!r}: {error.strerror}; name another "
-            "one"
+            f"`{argument}`: expected a path that can be written, got {str(target)!r}: {error.strerror}. Pass "
+            "another path."
         ) from error
 
 
 @contextmanager
 def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a scratch directory that becomes `path`, in place of what is there, if the block ends without an error."""
+    """Yield a scratch directory that replaces `path` if the block ends without an error."""
     target = Path(path)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -84,14 +85,14 @@ def whole_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def locked(directory: str | os.PathLike[str], argument: str = "directory") -> Iterator[None]:
-    """Make `directory` and keep every other run out of it; the lock ends with the process, however that ends.
+    """Create `directory` and lock it against other processes; the lock ends with the process.
 
     Args:
-        directory: Where a run writes.
-        argument: What an error calls it.
+        directory: Output directory of a run.
+        argument: Its name in errors.
 
     Raises:
-        ValueError: Another process holds it, or it cannot be written.
+        ValueError: Another process holds the lock, or the directory cannot be written.
     """
     folder = Path(directory)
     try:
@@ -100,13 +101,13 @@ def locked(directory: str | os.PathLike[str], argument: str = "directory") -> It
         lock.acquire()
     except Timeout as error:
         raise ValueError(
-            f"`{argument}`: expected a directory that no other run is writing into, got {str(folder)!r}; wait for that "
-            "run to end, or give another directory"
+            f"`{argument}`: expected a directory that no other run is writing into, got {str(folder)!r}. Wait for that "
+            "run to end, or pass another directory."
         ) from error
     except OSError as error:
         raise ValueError(
-            f"`{argument}`: expected a directory that can be written, got {str(folder)!r}: {error.strerror}; give "
-            "another directory"
+            f"`{argument}`: expected a directory that can be written, got {str(folder)!r}: {error.strerror}. Pass "
+            "another directory."
         ) from error
     try:
         yield
@@ -118,7 +119,7 @@ def read_whole(path: str | os.PathLike[str]) -> str:
     """Return the text of a file.
 
     Raises:
-        ValueError: It is no text in UTF-8.
+        ValueError: It is not UTF-8.
         OSError: It cannot be read.
     """
     try:
@@ -132,36 +133,36 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        what: What an error calls it, such as ``"a study's settings"``.
+        what: Its name in errors, such as ``"a study's settings"``.
 
     Raises:
-        ValueError: It holds no JSON object, or not all of one.
+        ValueError: It holds no JSON object, or is cut short.
         OSError: It cannot be read.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"`path`: expected {what} as JSON in {os.fspath(path)!r}, got something else: {error}; delete that file"
+            f"`path`: expected {what} as JSON in {os.fspath(path)!r}, got something else: {error}. Delete it."
         ) from error
     if not isinstance(values, dict):
         raise ValueError(
-            f"`path`: expected {what}, a JSON object, in {os.fspath(path)!r}, got {type(values).__name__}; delete it"
+            f"`path`: expected {what}, a JSON object, in {os.fspath(path)!r}, got {type(values).__name__}. Delete it."
         )
     return values
 
 
 def read_versioned(text: str, newest: int, what: str, *, oldest: int = 1) -> dict[str, Any]:
-    """The JSON object in `text` without its `schema_version`.
+    """Return the JSON object in `text` without its `schema_version`.
 
     Args:
         text: JSON.
-        newest: Newest version that is understood.
-        what: What an error calls the record, such as ``"results"``.
-        oldest: Oldest version that is understood.
+        newest: Newest supported version.
+        what: Name of the record in errors, such as ``"results"``.
+        oldest: Oldest supported version.
 
     Raises:
-        ValueError: It is no such object, or of another version.
+        ValueError: It is no such object, or of another version; the message has the version of rolesafe that wrote it.
     """
     try:
         values = json.loads(text)
@@ -170,13 +171,17 @@ def read_versioned(text: str, newest: int, what: str, *, oldest: int = 1) -> dic
     if not isinstance(values, dict):
         raise ValueError(f"`text`: expected a JSON object, got {type(values).__name__}")
     version = values.pop("schema_version", None)
-    if isinstance(version, int) and not isinstance(version, bool) and 1 <= version < oldest:
-        raise ValueError(
-            f"`schema_version`: expected {oldest} to {newest}, got {version}: {what} of an earlier version of rolesafe "
-            "lacks what is needed today; make it again"
-        )
-    if not isinstance(version, int) or isinstance(version, bool) or not oldest <= version <= newest:
-        raise ValueError(
-            f"`schema_version`: expected {oldest} to {newest}, got {version!r}; upgrade rolesafe for newer files"
-        )
-    return values
+    if is_integer(version, oldest) and version <= newest:
+        return values
+    action = f"Create {what} again" if is_integer(version, 1) and version < oldest else "Upgrade rolesafe"
+    raise ValueError(
+        f"`schema_version`: expected {oldest} to {newest}, got {version!r}{_writer(values)}. {action} to read it."
+    )
+
+
+def _writer(values: dict[str, Any]) -> str:
+    """Return the version of rolesafe that a record names as its writer, for an error message."""
+    try:
+        return f", written by rolesafe {dict(values['environment']['versions'])['rolesafe']}"
+    except (KeyError, TypeError, ValueError):
+        return ""

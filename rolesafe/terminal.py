@@ -1,6 +1,6 @@
-"""What reaches a terminal: text from elsewhere made visible, errors on one line, and the exit status of a command.
+"""Terminal output: escaped text, errors on one line, and exit statuses.
 
-Exit status: 0; 1 where the work failed; 2 where an argument, or what it names, cannot be used; 130 after Ctrl-C.
+Exit status: 0 success; 1 failure; 2 unusable argument, or file or model that it names; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from rich.console import Console
 from rich.text import Text
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as of a process that SIGINT ended."""
+"""Exit status after Ctrl-C, as after SIGINT."""
 
 _KEPT = "\n"
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories that are drawn as nothing, or that change how the text around them is drawn."""
+"""Unicode categories of invisible characters and of characters that change the text around them."""
 _MARKS = {"Mn", "Me"}
 
 MOST_MARKS = 6
-"""Combining marks on one letter that are drawn: more than any script needs, fewer than it takes to cover other text."""
+"""Combining marks kept on one letter: more than any script needs, too few to cover other text."""
 
 
 def visible(text: str) -> str:
-    r"""`text` with every control and invisible character spelled out, as in ``\u202e`` or ``\x1b``.
+    r"""Return `text` with every control and invisible character escaped, as in ``\u202e`` or ``\x1b``.
 
-    A terminal then gets no escape sequence, a page no change of direction, and a reader sees zero-width characters that
-    an attacker hid between letters. Of a heap of combining marks only the first ones are drawn, the others are spelled
-    out, too. Line feeds stay. This does not escape HTML or rich's markup: the writers do.
+    This removes terminal escape sequences and changes of text direction, and shows zero-width characters. Combining
+    marks after the first :data:`MOST_MARKS` on a letter are escaped too. Line feeds, HTML and rich markup are kept.
     """
     found, marks = [], 0
     for character in text:
@@ -46,17 +45,14 @@ def visible(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return `text` as :func:`visible` spells it, on one line: line feeds are spelled out, too.
-
-    A name with a line feed could otherwise print a line that looks like ours.
-    """
+    """Return `text` escaped by :func:`visible`, with line feeds escaped too: a name cannot forge a line of output."""
     return visible(str(text)).replace("\n", "\\x0a")
 
 
 def as_text(text: object, style: str = "") -> Text:
     """Return `text` for a rich console, table or panel: on one line, without escape sequences, markup or emoji codes.
 
-    Everything that is printed and was not written by this project goes through this function.
+    Use it for all text from models, files and users.
     """
     return Text(one_line(text), style)
 
@@ -73,7 +69,7 @@ def print_error(error: object, status: int) -> int:
 
 
 def status_of(command: Callable[[], Any]) -> int:
-    """Run a command and return its exit status; None counts as 0. Other errors are faults of ours, and are raised."""
+    """Run a command and return its exit status; None counts as 0. Unexpected errors are raised."""
     try:
         status = command()
     except ValueError as error:
@@ -88,15 +84,15 @@ def status_of(command: Callable[[], Any]) -> int:
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run the main function of a script and end the process with its exit status."""
+    """Run the main function of a script and exit with its status."""
     guard_terminal()
     sys.exit(status_of(main))
 
 
 def guard_terminal() -> None:
-    """Send what libraries print of a checkpoint (logs, warnings, tracebacks) through :func:`visible` in this process.
+    """Escape all logs, warnings and tracebacks of this process by :func:`visible`.
 
-    Characters that the terminal's encoding lacks are spelled out, too, instead of ending the program after its work.
+    Characters that the terminal's encoding lacks are escaped too.
     """
     make = logging.getLogRecordFactory()
 
@@ -131,6 +127,6 @@ def _spell(character: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error that is not empty."""
+    """Return the first non-empty line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

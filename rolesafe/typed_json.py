@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from rolesafe.arguments import is_integer
 
@@ -58,6 +59,17 @@ def _converter() -> Converter:
 
         return build
 
+    def several(kind: Any) -> bool:
+        return get_origin(kind) in (Union, UnionType) and sum(map(is_dataclass, get_args(kind))) > 1
+
+    def one_of(values: Any, kind: Any) -> Any:
+        # cattrs' own choice asks for one field in an order that differs between processes, and so do its errors
+        if values is None and type(None) in get_args(kind):
+            return None
+        _expect(isinstance(values, dict), "an object", values)
+        kinds: list[Any] = [one for one in get_args(kind) if is_dataclass(one)]
+        return converter.structure(values, max(kinds, key=lambda one: len({f.name for f in fields(one)} & set(values))))
+
     def row(values: Any, kind: Any) -> Any:
         _expect(isinstance(values, (list, tuple)), "a list", values)
         return tuples(values, kind)
@@ -74,6 +86,7 @@ def _converter() -> Converter:
         return value
 
     converter.register_structure_hook_factory(is_dataclass, record)
+    converter.register_structure_hook_func(several, one_of)
     converter.register_structure_hook_func(is_tuple, row)
     converter.register_structure_hook(float, number)
     for kind in (int, str, bool):

@@ -1,4 +1,4 @@
-"""The command line."""
+"""Command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(monkeypatch):
     return lambda *arguments: CliRunner().invoke(app, list(arguments))
 
 
-def test_inspect_says_what_a_patch_adds(run, tmp_path):
+def test_inspect_shows_what_a_patch_adds(run, tmp_path):
     model = tiny_model("llama")
     model.save_pretrained(tmp_path)
     result = run("inspect", str(tmp_path))
@@ -38,7 +38,7 @@ def test_inspect_says_what_a_patch_adds(run, tmp_path):
         assert text in result.output
 
 
-def test_inspect_reads_the_configuration_of_a_patched_checkpoint(run, tmp_path):
+def test_inspect_of_patched_checkpoint_uses_its_config(run, tmp_path):
     model = rolesafe.patch(tiny_model("llama"), rolesafe.RoleConfig(embedding="input", bias=False))
     model.save_pretrained(tmp_path)
     result = run("inspect", str(tmp_path))
@@ -47,14 +47,14 @@ def test_inspect_reads_the_configuration_of_a_patched_checkpoint(run, tmp_path):
     assert "added: bias" not in result.output
 
 
-def test_inspect_names_the_backend_of_models_without_a_fused_one(run, tmp_path):
+def test_inspect_without_fused_backend_names_reference(run, tmp_path):
     tiny_model("gemma2").save_pretrained(tmp_path)
     result = run("inspect", str(tmp_path), "--preset", "bias")
     assert result.exit_code == 0, result.output
     assert "reference" in result.output
 
 
-def test_inspect_says_why_a_model_cannot_be_patched(run, tmp_path):
+def test_inspect_of_unsupported_model_shows_the_reason(run, tmp_path):
     tiny_model("bloom").save_pretrained(tmp_path)
     result = run("inspect", str(tmp_path))
     assert "does not go through transformers' attention interface" in " ".join(result.output.replace("│", " ").split())
@@ -64,7 +64,7 @@ def test_inspect_says_why_a_model_cannot_be_patched(run, tmp_path):
 
 
 def refused(result, status: int = 2) -> str:
-    """The one line that a command ended with."""
+    """Return the one line of standard error."""
     assert not result.exception or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == status, result.output
     (line,) = result.stderr.splitlines()
@@ -115,15 +115,15 @@ def refused(result, status: int = 2) -> str:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else "",
 )
-def test_cli_argument_that_cannot_be_used_is_one_line_and_status_2(run, tmp_path, arguments, named):
+def test_cli_bad_argument_is_one_line_and_status_2(run, tmp_path, arguments, named):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.json").write_bytes(b"\xff\xfe{")
     places = {"EMPTY": tmp_path / "empty", "FILE": tmp_path / "file.json", "RUN": tmp_path / "run"}
     assert named in refused(run(*(str(places.get(argument, argument)) for argument in arguments)))
 
 
-def test_cli_every_command_has_a_refusal_above():
-    """A new command needs its own lines in the list above."""
+def test_cli_every_command_has_bad_arguments_above():
+    """A new command needs lines in the list above."""
     assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
         *("demo", "inspect", "mechanisms", "audit"),
     }
@@ -131,7 +131,7 @@ def test_cli_every_command_has_a_refusal_above():
 
 SHORT = ("--examples", "6", "--attack", "mimicry", "--max-new-tokens", "3", "--device", "cpu")
 READERS = (("inspect",), ("mechanisms",), ("audit", *SHORT))
-"""Commands that read the model at a path; `demo` reads it by the way that is tested in tests/demo."""
+"""Commands that read the model at a path; `demo` is tested in tests/demo."""
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ READERS = (("inspect",), ("mechanisms",), ("audit", *SHORT))
     [b"", b"null", b"[]", b'"x"', b"\xff\xfe\x00", b'{"model_type": "llama"', b"{}", b"[" * 100_000],
     ids=["empty", "null", "list", "text", "binary", "cut", "nothing", "deep"],
 )
-def test_cli_config_that_is_not_whole_is_one_line(run, tmp_path, content):
+def test_cli_broken_config_is_one_line(run, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     for command, *options in READERS:
         assert "`model`" in refused(run(command, str(tmp_path), *options))
@@ -160,7 +160,7 @@ def test_cli_config_that_is_not_whole_is_one_line(run, tmp_path, content):
     ],
     ids=str,
 )
-def test_cli_config_with_values_of_the_wrong_kind_is_one_line(run, tmp_path, changes):
+def test_cli_config_with_wrong_types_is_one_line(run, tmp_path, changes):
     tiny_model("llama").config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -171,7 +171,7 @@ def test_cli_config_with_values_of_the_wrong_kind_is_one_line(run, tmp_path, cha
             assert "`model`" in refused(result)
 
 
-def test_audit_weights_that_are_cut_short_are_one_line(run, tmp_path):
+def test_audit_truncated_weights_are_one_line(run, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -187,7 +187,7 @@ def test_cli_full_disk_is_one_line_and_status_1(run, monkeypatch):
     assert said == "error: 'runs/x\\x1b[31m/results.json' cannot be used: No space left on device"
 
 
-def test_demo_without_matplotlib_is_one_line_before_any_work(run, tmp_path, monkeypatch):
+def test_demo_without_matplotlib_is_refused_first(run, tmp_path, monkeypatch):
     monkeypatch.setattr("rolesafe.demo.run.updates", lambda *args: pytest.fail("a job was started"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert 'pip install "rolesafe[demo]"' in refused(run("demo", "--run-dir", str(tmp_path)), 1)
@@ -230,7 +230,7 @@ ROLES = ("system", "user", "assistant", "[/]\x1b[31m", "a\u202eb\n")
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A checkpoint whose folder, roles and tokenizer file have names that a terminal or rich would obey."""
+    """Checkpoint with terminal and rich markup in the names of its folder, roles and files."""
     folder = tmp_path_factory.mktemp("models") / HOSTILE
     tokenizer = tiny_tokenizer(vocabulary())
     model = tiny_llama(len(tokenizer), seed=0)
@@ -243,7 +243,7 @@ def hostile(tmp_path_factory):
 
 
 def test_cli_hostile_names_have_no_effect(hostile, tmp_path):
-    """In a process of their own, because libraries log to the real terminal; `audit` is in tests/audit."""
+    """In a subprocess, because libraries log to the real terminal; `audit` is in tests/audit."""
     aware, plain = str(hostile / "aware"), str(hostile / "plain")
     calls = [
         ["inspect", aware],

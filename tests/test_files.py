@@ -1,4 +1,4 @@
-"""Records on disk."""
+"""Files of records."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def write_often(path: str, letter: str) -> None:
         write_whole(path, letter * 1000)
 
 
-def test_processes_that_write_one_file_do_not_meet(tmp_path: Path) -> None:
-    """Two trainings of one size and seed encode the same rows at the same time."""
+def test_write_whole_of_two_processes_is_atomic(tmp_path: Path) -> None:
+    """Case: two trainings of one size and seed encode the same rows."""
     path = tmp_path / "rows"
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_often, args=(str(path), letter)) for letter in "ab"]

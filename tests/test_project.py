@@ -22,7 +22,7 @@ PACKAGE = ROOT / "rolesafe"
 KERNELS = ROOT / "kernels" / "rolesafe_kernels"
 
 LAYERS = (
-    {"arguments", "config", "files", "presets", "roles", "terminal", "workers"},
+    {"arguments", "config", "extras", "files", "presets", "roles", "terminal", "typed_json", "workers"},
     {"attention"},
     {"mechanisms"},
     {"patching"},

@@ -1,14 +1,15 @@
-"""The claims of "Token Democracy" (R. Young, 2025) as checks on any causal language model, patched or not.
+"""Checks of the claims of "Token Democracy" (R. Young, 2025) on any causal language model, patched or not.
 
-``audit(model, tokenizer) -> AuditReport``; on the command line ``rolesafe audit MODEL``. What each verdict means is in
-docs/audit.md.
+``audit(model, tokenizer) -> AuditReport``; on the command line ``rolesafe audit MODEL``. See docs/audit.md.
 """
 
-from rolesafe.audit.report import (
+from typing import Any
+
+from rolesafe.audit.records import (
     SCHEMA_VERSION,
+    AttentionMass,
     AuditReport,
     AuditSettings,
-    Change,
     Dilution,
     MassLevel,
     Override,
@@ -18,16 +19,18 @@ from rolesafe.audit.report import (
     Usefulness,
 )
 from rolesafe.audit.run import STAGES, audit
-from rolesafe.audit.verdicts import Verdict
+from rolesafe.evaluation.verdict import Measured, NotMeasured, Verdict
 
 __all__ = [
     "SCHEMA_VERSION",
     "STAGES",
+    "AttentionMass",
     "AuditReport",
     "AuditSettings",
-    "Change",
     "Dilution",
     "MassLevel",
+    "Measured",
+    "NotMeasured",
     "Override",
     "Position",
     "SweepPoint",
@@ -36,3 +39,9 @@ __all__ = [
     "Verdict",
     "audit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Change":
+        raise ImportError("`Change`: removed. Use `Position.spread` and `Dilution.growth`.")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What `rolesafe audit` does: read, audit, print, write."""
+"""Implementation of `rolesafe audit`: load, audit, print, write."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rolesafe.audit.load import load
-from rolesafe.audit.report import AuditReport, AuditSettings
+from rolesafe.audit.load import Dtype, load
+from rolesafe.audit.records import AuditReport, AuditSettings
 from rolesafe.audit.run import audit
 from rolesafe.audit.terminal import draw, progress_bar
 from rolesafe.files import check_writable
@@ -24,25 +24,25 @@ def run_audit(
     data: tuple[str, str] | None = None,
     preset: str | None = None,
     device: str | None = None,
-    dtype: str = "auto",
+    dtype: Dtype = "auto",
     json_path: Path | None = None,
 ) -> AuditReport:
-    """Audit the model at a path, print the report, and write it to `json_path` if that is given.
+    """Audit the model at a path, print the report, and write it to `json_path`.
 
     Args:
         model: Directory or hub id.
         settings: Arguments of :class:`AuditSettings`.
-        data: Name and path of a published set, see :func:`rolesafe.tasks.sets.load_set`; as many of its examples
-            as the settings say are drawn.
+        data: Name and path of a published set, see :func:`rolesafe.tasks.sets.load_set`; ``settings["examples"]`` of
+            its examples are drawn.
         preset: As in :func:`rolesafe.audit.load.load`, like `device` and `dtype`.
-        device: Where to run.
-        dtype: Of the weights.
-        json_path: File to write.
+        device: As in `load`.
+        dtype: As in `load`.
+        json_path: File to write; checked before the audit starts.
 
     Raises:
-        ValueError: An argument does not fit; `json_path` is tried before the audit starts.
+        ValueError: An argument does not fit.
         OSError: The report cannot be written.
-        ImportError: A package is missing that the model or the set needs, such as `datasets` for a set from the hub.
+        ImportError: A package is missing, such as `datasets` for a set from the hub.
     """
     from transformers.utils import logging
 
@@ -63,7 +63,7 @@ def run_audit(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     loaded = load(model, preset=preset, device=device, dtype=dtype)
-    with progress_bar(Console(stderr=True)) as tell:
+    with progress_bar(Console(stderr=True)) as step:
         report = audit(
             loaded.model,
             loaded.tokenizer,
@@ -72,18 +72,18 @@ def run_audit(
             name=model,
             source=source,
             notes=loaded.notes,
-            progress=tell,
+            progress=step,
         )
     try:
         draw(report, Console())
-    finally:  # also where nobody reads the terminal to its end, as in `rolesafe audit ... | head`
+    finally:  # also after a broken pipe, as in `rolesafe audit ... | head`
         if json_path is not None:
             report.save(json_path)
     return report
 
 
 def _drawn(found: Sequence[Example], settings: AuditSettings) -> list[Example]:
-    """Some of the examples, with their benign twins where the set has them."""
+    """Draw ``settings.examples`` examples, with their benign twins if the set has them."""
     by_id = {e.id: e for e in found}
     protected = [e for e in found if e.kind == "protected"]
     Random(f"audit/{settings.seed}").shuffle(protected)

@@ -1,30 +1,30 @@
-"""Token equality: the same tokens, with the roles of the system and of the attacker exchanged.
-
-Definition 1 of R. Young, "Token Democracy", 2025: no part of the architecture tells tokens apart by what they are for.
-"""
+"""Token equality (R. Young, "Token Democracy", 2025, Definition 1): the same tokens in exchanged roles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rolesafe.attacks import Rate
 from rolesafe.attacks.replies import Progress, role_config
-from rolesafe.audit.report import TokenEquality
+from rolesafe.audit.records import TokenEquality
 from rolesafe.config import RoleConfig
+from rolesafe.patching.modes import evaluating
 from rolesafe.roles.encoding import encode
 from rolesafe.roles.role import role_id
 from rolesafe.tasks import Example
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 def exchange(example: Example, config: RoleConfig) -> tuple[int, int] | None:
-    """The ids of the two roles that are exchanged: of the first privileged message, and of the attacker's.
+    """Return the ids of the two roles to exchange: of the first privileged message, and of the attacker's.
 
-    The privileged message may stand anywhere: the system text is not always first. Where `config` has no privileged
-    role, it is the first message of any role but the attacker's.
+    Without a privileged role in `config` the first message of any other role than the attacker's is used.
 
     Returns:
-        ``None`` where the example has no such message, so that there is nothing to exchange.
+        None if the example has no such message.
 
     Raises:
         ValueError: A role is not declared.
@@ -37,20 +37,24 @@ def exchange(example: Example, config: RoleConfig) -> tuple[int, int] | None:
 
 
 def token_equality(
-    model: Any, tokenizer: Any, examples: Sequence[Example], *, progress: Progress | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    progress: Progress | None = None,
 ) -> TokenEquality:
-    """Compare the next-token distributions at the position where the reply starts, before and after the exchange.
+    """Compare the next-token distributions at the start of the reply, before and after an exchange of roles.
 
     Args:
-        model: A transformers causal language model, patched or not. Of a plain one nothing is run: it takes no roles.
+        model: Causal language model, patched or not. A plain model takes no roles and is not run.
         tokenizer: Its tokenizer, with a chat template.
         examples: The roles of a privileged message and of the attacker's are exchanged, see :func:`exchange`; the token
-            ids stay.
+            ids stay the same.
         progress: Called after each example.
 
     Raises:
-        ValueError: There are no examples, or a patched model gets one without anything to exchange.
-        FloatingPointError: A logit is NaN or infinite: nothing can be compared.
+        ValueError: There are no examples, or for a patched model one without roles to exchange.
+        FloatingPointError: A logit is NaN or infinite.
     """
     import torch
 
@@ -67,38 +71,33 @@ def token_equality(
     for example in examples:
         if (pair := exchange(example, config)) is None:
             raise ValueError(
-                f"`examples`: expected a message of a privileged role beside the attacker's in each, got none in "
-                f"{example.id!r}; leave out those that `exchange` gives None for"
+                f"`examples`: expected a message of a privileged role in each, got none in {example.id!r}. Leave out "
+                "the examples for which `exchange` returns None."
             )
         pairs.append(pair)
     deltas, means, divergences, changed, largest, eps = [], [], [], 0, 0.0, 0.0
-    training = bool(model.training)
-    model.eval()
-    try:
-        with torch.no_grad():
-            for i, (example, (one, other)) in enumerate(zip(examples, pairs, strict=True)):
-                inputs = encode(tokenizer, example.messages, config=config, add_generation_prompt=True).to(model.device)
-                roles = inputs["role_ids"]
-                swapped = roles.clone()
-                swapped[roles == one], swapped[roles == other] = other, one
-                raw = [
-                    model(input_ids=inputs["input_ids"], role_ids=r, use_cache=False).logits[0, -1]
-                    for r in (roles, swapped)
-                ]
-                eps = torch.finfo(raw[0].dtype).eps
-                before, after = (logits.double().log_softmax(-1) for logits in raw)
-                delta = (raw[0].double() - raw[1].double()).abs().masked_fill(raw[0] == raw[1], 0.0)  # -inf is itself
-                if not bool(delta.isfinite().all()):
-                    raise FloatingPointError(f"the logits of the model are not finite in {example.id!r}")
-                deltas.append(float(delta.max()))
-                means.append(float(delta.mean()))
-                divergences.append(max(0.0, float((before.exp() * (before - after)).nan_to_num(0.0).sum())))
-                changed += int(before.argmax() != after.argmax())
-                largest = max(largest, float(raw[0][raw[0].isfinite()].abs().max()))
-                if progress is not None:
-                    progress(i + 1, len(examples))
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for i, (example, (one, other)) in enumerate(zip(examples, pairs, strict=True)):
+            inputs = encode(tokenizer, example.messages, config=config, add_generation_prompt=True).to(model.device)
+            roles = inputs["role_ids"]
+            swapped = roles.clone()
+            swapped[roles == one], swapped[roles == other] = other, one
+            raw = [
+                model(input_ids=inputs["input_ids"], role_ids=r, use_cache=False).logits[0, -1]
+                for r in (roles, swapped)
+            ]
+            eps = torch.finfo(raw[0].dtype).eps
+            before, after = (logits.double().log_softmax(-1) for logits in raw)
+            delta = (raw[0].double() - raw[1].double()).abs().masked_fill(raw[0] == raw[1], 0.0)  # -inf is itself
+            if not bool(delta.isfinite().all()):
+                raise FloatingPointError(f"the logits of the model are not finite in {example.id!r}")
+            deltas.append(float(delta.max()))
+            means.append(float(delta.mean()))
+            divergences.append(max(0.0, float((before.exp() * (before - after)).nan_to_num(0.0).sum())))
+            changed += int(before.argmax() != after.argmax())
+            largest = max(largest, float(raw[0][raw[0].isfinite()].abs().max()))
+            if progress is not None:
+                progress(i + 1, len(examples))
     n = len(examples)
     return TokenEquality(
         takes_roles=True,

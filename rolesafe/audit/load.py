@@ -1,30 +1,34 @@
-"""A model and its tokenizer from a directory or the hub, with a role layer or without, never with remote code."""
+"""Loading of a model and its tokenizer from a directory or the hub, without remote code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal, get_args
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""``"auto"``: as saved."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`load` read; `notes` say what a reader of an audit has to know about it."""
+    """Result of :func:`load`; `notes` limit the meaning of an audit."""
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     notes: tuple[str, ...]
 
 
-def load(path: str, *, preset: str | None = None, device: str | None = None, dtype: str = "auto") -> Loaded:
-    """Read a causal language model of transformers, or a checkpoint that rolesafe saved.
+def load(path: str, *, preset: str | None = None, device: str | None = None, dtype: Dtype = "auto") -> Loaded:
+    """Load a causal language model of transformers, or a checkpoint of rolesafe.
 
     Args:
-        path: A directory or hub id.
-        preset: Patch a plain model with this preset, untrained: a look at the mechanism, not at its effect.
-        device: Such as ``"cpu"`` or ``"cuda"``; default: a GPU where there is one.
-        dtype: One of :data:`DTYPES`; ``"auto"``: as it was saved.
+        path: Directory or hub id.
+        preset: Patch a plain model with this preset, untrained: shows the mechanism, not its effect.
+        device: Such as ``"cpu"`` or ``"cuda"``; default: a GPU if available.
+        dtype: Of the weights.
 
     Raises:
         ValueError: There is no such model, or an argument does not fit it.
@@ -36,33 +40,33 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
     from rolesafe.roles.templates import DEFAULT_TEMPLATE
     from rolesafe.terminal import first_line
 
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype`: expected one of {DTYPES}, got {dtype!r}")
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"`dtype`: expected one of {get_args(Dtype)}, got {dtype!r}")
     config = None if preset is None else RoleConfig.preset(preset)
     model, tokenizer = _read(path, dtype)
     notes = []
     if config is not None:
         if is_patched(model):
             raise ValueError(
-                f"`preset`: expected none for {path!r}, which has a role layer of its own, got {preset!r}; leave it out"
+                f"`preset`: expected none for {path!r}, which has its own role layer, got {preset!r}. Leave it out."
             )
         patch(model, config)
         notes.append(
-            f"the plain model was patched with preset {preset!r} for this audit and not trained: what the role layer "
-            "guarantees can be seen, what it is good for cannot"
+            f"the plain model was patched with preset {preset!r} for this audit and not trained: the audit shows the "
+            "guarantees of the role layer, not its effect"
         )
     if tokenizer.chat_template is None:
         tokenizer.chat_template = DEFAULT_TEMPLATE
-        notes.append("the tokenizer has no chat template: rolesafe's default one is used, which the model may not know")
+        notes.append("the tokenizer has no chat template: rolesafe's default is used, unknown to the model")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model.to(device)
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch without it
+    except (RuntimeError, AssertionError) as error:  # no such device, or a build of torch without it
         raise ValueError(f"`device`: {device!r} cannot be used: {first_line(error)}") from error
     return Loaded(model.eval(), tokenizer, tuple(notes))
 
 
-def _read(path: str, dtype: str) -> tuple[Any, Any]:
+def _read(path: str, dtype: Dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoTokenizer
 
     from rolesafe.patching.read import UNREADABLE, is_alone, read_model
@@ -75,8 +79,8 @@ def _read(path: str, dtype: str) -> tuple[Any, Any]:
         base = getattr(model.config, "name_or_path", "")
         if not is_alone(path) or not base or base == path:
             raise ValueError(
-                f"`model`: expected a tokenizer beside the model in {path!r}, found none: {first_line(error)} Save "
-                "it there with tokenizer.save_pretrained(directory)."
+                f"`model`: expected a tokenizer in the model's directory {path!r}, found none: {first_line(error)} "
+                "Save it there with `tokenizer.save_pretrained`."
             ) from error
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     return model, tokenizer

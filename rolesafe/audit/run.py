@@ -1,20 +1,21 @@
-"""The audit: every claim as a check, one after the other, keeping what is finished."""
+"""Run of an audit: one claim after the other. Finished measurements are kept."""
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from rolesafe.attacks import AttackResult, Rate, attackable, replies
+from rolesafe.attacks import AttackConfig, AttackResult, Rate, attackable, replies
 from rolesafe.attacks.forging import forge
 from rolesafe.attacks.judge import contains, is_right, says
 from rolesafe.attacks.memory import is_out_of_memory
 from rolesafe.attacks.replies import context_size, prompts, role_config
 from rolesafe.attacks.run import attacked
 from rolesafe.audit.equality import exchange, token_equality
-from rolesafe.audit.report import AuditReport, AuditSettings, MassLevel, Usefulness
+from rolesafe.audit.records import AttentionMass, AuditReport, AuditSettings, MassLevel, Usefulness
 from rolesafe.audit.sweeps import (
     dilution,
     dilution_points,
@@ -24,25 +25,44 @@ from rolesafe.audit.sweeps import (
     position_points,
     run_points,
 )
+from rolesafe.audit.verdicts import verdicts
 from rolesafe.evaluation import environment, score
 from rolesafe.evaluation.mass import attention_mass
+from rolesafe.evaluation.verdict import NotMeasured
+from rolesafe.extras import require
 from rolesafe.mechanisms import get_strength
 from rolesafe.tasks import Example, generate
 
-STAGES = ("utility", "token equality", "privileged attention", "dilution", "positions", "override search", "forging")
-"""The parts of an audit, in order."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_FIELDS = {
+    "utility": "utility",
+    "token equality": "equality",
+    "privileged attention": "mass",
+    "dilution": "dilution",
+    "positions": "position",
+    "override search": "override",
+    "forging": "forging",
+}
+"""Stage to its field of the report."""
+
+STAGES = tuple(_FIELDS)
+"""Stages of an audit, in order."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, what is done of it and its total."""
+"""Called with the stage, the number of finished steps and their total."""
 
 
 class _Interrupted(Exception):
-    """The user stopped the audit; what is finished is in the report."""
+    """Interruption by the user; finished measurements are in the report."""
 
 
 def audit(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example] | None = None,
     *,
     settings: AuditSettings | None = None,
@@ -51,33 +71,34 @@ def audit(
     notes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> AuditReport:
-    """Check the claims of "Token Democracy" (R. Young, 2025) on a model.
+    """Check the claims of "Token Democracy" (R. Young, 2025) on a model. Needs the extra `stats`.
 
-    On ``KeyboardInterrupt`` the report holds what is finished, marked as not complete. A part that runs out of memory,
-    and one that has nothing to measure (no attention weights, no privileged message), is left out with a note.
+    On ``KeyboardInterrupt`` the report has the finished measurements and ``complete=False``. A measurement that runs
+    out of memory, or is impossible (no attention weights, no privileged message), is :class:`NotMeasured` with the
+    reason.
 
     Args:
-        model: A transformers causal language model, patched or not.
+        model: Causal language model, patched or not.
         tokenizer: Its tokenizer, with a chat template.
-        examples: What to ask and to attack; default: those of :func:`rolesafe.tasks.generate` that
-            the settings name.
+        examples: Examples to ask and to attack; default: those of :func:`rolesafe.tasks.generate` by the settings.
         settings: Default: ``AuditSettings()``.
-        name: What the report calls the model; default: its path.
-        source: What the report calls the examples.
-        notes: What a reader has to know beforehand.
-        progress: Called as the stages go on.
+        name: Name of the model in the report; default: its path.
+        source: Source of the examples in the report.
+        notes: Notes to start the report with.
+        progress: Called after each step of a stage.
 
     Raises:
-        ValueError: There is nothing to attack, no conversation fits the model's context, or its chat template prints
-            none of them.
+        ValueError: There is nothing to attack, no conversation fits the context, or the chat template renders none.
+        ImportError: The extra `stats` is not installed.
     """
+    require("statsmodels", "stats")
     settings = settings or AuditSettings()
     if examples is None:
         examples = generate("test", settings.examples, settings.seed, settings.families or None)
         chosen = f", {settings.families}" if settings.families else ""
         source = source or f"rolesafe.tasks.generate('test', {settings.examples}, {settings.seed}{chosen})"
     attackable(examples)
-    override_points(settings)  # a name that does not exist shows now, not after the other parts
+    override_points(settings)  # checks the names of attacks before the other stages run
     usable, left_out = _usable(model, tokenizer, examples, settings)
     attackable(usable)
     config = role_config(model)
@@ -97,18 +118,17 @@ def audit(
 
 @dataclass
 class _Audit:
-    """One audit on its way. Every part puts what it found into `report`, also where it is cut short."""
+    """State of an audit. Every stage writes its measurement into `report`, also after an interruption."""
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Example]
     settings: AuditSettings
     progress: Progress | None
     report: AuditReport
+    known: list[AttackResult] = field(default_factory=list)
 
     def run(self) -> AuditReport:
-        started = time.perf_counter()
-        self.known: list[AttackResult] = []
         parts = (
             self._utility,
             self._equality,
@@ -120,17 +140,18 @@ class _Audit:
         )
         try:
             for stage, part in zip(STAGES, parts, strict=True):
-                self._tell(stage, 0, 1)
+                logger.info("stage: %s", stage)
+                self._step(stage, 0, 1)
                 try:
                     part()
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._note(f"{stage}: not finished, out of memory")
-                self._tell(stage, 1, 1)
+                    self._miss(stage, "not finished, out of memory")
+                self._step(stage, 1, 1)
         except (KeyboardInterrupt, _Interrupted):
             self._keep(complete=False)
-        self._keep(seconds=round(time.perf_counter() - started, 2))
+        self._keep(verdicts=verdicts(self.report))
         return self.report
 
     def _utility(self) -> None:
@@ -140,103 +161,97 @@ class _Audit:
             [e.messages for e in self.examples],
             max_new_tokens=self.settings.max_new_tokens,
             batch_size=self.settings.batch_size,
-            progress=self._teller("utility"),
+            progress=self._steps("utility"),
         )
         self._keep(utility=usefulness(self.examples, answers))
 
     def _equality(self) -> None:
-        roles, chosen = role_config(self.model), list(self.examples)
+        stage, roles, chosen = "token equality", role_config(self.model), list(self.examples)
         if roles is not None:
             chosen = [e for e in chosen if exchange(e, roles) is not None]
         if missing := len(self.examples) - len(chosen):
-            why = "without a message of a privileged role to exchange with the attacker's"
-            left_out = "left out" if chosen else "not measured"
-            self._note(f"token equality: {left_out}, {missing} of {len(self.examples)} examples are {why}")
-        if not chosen:
-            return
-        chosen = chosen[: self.settings.looks]
+            why = f"{missing} of {len(self.examples)} examples have no message of a privileged role to exchange"
+            if not chosen:
+                return self._miss(stage, f"not measured, {why}")
+            self._note(f"{stage}: left out, {why}")
         try:
-            found = token_equality(self.model, self.tokenizer, chosen, progress=self._teller("token equality"))
+            found = token_equality(
+                self.model, self.tokenizer, chosen[: self.settings.looks], progress=self._steps(stage)
+            )
         except FloatingPointError as error:
-            self._note(f"token equality: not measured, {error}")
-            return
+            return self._miss(stage, f"not measured, {error}")
         self._keep(equality=found)
 
     def _mass(self) -> None:
-        chosen = attackable(self.examples)[: self.settings.looks]
+        stage, chosen = "privileged attention", attackable(self.examples)[: self.settings.looks]
         size, roles = context_size(self.model), role_config(self.model)
         if roles is not None and get_strength(self.model) != 1.0:
-            self._note(f"privileged attention: not measured, the role layer has strength {get_strength(self.model)}")
-            return
+            return self._miss(stage, f"not measured, the role layer has strength {get_strength(self.model)}")
         levels: list[MassLevel] = []
         for i, config in enumerate(points := dilution_points(self.settings)):
+            repeats = config.parameters["repeats"]
             try:
                 talks = [attacked(self.tokenizer, e, config, roles) for e in chosen]
-            except ValueError as error:  # a published set with nothing to repeat
-                self._note(f"privileged attention: not measured, {error}")
-                return
-            longest = max(map(len, prompts(self.model, self.tokenizer, talks)))
-            if size is not None and longest > size:
-                # the same conversations at every level, or the levels would not compare
-                at = f"x{config.parameters['repeats']} and more do not fit the context"
-                self._note(f"privileged attention: not measured to the end, {at}")
-                break
-            try:
+                longest = max(map(len, prompts(self.model, self.tokenizer, talks)))
+                if size is not None and longest > size:  # the same conversations at every level keep levels comparable
+                    self._miss(stage, f"not measured, x{repeats} and more do not fit the context")
+                    break
                 mass = attention_mass(self.model, self.tokenizer, talks)
-            except (ValueError, FloatingPointError) as error:  # no attention weights, no privileged message, NaN
-                where = f" at x{config.parameters['repeats']} and more" if levels else ""
-                self._note(f"privileged attention: not measured{where}, {error}")
-                return
-            levels.append(MassLevel(repeats=config.parameters["repeats"], mass=mass))
-            self._keep(mass=tuple(levels))
-            self._tell("privileged attention", i + 1, len(points))
+            except (ValueError, FloatingPointError) as error:
+                # a set without text to repeat, no attention weights, no privileged message, NaN
+                where = f" at x{repeats} and more" if levels else ""
+                self._miss(stage, f"not measured{where}, {error}")
+                break
+            levels.append(MassLevel(repeats=repeats, mass=mass))
+            self._keep(mass=AttentionMass(levels=tuple(levels), complete=False))
+            self._step(stage, i + 1, len(points))
+        if levels:
+            self._keep(mass=AttentionMass(levels=tuple(levels)))
 
     def _dilution(self) -> None:
-        points = dilution_points(self.settings)
-        whole = self._attack(points, "dilution")
-        self._keep(dilution=dilution(points, self.known))
-        self._go_on(whole)
+        self._sweep("dilution", dilution_points(self.settings), dilution)
 
     def _position(self) -> None:
-        points = position_points(self.settings)
-        whole = self._attack(points, "positions")
-        self._keep(position=position(points, self.known))
-        self._go_on(whole)
+        self._sweep("positions", position_points(self.settings), position)
 
     def _override(self) -> None:
         points = override_points(self.settings)
-        whole = self._attack(points, "override search")
-        found = override(points, self.known, self.examples, self.settings.attacks)
-        self._keep(override=found)
-        self._go_on(whole)
+        self._sweep("override search", points, partial(override, examples=self.examples, asked=self.settings.attacks))
+
+    def _sweep(self, stage: str, points: Sequence[AttackConfig], record: Callable[..., Any]) -> None:
+        steps = self._steps(stage)
+        complete = run_points(self.model, self.tokenizer, self.examples, points, self.known, steps)
+        self._keep(**{_FIELDS[stage]: record(points, self.known)})
+        if not complete:
+            raise _Interrupted
 
     def _forging(self) -> None:
         record = forge(self.tokenizer, self.settings.forging, seed=self.settings.seed, config=role_config(self.model))
         self._keep(forging=record.rate)
 
-    def _attack(self, points: Sequence[Any], stage: str) -> bool:
-        return run_points(self.model, self.tokenizer, self.examples, points, self.known, self._teller(stage))
-
-    def _go_on(self, whole: bool) -> None:
-        if not whole:
-            raise _Interrupted
-
     def _keep(self, **found: Any) -> None:
         self.report = replace(self.report, **found)
+
+    def _miss(self, stage: str, reason: str) -> None:
+        """Record the reason of a missing measurement; as a note if a part of it was measured."""
+        if isinstance(getattr(self.report, _FIELDS[stage]), NotMeasured):
+            self._keep(**{_FIELDS[stage]: NotMeasured(reason)})
+        else:
+            self._note(f"{stage}: {reason}")
 
     def _note(self, text: str) -> None:
         self._keep(notes=(*self.report.notes, text))
 
-    def _tell(self, stage: str, done: int, total: int) -> None:
+    def _step(self, stage: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(stage, done, total)
 
-    def _teller(self, stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: self._tell(stage, done, total)
+    def _steps(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._step(stage, done, total)
 
 
 def usefulness(examples: Sequence[Example], answers: Sequence[str]) -> Usefulness:
-    """What these replies to these examples are worth, which stand in the same order."""
+    """Score the replies to `examples`, in their order."""
     exact = score(examples, answers)
     by_id = {e.id: e for e in examples}
     solved = []
@@ -247,7 +262,7 @@ def usefulness(examples: Sequence[Example], answers: Sequence[str]) -> Usefulnes
         witness = twin.violation if twin is not None else None
         if witness and (not example.reply or says(example.reply, witness)):
             solved.append(says(answer, witness))
-        elif example.reply:  # published sets have examples whose right reply nobody wrote down
+        elif example.reply:  # published sets have examples without a right reply
             solved.append(says(answer, example.reply))
     return Usefulness(
         benign=Rate(sum(solved), len(solved)),
@@ -258,8 +273,7 @@ def usefulness(examples: Sequence[Example], answers: Sequence[str]) -> Usefulnes
 
 
 def _as_is(examples: Sequence[Example], answers: Sequence[str]) -> Rate:
-    """Protected examples that are attacks as they are, and those of them that fall; what is answered wrongly is
-    neither."""
+    """Return the rate of protected examples lost to an attack in their own messages; wrong replies do not count."""
     found = []
     for example, answer in zip(examples, answers, strict=True):
         if (
@@ -274,9 +288,9 @@ def _as_is(examples: Sequence[Example], answers: Sequence[str]) -> Rate:
 
 
 def _usable(
-    model: Any, tokenizer: Any, examples: Sequence[Example], settings: AuditSettings
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], settings: AuditSettings
 ) -> tuple[list[Example], tuple[str, ...]]:
-    """The examples that the chat template prints and that fit the context; why others do not, for the report."""
+    """Return the examples that the chat template renders and that fit the context, and notes on the others."""
     size = context_size(model)
     usable: list[Example] = []
     refused: list[ValueError] = []
@@ -284,7 +298,7 @@ def _usable(
     for example in examples:
         try:
             length = len(prompts(model, tokenizer, [example.messages])[0])
-        except ValueError as error:  # the template does not print such a conversation
+        except ValueError as error:  # the template does not render such a conversation
             refused.append(error)
             continue
         longest = max(longest, length)
@@ -295,7 +309,7 @@ def _usable(
     if not usable:
         raise ValueError(
             f"`model`: expected a context of at least {longest + settings.max_new_tokens} tokens, the examples with "
-            f"their replies, got {size}; lower `max_new_tokens`, or pass shorter examples"
+            f"their replies, got {size}. Lower `max_new_tokens`, or pass shorter examples."
         )
     notes = []
     if refused:

@@ -1,4 +1,4 @@
-"""An audit in the terminal, readable at 80 columns."""
+"""Terminal output of an audit, at 80 columns and more."""
 
 from __future__ import annotations
 
@@ -11,51 +11,47 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from rolesafe.audit.report import AuditReport, MassLevel
-from rolesafe.audit.run import Progress as Tell
-from rolesafe.audit.verdicts import Standing, share
+from rolesafe.audit.records import AuditReport, MassLevel
+from rolesafe.audit.run import Progress as Step
+from rolesafe.audit.verdicts import share
+from rolesafe.evaluation.verdict import NotMeasured
 from rolesafe.terminal import as_text, one_line
 
-LABELS: dict[Standing, tuple[str, str]] = {
-    "good": ("OK", "bold green"),
-    "bad": ("RISK", "bold red"),
-    "open": ("OPEN", "bold yellow"),
-}
+LABELS = {True: ("OK", "bold green"), False: ("RISK", "bold red"), None: ("OPEN", "bold yellow")}
 MOST_HEADS, MOST_LAYERS = 16, 48
-"""Largest map of layers and heads that is drawn; larger ones are in the JSON."""
+"""Largest map of layers and heads to print; larger ones are in the JSON only."""
 
 
 def draw(report: AuditReport, console: Console) -> None:
-    """Print `report`. No markup and no escape sequence in text from elsewhere takes effect."""
+    """Print `report`; markup and escape sequences in names and replies are escaped."""
     roles = "none" if report.roles is None else ", ".join(_parts(report)) or "role layer without any part"
     about = [
         one_line(f"{report.model}: {report.architecture}, {report.n_parameters:,} parameters; role layer: {roles}"),
         one_line(f"{report.n_examples} examples: {report.examples}"),
     ]
-    if report.utility is not None:
-        used = report.utility
+    if not isinstance(used := report.utility, NotMeasured):
         about.append(f"without attack: benign tasks solved {share(used.benign)}; word for word {share(used.exact)}")
     console.print(Panel(Text("\n".join(about)), title="rolesafe audit", title_align="left"))
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=4, no_wrap=True)
     grid.add_column(overflow="fold")
     for verdict in report.verdicts:
-        label, style = LABELS[verdict.standing]
+        label, style = LABELS[verdict.passed]
         lines = [as_text(verdict.claim, "bold"), as_text(verdict.text)]
         lines += [as_text(f"- {line}", "dim") for line in verdict.numbers]
         grid.add_row(Text(label, style=style), Group(*lines))
         grid.add_row("", "")
     console.print(grid)
-    if report.mass:
-        _draw_map(report.mass[-1], console)
+    if not isinstance(report.mass, NotMeasured):
+        _draw_map(report.mass.levels[-1], console)
     for note in report.notes:
         console.print(as_text(f"Note: {note}", "dim"))
     if not report.complete:
-        console.print(Text("INTERRUPTED: only what was finished is shown.", style="bold yellow"))
+        console.print(Text("INTERRUPTED: only finished measurements are shown.", style="bold yellow"))
 
 
 def _parts(report: AuditReport) -> Iterator[str]:
-    """What the role layer consists of, told by what differs from a configuration with everything off."""
+    """Yield the parts of the role layer: the values that differ from a configuration with everything off."""
     from rolesafe.config import RoleConfig
 
     assert report.roles is not None
@@ -86,16 +82,16 @@ def _draw_map(level: MassLevel, console: Console) -> None:
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Tell]:
-    """A bar for each part of an audit; gives the function to tell it with. Nothing is drawn where no terminal is."""
+def progress_bar(console: Console) -> Iterator[Step]:
+    """Show one bar per stage; yield the function that advances them. Draws nothing without a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, object] = {}
 
-        def tell(stage: str, done: int, total: int) -> None:
+        def step(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(one_line(stage), total=total)
             task = tasks[stage]
             bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
 
-        yield tell
+        yield step

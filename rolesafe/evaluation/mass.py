@@ -1,19 +1,19 @@
-"""How much attention privileged tokens get, by layer and head, and whether it stays above what is reserved for them.
+"""Attention mass on privileged tokens by layer and head, checked against the reserved share.
 
-The *mass* of a row (one query of one head) is the sum of its attention weights on privileged keys. In a plain model it
-is whatever the softmax leaves (R. Young, "Token Democracy", 2025, Definition 1: one token, one vote); a reserved share
-is a lower bound on it.
+The *mass* of a row (one query of one head) is the sum of its attention weights on privileged keys. A reserved share is
+a lower bound on it; a plain model has none (R. Young, "Token Democracy", 2025, Definition 1).
 
 Legend: B batch (1 here), H query heads, G key/value heads, T queries, S keys, R roles.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,67 +24,64 @@ from rolesafe.attention.api import compute
 from rolesafe.config import RoleConfig
 from rolesafe.patching.caches import cache_argument, output_cache
 from rolesafe.patching.families import attention_modules
+from rolesafe.patching.modes import evaluating
 from rolesafe.patching.observe import observing
 from rolesafe.roles.encoding import encode_one
 from rolesafe.tasks import Message
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
 MAP_BYTES = 128 * 2**20
-"""Largest attention map of one layer of a plain model, in bytes: longer texts are read in pieces."""
+"""Largest attention map of one layer of a plain model, in bytes; longer texts are read in pieces."""
 
 ROUNDING = 1e-5
-"""Smallest tolerance of the check. That of a dtype is four of its steps: 0.004 in fp16, 0.03 in bf16."""
+"""Tolerance of the check in fp32. In half precision it is four steps of the dtype: 0.004 in fp16, 0.03 in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMass:
-    """One layer. All tuples have an entry per query head; an empty tuple: no query was there to look at.
+    """Attention mass of one layer. Tuples have one entry per query head; they are empty without a query.
 
     Attributes:
-        name: The attention module's name in the model.
-        mean: Mean mass over the unprivileged queries that stand behind a privileged key, in [0, 1].
-        minimum: The smallest one.
-        reply_mean: Mean mass at the position from which the reply starts, over the conversations.
-        reply_minimum: The smallest one.
-        reserved: What the role layer promises: 1 on dedicated heads, the reserved share on others, 0 without.
+        name: Name of the attention module in the model.
+        mean: Mean mass over the unprivileged queries after a privileged key, in [0, 1].
+        minimum: Smallest of these.
+        reply_mean: Mean mass at the position where the reply starts, over the conversations.
+        reserved: Promise of the role layer: 1 on dedicated heads, the reserved share on others, 0 without.
     """
 
     name: str
     mean: tuple[float, ...]
     minimum: tuple[float, ...]
     reply_mean: tuple[float, ...]
-    reply_minimum: tuple[float, ...]
     reserved: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MassMap:
-    """The attention mass on privileged keys of a whole model, over some conversations.
+    """Attention mass on privileged keys of a model, over some conversations.
 
     Attributes:
         layers: In the order of the model.
-        n_conversations: Conversations that were looked at.
-        n_tokens: Tokens of all of them.
+        n_conversations: Number of conversations.
         rows: Rows (one query of one head) of any role that see a privileged key and are promised a mass above 0.
-        violations: How many of them get less than promised, beyond `tolerance`.
-        blind: Unprivileged rows of patched layers that stand behind a privileged key but do not see it: it is out of
-            their sliding window, or the table hides it. Nothing is reserved there.
-        margin: Smallest difference of mass and promise over `rows`; ``None`` without rows.
-        tolerance: What rounding is allowed, from the dtype of the attention.
+        violations: Rows with less than the promise, beyond `tolerance`.
+        blind: Unprivileged rows of patched layers after a privileged key that do not see it: it is out of their sliding
+            window, or the table hides it. Nothing is reserved there.
+        margin: Smallest difference of mass and promise over `rows`; None without rows.
+        tolerance: Allowed rounding, from the dtype of the attention.
     """
 
     layers: tuple[LayerMass, ...]
     n_conversations: int
-    n_tokens: int
     rows: int
     violations: int
     blind: int
     margin: float | None
     tolerance: float
-
-    @property
-    def reserved(self) -> float:
-        """The largest mass that any head is promised."""
-        return max((share for layer in self.layers for share in layer.reserved), default=0.0)
 
     @property
     def reply(self) -> float | None:
@@ -98,24 +95,24 @@ class MassMap:
 
 
 def attention_mass(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     *,
     config: RoleConfig | None = None,
     progress: Progress | None = None,
 ) -> MassMap:
-    """Measure the attention mass on privileged keys; check every row of a patched model against what it is promised.
+    """Measure the attention mass on privileged keys; check every row of a patched model against its promise.
 
-    A patched model computes it with its own backend: the layer's problem is solved once more with values that are 1 at
-    privileged keys and 0 elsewhere, so the output *is* the mass, and no T x S map is made. A plain model is read with
-    `attn_implementation="eager"`, which is restored afterwards, one layer at a time and long texts in pieces.
+    In a patched model its own backend computes the mass: the layer's attention runs once more with values 1 at
+    privileged keys and 0 elsewhere, so the output is the mass, without a T x S map. A plain model is read with
+    ``attn_implementation="eager"``, restored afterwards, one layer at a time and long texts in pieces.
 
     Args:
-        model: A transformers causal language model, patched or not; it is put into evaluation mode for the call.
+        model: Causal language model, patched or not; in evaluation mode during the call.
         tokenizer: Its tokenizer, with a chat template.
-        conversations: Messages up to the reply, one conversation at a time.
-        config: Says which roles are privileged, for a plain model; default: ``RoleConfig()``.
+        conversations: Messages up to the reply.
+        config: Privileged roles, for a plain model; default: ``RoleConfig()``.
         progress: Called after each conversation.
 
     Raises:
@@ -126,34 +123,30 @@ def attention_mass(
         raise ValueError("`conversations`: expected at least one conversation, got none")
     own = role_config(model)
     if own is not None and config is not None and config != own:
-        raise ValueError("`config`: expected None for a patched model, which has its own; got another one")
+        raise ValueError("`config`: expected None for a patched model, got another configuration than its own")
     roles = own or config or RoleConfig()
     names = {id(module): name for name, module in model.named_modules()}
     tally = _Tally()
-    training = bool(model.training)
-    model.eval()
-    try:
-        with torch.no_grad():
-            for i, conversation in enumerate(conversations):
-                encoded = encode_one(tokenizer, conversation, config=roles, add_generation_prompt=True)
-                ids = torch.tensor([encoded.input_ids], device=model.device)
-                role_ids = torch.tensor([encoded.role_ids], device=model.device)
-                tally.conversation(role_ids[0], roles)
-                if own is not None:
-                    _read_patched(model, ids, role_ids, names, tally)
-                else:
-                    _read_plain(model, ids, names, tally)
-                if progress is not None:
-                    progress(i + 1, len(conversations))
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for i, conversation in enumerate(conversations):
+            encoded = encode_one(tokenizer, conversation, config=roles, add_generation_prompt=True)
+            logger.debug("conversation %d of %d: %d tokens", i + 1, len(conversations), len(encoded))
+            ids = torch.tensor([encoded.input_ids], device=model.device)
+            role_ids = torch.tensor([encoded.role_ids], device=model.device)
+            tally.conversation(role_ids[0], roles)
+            if own is not None:
+                _read_patched(model, ids, role_ids, names, tally)
+            else:
+                _read_plain(model, ids, names, tally)
+            if progress is not None:
+                progress(i + 1, len(conversations))
     return tally.finish()
 
 
 # ------------------------------------------------------------------------------------------------------ patched models
 
 
-def _read_patched(model: Any, ids: Tensor, role_ids: Tensor, names: dict[int, str], tally: _Tally) -> None:
+def _read_patched(model: PreTrainedModel, ids: Tensor, role_ids: Tensor, names: dict[int, str], tally: _Tally) -> None:
     def see(module: nn.Module, problem: Problem) -> None:
         mass = compute(_asking_for_mass(problem), model.rolesafe_layers.impl)[0, :, :, 0].double()  # (H, T)
         tally.add(names[id(module)], 0, mass)
@@ -164,13 +157,13 @@ def _read_patched(model: Any, ids: Tensor, role_ids: Tensor, names: dict[int, st
 
 
 def _asking_for_mass(p: Problem) -> Problem:
-    """`p` with the values 1 at privileged keys and 0 elsewhere, as wide as its own: fused kernels take no other."""
+    """Return `p` with values 1 at privileged keys and 0 elsewhere, of the shape that fused kernels support."""
     value = p.roles.privileged_keys[:, None, :, None].to(p.v.dtype).expand(p.v.shape).contiguous()
     return replace(p, v=value, dropout=0.0)
 
 
 def sees_privileged(p: Problem) -> Tensor:
-    """(B, H, T) bool: which rows see a privileged key, after order, window, padding and the table's -inf."""
+    """Return (B, H, T) bool: rows that see a privileged key, after order, window, padding and the table's -inf."""
     privileged = list(p.roles.privileged)
     sight = p.roles_in_sight()[..., privileged]  # (B, 1 | H, T, P)
     hidden = p.hidden_pairs()
@@ -181,15 +174,15 @@ def sees_privileged(p: Problem) -> Tensor:
 
 
 def _promised(module: nn.Module, p: Problem) -> Tensor:
-    """(H, T): the mass that a row is promised where it sees a privileged key. Read from the layer, not from `p`."""
+    """Return (H, T): the mass promised to a row that sees a privileged key, from the layer's parameters."""
     heads: Any = module.rolesafe_heads
     share = heads.reserved_share()
     count, length = p.q.shape[1], p.q.shape[2]
-    # a mass target t adds log(t / m) where m < t, which makes t / (1 + t - m) of m: never less than t / (1 + t)
+    # a mass target t adds log(t / m) for m < t, which turns m into t / (1 + t - m) >= t / (1 + t)
     least = heads.mass_target / (1.0 + heads.mass_target)
     promised = torch.full((count, length), least, dtype=torch.float64, device=p.q.device)
     if share is not None:
-        kept = share.detach().to(p.q.dtype).double()[:, None]  # as the backends round it
+        kept = share.detach().to(p.q.dtype).double()[:, None]  # rounded as in the backends
         promised = kept + (1.0 - kept) * promised
     promised[: heads.dedicated] = 1.0
     if heads.integrity:
@@ -200,13 +193,13 @@ def _promised(module: nn.Module, p: Problem) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- plain models
 
 
-def _read_plain(model: Any, ids: Tensor, names: dict[int, str], tally: _Tally) -> None:
-    """Read the weights of every layer as soon as it has them, and let go of them."""
+def _read_plain(model: PreTrainedModel, ids: Tensor, names: dict[int, str], tally: _Tally) -> None:
+    """Read the weights of every layer as it computes them, and free them."""
     modules = list(attention_modules(model).values())
     length = ids.shape[1]
     text = model.config.get_text_config()
     rows = max(1, MAP_BYTES // (4 * length * max(1, getattr(text, "num_attention_heads", None) or 1)))
-    seen = 0  # queries before the piece at hand
+    seen = 0  # queries before the current piece
 
     def take(module: nn.Module, args: Any, output: Any) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
@@ -228,10 +221,10 @@ def _read_plain(model: Any, ids: Tensor, names: dict[int, str], tally: _Tally) -
                 cache = output_cache(output)
                 if cache is None and seen + rows < length:
                     raise ValueError(
-                        f"`model`: expected {type(model).__name__} to keep keys and values, so that {length} "
-                        "tokens can be read in pieces; got no cache: use shorter conversations"
+                        f"`model`: expected a KV cache from {type(model).__name__} to read {length} tokens in pieces, "
+                        "got none. Use shorter conversations."
                     )
-                if not modules:  # attention of its own: all layers at once
+                if not modules:  # not transformers' attention interface: all layers at once
                     for i, weights in enumerate(getattr(output, "attentions", None) or ()):
                         if isinstance(weights, Tensor) and weights.ndim == 4:
                             tally.weights(f"layer {i}", seen, weights[0])
@@ -241,13 +234,13 @@ def _read_plain(model: Any, ids: Tensor, names: dict[int, str], tally: _Tally) -
     if not tally.has_layers:
         raise ValueError(
             f"`model`: expected attention weights (B, H, T, S) with attn_implementation='eager', got none from "
-            f"{type(model).__name__}; its attention cannot be looked at"
+            f"{type(model).__name__}. Its attention cannot be measured."
         )
 
 
 @contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Within the context the attention of `model` is computed in plain steps, which leave weights."""
+def _eager(model: PreTrainedModel) -> Iterator[None]:
+    """Compute attention eagerly within the context, which returns attention weights."""
     configs = {id(c): c for m in model.modules() if hasattr(c := m.__dict__.get("config"), "_attn_implementation")}
     before = [(c, c._attn_implementation) for c in configs.values()]
     for c in configs.values():
@@ -264,7 +257,7 @@ def _eager(model: Any) -> Iterator[None]:
 
 @dataclass
 class _Rows:
-    """Running figures of one layer, each (H,)."""
+    """Running values of one layer, each (H,)."""
 
     total: Tensor
     least: Tensor
@@ -274,12 +267,12 @@ class _Rows:
 
 
 class _Tally:
-    """Adds up what the layers give, conversation by conversation."""
+    """Accumulator of the masses of all layers, conversation by conversation."""
 
     def __init__(self) -> None:
         self._layers: dict[str, _Rows] = {}
         self._privileged = self._behind = torch.zeros(0, dtype=torch.bool)
-        self._conversations = self._tokens = self._found = 0
+        self._conversations = self._found = 0
         self._rows = self._violations = self._blind = 0
         self._margin = math.inf
         self._tolerance = ROUNDING
@@ -289,20 +282,19 @@ class _Tally:
         return bool(self._layers)
 
     def conversation(self, role_ids: Tensor, roles: RoleConfig) -> None:
-        """Start with a conversation of these roles (T,)."""
+        """Start a conversation with roles (T,)."""
         self._privileged = torch.isin(role_ids, torch.tensor(roles.privileged_ids, device=role_ids.device))
         self._behind = ~self._privileged & (self._privileged.cumsum(0) > 0)
         self._conversations += 1
-        self._tokens += len(role_ids)
         self._found += bool(self._privileged.any())
 
     def weights(self, name: str, start: int, weights: Tensor) -> None:
-        """Attention weights (H, t, S) of the queries from `start` on; the last key stands beside the last query."""
+        """Add attention weights (H, t, S) of the queries from `start` on; the last key belongs to the last query."""
         keys = self._privileged[: start + weights.shape[1]][-weights.shape[2] :].to(weights.device)
         self.add(name, start, weights.double() @ keys.double())
 
     def add(self, name: str, start: int, mass: Tensor) -> None:
-        """Masses (H, t) of the queries from `start` on."""
+        """Add masses (H, t) of the queries from `start` on."""
         heads, stop = mass.shape[0], start + mass.shape[1]
         if name not in self._layers:
             zero = mass.new_zeros(heads)
@@ -317,7 +309,7 @@ class _Tally:
             rows.reply.append(mass[:, -1])
 
     def check(self, name: str, mass: Tensor, promised: Tensor, sight: Tensor, dtype: torch.dtype) -> None:
-        """Compare masses (H, T) with what they are promised, where `sight` (H, T) says so."""
+        """Compare masses (H, T) with their promises (H, T) in the rows of `sight` (H, T)."""
         rows = self._layers[name]
         at_reply = promised[:, -1]
         rows.reserved = at_reply if rows.reserved is None else torch.minimum(rows.reserved, at_reply)
@@ -334,17 +326,16 @@ class _Tally:
         if not self._found:
             raise ValueError(
                 f"`conversations`: expected a message of a privileged role in at least one, got "
-                f"{self._conversations} without; there is no mass to measure"
+                f"{self._conversations} without. There is no mass to measure."
             )
         nan = any(
             bool(x.isnan().any()) for rows in self._layers.values() for x in (rows.total, rows.least, *rows.reply)
         )
-        if nan and not self._violations:  # where rows are promised a mass, a NaN is a violation
+        if nan and not self._violations:  # in rows with a promise a NaN is a violation
             raise FloatingPointError("the attention weights of the model are not finite")
         return MassMap(
             layers=tuple(_layer(name, rows) for name, rows in self._layers.items()),
             n_conversations=self._conversations,
-            n_tokens=self._tokens,
             rows=self._rows,
             violations=self._violations,
             blind=self._blind,
@@ -361,13 +352,12 @@ def _layer(name: str, rows: _Rows) -> LayerMass:
         mean=_floats(rows.total / rows.count) if rows.count else (),
         minimum=_floats(rows.least) if rows.count else (),
         reply_mean=() if reply is None else _floats(reply.mean(0)),
-        reply_minimum=() if reply is None else _floats(reply.amin(0)),
         reserved=_floats(reserved),
     )
 
 
 def _floats(values: Tensor) -> tuple[float, ...]:
-    """Rounded to the sixth figure: what is behind it is the order of summation. A NaN, which is a violation, is 0."""
+    """Return values rounded to six digits, the reproducible ones; NaN, which is a violation, becomes 0."""
     return tuple(float(f"{value:.6g}") for value in values.nan_to_num(nan=0.0).tolist())
 
 

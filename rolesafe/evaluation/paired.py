@@ -239,41 +239,21 @@ def spread(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Growth:
-    """Largest growth of a share from a first condition to any later one.
-
-    Attributes:
-        first: Name of the first condition.
-        most: Name of the condition that differs most from it: the one whose interval has the highest lower end.
-        versus: Comparison of `most` with `first`, with an interval corrected for the number of later conditions.
-    """
-
-    first: str
-    most: str
-    versus: Versus
-
-
-def growth(conditions: Mapping[str, Outcomes], *, clusters: Clusters | None = None) -> Growth | None:
+def growth(conditions: Mapping[str, Outcomes], *, clusters: Clusters | None = None) -> Versus | None:
     """Compare every condition with the first one; return the largest growth, None without anything to compare.
 
-    Success grew beyond chance if the lower end of ``growth.versus.difference_interval`` is above 0.
+    Success grew beyond chance if the lower end of ``difference_interval`` is above 0. The intervals are corrected for
+    the number of comparisons (Bonferroni); the largest growth is the one with the highest lower end.
 
     Args:
         conditions: Outcomes by name, such as numbers of repetitions, the smallest first.
         clusters: Examples that depend on each other.
     """
-    names = list(conditions)
-    level = 0.05 / max(1, len(names) - 1)
-    found = {
-        name: compared
-        for name in names[1:]
-        if (compared := versus(conditions[name], conditions[names[0]], clusters=clusters, level=level)) is not None
-    }
-    if not found:
-        return None
-    most = max(found, key=lambda name: (found[name].difference_interval[0], found[name].difference))
-    return Growth(first=names[0], most=most, versus=found[most])
+    rows = list(conditions.values())
+    level = 0.05 / max(1, len(rows) - 1)
+    found = [versus(one, rows[0], clusters=clusters, level=level) for one in rows[1:]]
+    known = [one for one in found if one is not None]
+    return max(known, key=lambda one: (one.difference_interval[0], one.difference), default=None)
 
 
 def discordant(paired: Paired) -> tuple[int, int]:

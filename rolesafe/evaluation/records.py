@@ -94,7 +94,7 @@ class AttackPoint:
         if any(mark != HELD and right == "1" for mark, right in zip(self.marks, self.right, strict=False)):
             raise ValueError(
                 f"`right`: expected no right reply of {self.attack!r} where the attacker won or nothing was run, got "
-                f"{self.right!r} beside {self.marks!r}"
+                f"{self.right!r} for marks {self.marks!r}"
             )
         if not self.marks:
             return

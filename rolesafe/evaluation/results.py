@@ -19,12 +19,12 @@ SCHEMA_VERSION = 4
 and 2 do not record which replies were right under attack, and fields that no report shows were removed in version 4."""
 
 _NUMBERS = re.compile(r"\[\n\s+(-?\d[\d.eE+-]*(?:,\n\s+-?\d[\d.eE+-]*)*)\n\s+\]")
-"""A list of numbers over several lines. No string matches: JSON writes its line breaks as ``\\n``."""
+"""List of numbers over several lines. No string matches: JSON escapes its line breaks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """A comparison of models.
+    """Record of a comparison of models.
 
     Attributes:
         runs: One per size, model and seed.

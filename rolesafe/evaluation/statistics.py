@@ -23,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class SeedMean:
-    """A share in [0, 1], averaged over seeds, with its 95% interval.
+    """Mean of a share in [0, 1] over seeds, with its 95% interval.
 
     Attributes:
         value: Mean.

@@ -56,3 +56,8 @@ class Verdict:
     clear: bool = False
     text: str = ""
     numbers: tuple[str, ...] = ()
+
+    @property
+    def standing(self) -> str:
+        """Removed: raise an error that names `passed`."""
+        raise AttributeError("`standing`: removed. Use `passed`: True for 'good', False for 'bad', None for 'open'.")

@@ -1,4 +1,4 @@
-"""`rolesafe audit` as a user calls it."""
+"""The command `rolesafe audit`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import rolesafe
 from rolesafe import RoleConfig
-from rolesafe.audit import AuditReport, command
+from rolesafe.audit import AuditReport, NotMeasured, command
 from rolesafe.audit import run as audit_run
 from rolesafe.audit.load import load
 from rolesafe.cli import app
@@ -45,7 +45,7 @@ def save(path, config: RoleConfig | None = None, template: bool = True):
     return path
 
 
-def test_prints_a_verdict_for_every_claim(run, tmp_path):
+def test_audit_prints_a_verdict_for_every_claim(run, tmp_path):
     out = tmp_path / "out" / "audit.json"
     result = run(save(tmp_path / "plain"), *SHORT, "--json", out)
     assert result.exit_code == 0, result.output
@@ -61,7 +61,7 @@ def test_prints_a_verdict_for_every_claim(run, tmp_path):
     assert [v["claim"] for v in json.loads(out.read_text())["verdicts"]] == [v.claim for v in report.verdicts]
 
 
-def test_reads_a_role_layer(run, tmp_path):
+def test_audit_of_a_patched_checkpoint(run, tmp_path):
     path = save(tmp_path / "patched", RoleConfig.preset("channel"))
     result = run(path, *SHORT)
     assert result.exit_code == 0, result.output
@@ -70,7 +70,7 @@ def test_reads_a_role_layer(run, tmp_path):
         assert text in plain
 
 
-def test_fail_on_risk(run, tmp_path):
+def test_audit_fail_on_risk_sets_the_status(run, tmp_path):
     path = save(tmp_path / "plain")
     assert run(path, *SHORT, "--fail-on-risk").exit_code == 1
     patched = save(tmp_path / "patched", RoleConfig.preset("channel"))
@@ -78,7 +78,7 @@ def test_fail_on_risk(run, tmp_path):
     assert result.exit_code == 0, result.output  # open verdicts are no risk
 
 
-def test_preset_patches_for_a_look(run, tmp_path):
+def test_audit_preset_patches_a_plain_model(run, tmp_path):
     path = save(tmp_path / "plain")
     result = run(path, *SHORT, "--preset", "channel")
     assert result.exit_code == 0, result.output
@@ -86,16 +86,16 @@ def test_preset_patches_for_a_look(run, tmp_path):
     patched = save(tmp_path / "patched", RoleConfig())
     result = run(patched, *SHORT, "--preset", "channel")
     assert result.exit_code == 2
-    assert "has a role layer of its own" in result.output
+    assert "has its own role layer" in result.output
 
 
-def test_default_template_is_said(run, tmp_path):
+def test_load_notes_the_default_template(run, tmp_path):
     loaded = load(str(save(tmp_path / "bare", template=False)), device="cpu")
     assert loaded.tokenizer.chat_template == DEFAULT_TEMPLATE
     assert any("no chat template" in note for note in loaded.notes)
 
 
-def test_role_layer_saved_alone_finds_its_base(tmp_path):
+def test_load_of_a_role_layer_finds_its_base(tmp_path):
     base = save(tmp_path / "base")
     model = rolesafe.patch(load(str(base), device="cpu").model, RoleConfig(share=0.25))
     rolesafe.save_role_layer(model, tmp_path / "alone", base_model=str(base))
@@ -104,7 +104,7 @@ def test_role_layer_saved_alone_finds_its_base(tmp_path):
     assert loaded.tokenizer.chat_template is not None
 
 
-def test_interruption_prints_what_is_there_and_writes_it(run, tmp_path, monkeypatch):
+def test_audit_interrupted_prints_and_writes(run, tmp_path, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -114,8 +114,8 @@ def test_interruption_prints_what_is_there_and_writes_it(run, tmp_path, monkeypa
     assert "INTERRUPTED" in result.output
     report = AuditReport.load(tmp_path / "audit.json")
     assert not report.complete
-    assert report.mass is not None
-    assert report.override is None
+    assert not isinstance(report.mass, NotMeasured)
+    assert isinstance(report.override, NotMeasured)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def refused(result, status: int = 2) -> str:
     return said
 
 
-def test_path_that_cannot_be_written_is_refused_before_the_audit(run, tmp_path, never):
+def test_audit_json_path_is_checked_first(run, tmp_path, never):
     (tmp_path / "text").write_text("kept")
     (tmp_path / "out").mkdir()
     assert "`--json`: expected a file to write, got the directory" in refused(run("m", *SHORT, "--json", tmp_path))
@@ -143,12 +143,12 @@ def test_path_that_cannot_be_written_is_refused_before_the_audit(run, tmp_path, 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission_is_refused_before_the_audit(run, tmp_path, never):
+def test_audit_json_without_permission_is_refused(run, tmp_path, never):
     (tmp_path / "shut").mkdir(mode=0o500)
     assert "Permission denied" in refused(run("m", *SHORT, "--json", tmp_path / "shut" / "new" / "audit.json"))
 
 
-def test_folder_on_a_full_disk_is_refused_before_the_audit(run, tmp_path, never, monkeypatch):
+def test_audit_json_on_a_full_disk_is_refused(run, tmp_path, never, monkeypatch):
     def full(dir):
         raise OSError(28, "No space left on device", str(dir))
 
@@ -156,7 +156,7 @@ def test_folder_on_a_full_disk_is_refused_before_the_audit(run, tmp_path, never,
     assert "got 'new/audit.json': No space left on device" in refused(run("m", *SHORT, "--json", "new/audit.json"))
 
 
-def test_path_is_tried_without_a_trace(run, tmp_path):
+def test_audit_json_check_leaves_no_file(run, tmp_path):
     (tmp_path / "audit.json").write_text("old")
     for path in (tmp_path / "audit.json", tmp_path / "new" / "audit.json"):
         assert "`model`: expected a directory or hub id" in refused(run("/no/such/model", *SHORT, "--json", path))
@@ -164,7 +164,7 @@ def test_path_is_tried_without_a_trace(run, tmp_path):
     assert (tmp_path / "audit.json").read_text() == "old"
 
 
-def test_verdicts_are_printed_before_the_file_is_written(run, tmp_path, monkeypatch):
+def test_audit_prints_before_it_writes(run, tmp_path, monkeypatch):
     def fail(self, path):
         raise OSError(28, "No space left on device", str(path))
 
@@ -174,7 +174,7 @@ def test_verdicts_are_printed_before_the_file_is_written(run, tmp_path, monkeypa
     assert "No space left on device" in said
 
 
-def test_file_is_written_where_the_terminal_is_gone(run, tmp_path, monkeypatch):
+def test_audit_writes_after_a_broken_pipe(run, tmp_path, monkeypatch):
     def fail(report, console):
         raise BrokenPipeError
 
@@ -183,14 +183,14 @@ def test_file_is_written_where_the_terminal_is_gone(run, tmp_path, monkeypatch):
     assert AuditReport.load(tmp_path / "audit.json").complete
 
 
-def test_set_from_the_hub_without_datasets_is_one_line(run, monkeypatch, never):
+def test_audit_set_without_datasets_is_refused(run, monkeypatch, never):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = refused(run("m", *SHORT, "--set", "sep", "owner/name"), 1)
     assert "error: `path_or_hub`: 'owner/name' is no file" in said
     assert "pip install 'datasets>=4'" in said
 
 
-def test_published_sets_are_loaded(run, tmp_path, monkeypatch):
+def test_audit_of_a_set_without_right_replies(run, tmp_path, monkeypatch):
     """Without right replies: a benign twin is solved by the word that is the violation in the other."""
     from rolesafe.tasks import generate, sets
 
@@ -208,7 +208,7 @@ def test_published_sets_are_loaded(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not SEP.exists(), reason="the set is not here")
-def test_real_set(run, tmp_path):
+def test_audit_of_the_sep_set(run, tmp_path):
     out = tmp_path / "audit.json"
     result = run(save(tmp_path / "plain"), *SHORT, "--set", "sep", SEP, "--json", out)
     assert result.exit_code == 0, result.output
@@ -230,7 +230,7 @@ def test_real_set(run, tmp_path):
         (("PLAIN", "--max-new-tokens", "5000"), "`model`: expected a context of at least"),
     ],
 )
-def test_errors_are_one_line_without_a_traceback(run, tmp_path, arguments, message):
+def test_audit_errors_have_no_traceback(run, tmp_path, arguments, message):
     path = save(tmp_path / "plain")
     result = run(*(path if argument == "PLAIN" else argument for argument in arguments))
     assert result.exit_code == 2
@@ -238,18 +238,18 @@ def test_errors_are_one_line_without_a_traceback(run, tmp_path, arguments, messa
     assert "Traceback" not in result.output
 
 
-def test_model_without_a_tokenizer_is_refused(run, tmp_path):
+def test_audit_without_tokenizer_is_refused(run, tmp_path):
     tiny_llama(20, seed=0).save_pretrained(tmp_path)
     result = run(tmp_path, *SHORT)
     assert result.exit_code == 2
-    assert "expected a tokenizer beside the model" in " ".join(result.output.split())
+    assert "expected a tokenizer in the model's directory" in " ".join(result.output.split())
 
 
-def test_text_from_elsewhere_changes_nothing_in_the_terminal(tmp_path, capsys):
+def test_draw_escapes_names_and_notes(tmp_path, capsys):
     from rich.console import Console
 
     from rolesafe.audit.terminal import draw
-    from tests.audit.test_report import report
+    from tests.audit.test_records import report
 
     draw(report(model="[red]x\x1b[31m", notes=("\u202e[bold]",)), Console(width=80))
     printed = capsys.readouterr().out
@@ -270,7 +270,7 @@ def test_audit_hostile_names_have_no_effect(run, tmp_path):
     )
 
 
-def test_command_is_what_the_cli_runs(run, monkeypatch, tmp_path):
+def test_audit_options_reach_the_settings(run, monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(
         command, "run_audit", lambda model, **keywords: given.update(keywords, model=model) or _Nothing()
@@ -292,3 +292,8 @@ def test_command_is_what_the_cli_runs(run, monkeypatch, tmp_path):
 class _Nothing:
     complete = True
     verdicts = ()
+
+
+def test_audit_without_the_stats_extra_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    assert 'pip install "rolesafe[stats]"' in refused(run(save(tmp_path / "plain"), *SHORT), 1)

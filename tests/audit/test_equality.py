@@ -23,17 +23,17 @@ def model(config: RoleConfig | None = None):
     return made if config is None else rolesafe.patch(made, config)
 
 
-def test_plain_model_takes_no_roles():
+def test_equality_of_plain_model_runs_nothing():
     found = token_equality(model(), TOKENIZER, EXAMPLES)
     assert (found.takes_roles, found.n, found.max_delta, found.max_kl) == (False, 6, 0.0, 0.0)
 
 
-def test_model_at_rest_treats_tokens_as_equal():
+def test_equality_of_untrained_layer_is_exact():
     found = token_equality(model(RoleConfig()), TOKENIZER, EXAMPLES)
     assert (found.takes_roles, found.max_delta, found.mean_kl, found.changed) == (True, 0.0, 0.0, Rate(0, 6))
 
 
-def test_differences_are_those_of_two_runs():
+def test_equality_differences_equal_two_runs():
     made = model(RoleConfig.preset("channel", embedding_std=0.5)).train()
     found = token_equality(made, TOKENIZER, EXAMPLES)
     assert made.training
@@ -61,7 +61,7 @@ def test_differences_are_those_of_two_runs():
 
 
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
-def test_system_text_is_found_where_it_stands(place):
+def test_exchange_finds_the_system_text_anywhere(place):
     asked = generate("test", 4, seed=2, difficulty=Difficulty(place=place, turns=1))
     assert all(exchange(e, RoleConfig()) == (0, {"user": 2, "tool": 4}[e.target]) for e in asked)
     found = token_equality(model(RoleConfig.preset("channel", embedding_std=0.5)), TOKENIZER, asked)
@@ -86,15 +86,15 @@ def talk(*roles: str):
         (("user",), RoleConfig(privileged=()), None),
     ],
 )
-def test_roles_that_are_exchanged(roles, config, pair):
+def test_exchange_returns_the_two_roles(roles, config, pair):
     assert exchange(talk(*roles), config) == pair
 
 
-def test_nothing_to_exchange_is_refused():
-    with pytest.raises(ValueError, match="`examples`: expected a message of a privileged role beside the attacker's"):
+def test_equality_without_privileged_role_is_refused():
+    with pytest.raises(ValueError, match="`examples`: expected a message of a privileged role in each"):
         token_equality(model(RoleConfig()), TOKENIZER, [*EXAMPLES, talk("user")])
 
 
-def test_no_examples():
+def test_equality_without_examples_is_refused():
     with pytest.raises(ValueError, match="`examples`: expected at least one example, got none"):
         token_equality(model(), TOKENIZER, [])

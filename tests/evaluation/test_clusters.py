@@ -51,7 +51,7 @@ def test_clustered_interval_covers(share: float, correlation: float) -> None:
         covers[name] = sum(low <= share <= high for low, high in ends) / rounds
     assert covers["clustered"] >= 0.93
     if correlation == 1.0:
-        assert covers["naive"] < 0.85, "the simulation tells the two apart"
+        assert covers["naive"] < 0.85, "the simulation separates the two"
 
 
 def test_clustered_interval_of_zero_knows_the_clusters() -> None:
@@ -96,7 +96,7 @@ def replied(name: str, states: dict[str, str], **changes: object) -> AttackResul
     return replace(found, outcomes=outcomes)
 
 
-def test_worst_case_attack_that_ran_on_nothing_leaves_nothing() -> None:
+def test_worst_case_without_a_run_of_an_attack_is_empty() -> None:
     """GCG ran out of memory on all: the worst case is not that of the other attacks."""
     states = {"a": "held", "b": "held"}
     failed = tuple((id, OUT_OF_MEMORY) for id in states)
@@ -107,7 +107,7 @@ def test_worst_case_attack_that_ran_on_nothing_leaves_nothing() -> None:
     assert run_of(replied("mimicry", states), too_long).worst() == {"a": False, "b": False}
 
 
-def test_worst_case_example_that_a_point_failed_on_is_not_held() -> None:
+def test_worst_case_failed_example_is_left_out() -> None:
     run = run_of(
         replied("dilution", {"a": "held", "b": "held", "c": "held"}),
         replied("dilution", {"a": "held", "b": "lost"}, failed=(("c", NOT_FINITE), ("b", OUT_OF_MEMORY))),
@@ -116,7 +116,7 @@ def test_worst_case_example_that_a_point_failed_on_is_not_held() -> None:
     assert run.worst_case == Rate(1, 2)
 
 
-def test_held_asks_for_right_replies_everywhere() -> None:
+def test_held_requires_right_replies_everywhere() -> None:
     run = run_of(
         replied("mimicry", {"a": "held", "b": "held", "c": "lost", "d": "wrong"}),
         replied("dilution", {"a": "held", "b": "wrong", "c": "held", "d": "wrong"}),

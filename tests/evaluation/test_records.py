@@ -77,7 +77,7 @@ def test_point_of_failed_example_keeps_the_reason() -> None:
     assert (point.marks, point.failed) == ("1-", (("b", "out of memory"),))
 
 
-def test_run_example_that_met_the_goal_without_attack_is_left_out() -> None:
+def test_run_leaves_out_examples_that_met_the_goal() -> None:
     run = run_of(result("mimicry", {"a": True, "b": False}, met=("c",)))
     assert (run.examples, run.attacks[0].marks) == (("a", "b"), "10")
 

@@ -1,4 +1,4 @@
-"""Models for audits: a real one whose replies follow a script, and small settings."""
+"""Test models whose replies follow a script, and small settings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def examples(n: int = 24) -> list[Example]:
 def scripted_model(
     asked: Sequence[Example], falls: Callable[[Example, str], bool], solves: bool = True, fail_at: int | None = None
 ) -> Any:
-    """A real tiny llama that answers right (or, `solves=False`, nothing), but with the violation where it `falls`.
+    """Return a tiny llama that replies right (nothing if not `solves`), and with the violation if it `falls`.
 
     Args:
-        asked: The examples that it will be asked about.
-        falls: Told the protected example and the words of the prompt.
-        solves: Whether it answers the others.
+        asked: Examples of the audit.
+        falls: Called with the protected example and the words of the prompt.
+        solves: Whether it replies to the others.
         fail_at: Number of the call of `generate` that is interrupted.
     """
     model = make_model(positions=2048)
@@ -52,10 +52,10 @@ def scripted_model(
 
 
 def count(example: Example, said: str) -> int:
-    """How often the injection stands in the words of a prompt."""
+    """Return the number of injections in the words of a prompt."""
     return said.count(" ".join(words(example.injection())))
 
 
 def system_last(example: Example, said: str) -> bool:
-    """Whether the words of the prompt end with the system text (and the header of the reply)."""
+    """Return True if the words of the prompt end with the system text (and the header of the reply)."""
     return said.endswith(" ".join([*words(example.messages[0]["content"]), "s", "assistant"]))
