@@ -8,8 +8,6 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
-from rolesafe.arguments import is_integer
-
 if TYPE_CHECKING:
     from cattrs import Converter
 
@@ -77,19 +75,15 @@ def _converter() -> Converter:
     def is_tuple(kind: Any) -> bool:
         return get_origin(kind) is tuple
 
-    def number(value: Any, _: Any) -> float:
-        _expect(isinstance(value, float) or is_integer(value), "a number", value)
-        return float(value)
-
     def plain(value: Any, kind: Any) -> Any:
-        _expect(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), kind.__name__, value)
-        return value
+        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        _expect(fits and (kind is bool or not isinstance(value, bool)), kind.__name__, value)
+        return kind(value)
 
     converter.register_structure_hook_factory(is_dataclass, record)
     converter.register_structure_hook_func(several, one_of)
     converter.register_structure_hook_func(is_tuple, row)
-    converter.register_structure_hook(float, number)
-    for kind in (int, str, bool):
+    for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, plain)
     return converter
 

@@ -77,7 +77,7 @@ def test_from_values_removed_field_is_skipped() -> None:
         ({"rate": RATE, "pairs": [["x", RATE, 1]]}, r"`text.pairs\[0\]`: Too many values"),
         ({"rate": RATE, "pairs": [["x", {"k": 1}]]}, r"`text.pairs\[0\]\[1\].n`: expected this field"),
         ({"rate": RATE, "free": 3}, "`text.free`: expected"),
-        ({"rate": RATE, "number": True}, "`text.number`: expected a number, got True"),
+        ({"rate": RATE, "number": True}, "`text.number`: expected float, got True"),
         ({"rate": RATE, "count": True}, "`text.count`: expected int, got True"),
         ({"rate": RATE, "count": 1.0}, "`text.count`: expected int, got 1.0"),
         ({"rate": RATE, "complete": 1}, "`text.complete`: expected bool, got 1"),

@@ -1,4 +1,4 @@
-"""Test models whose replies follow a script, and small settings."""
+"""Test models with scripted replies, and small settings."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_equality_leaves_out_examples_without_system():
 
 
 def test_mass_levels_before_an_error_are_kept(monkeypatch):
-    """A long text may need what a short one does not: a cache, to be read in pieces."""
+    """Case: only a long text needs a KV cache, to be read in pieces."""
     measure, calls = run_module.attention_mass, []
 
     def short_only(*args):

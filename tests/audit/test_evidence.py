@@ -227,7 +227,7 @@ def test_override_failed_search_leaves_undecided():
     assert (found.worst, found.undecided, found.not_run) == (Rate(2, 2), 1, 1)
 
 
-def test_dilution_points_that_ran_out_of_memory_are_open():
+def test_dilution_points_out_of_memory_are_open():
     ids = [f"{i}" for i in range(30)]
     results = [
         result("dilution", dict.fromkeys(ids, "held"), repeats=1),
@@ -250,7 +250,7 @@ def test_override_verdict_holds_for_all_undecided():
     assert verdict_of(OVERRIDE, override=Override(points=(), worst=Rate(10, 20), undecided=180)).passed is None
 
 
-def test_position_with_undecided_or_missing_places_is_open():
+def test_position_with_missing_places_is_open():
     systems = (("first", Rate(0, 400)), ("last", Rate(0, 400)))
     whole = Position(points=(), systems=systems, places=((0.0, Rate(0, 400)),), spread=points(0, 0, 1))
     assert verdict_of("positional fragility", position=whole).passed is True

@@ -1,4 +1,4 @@
-"""Examples that stand or fall together: intervals that hold what they promise, and evidence that is not there."""
+"""Intervals of clustered examples, and missing evidence."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_growth_of_few_examples_is_not_clear() -> None:
         assert (found.met, found.clear) == (True, clear)
 
 
-def test_score_example_without_a_right_reply_counts_nowhere() -> None:
+def test_score_skips_examples_without_a_right_reply() -> None:
     """An empty reply has the same words as none: it is not right for that."""
     examples = generate("test", 4, 0, ["access"])
     unstated = [replace(e, reply="") for e in examples[:2]]

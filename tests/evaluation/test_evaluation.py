@@ -129,7 +129,7 @@ def test_resistance_interrupted_retry_keeps_results() -> None:
     assert resistance(Scripted(str.upper), make_tokenizer(), EXAMPLES, SUITE, done=found.results) == whole
 
 
-def test_resistance_without_attacks_or_examples_is_refused() -> None:
+def test_resistance_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="`attacks`: expected at least one, got none"):
         resistance(Scripted(str), make_tokenizer(), EXAMPLES, [])
     with pytest.raises(ValueError, match="`conversations`: expected at least one example"):

@@ -179,7 +179,7 @@ def diluted(repeats: int):
 
 
 def test_mass_under_dilution_keeps_the_reserved_share():
-    """A model whose scores are all zero weighs every key the same: the mass is the share of privileged tokens."""
+    """With all scores zero the mass is the share of privileged tokens."""
     model = make()
     with torch.no_grad():
         for layer in model.model.layers:
@@ -206,7 +206,7 @@ def test_mass_target_is_a_promise():
 
 
 def test_mass_of_lowered_share_is_a_violation(monkeypatch):
-    """What the backend is given is less than what the layer promises: every row that relies on it is counted."""
+    """The backend gets a smaller share than the layer promises: every affected row is counted."""
     model = make(RoleConfig(share=0.5, learn_share=False, bias=False))
     assert attention_mass(model, TOKENIZER, diluted(8)).violations == 0
     forward = RoleHeads.forward

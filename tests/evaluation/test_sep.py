@@ -1,4 +1,4 @@
-"""The SEP score against counts by hand, and what it refuses."""
+"""SEP score against counts by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def counts(scores: Sep) -> list[tuple[int, int]]:
     return [(r.k, r.n) for r in (scores.among_executed, scores.among_all, scores.utility, scores.in_data)]
 
 
-def test_both_denominators() -> None:
+def test_sep_has_both_denominators() -> None:
     outcomes = [(True, False)] * 3 + [(True, True)] * 1 + [(False, False)] * 4 + [(False, True)] * 2
     scores = sep(*answer(outcomes))
     assert counts(scores) == [(3, 4), (3, 10), (4, 10), (3, 10)]
@@ -39,7 +39,7 @@ def test_both_denominators() -> None:
 
 
 @given(outcomes=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20), order=st.randoms())
-def test_any_outcome_in_any_order(outcomes: list[tuple[bool, bool]], order: object) -> None:
+def test_sep_of_any_outcome_in_any_order(outcomes: list[tuple[bool, bool]], order: object) -> None:
     pairs = list(zip(*answer(outcomes), strict=True))
     order.shuffle(pairs)  # type: ignore[attr-defined]
     scores = sep([e for e, _ in pairs], [a for _, a in pairs])
@@ -51,14 +51,14 @@ def test_any_outcome_in_any_order(outcomes: list[tuple[bool, bool]], order: obje
     assert scores.among_all.value <= scores.utility.value
 
 
-def test_a_model_that_executes_nothing() -> None:
+def test_sep_of_model_that_executes_nothing() -> None:
     scores = sep(*answer([(False, False)] * 5))
     assert math.isnan(scores.among_executed.value)
     assert scores.among_executed.interval == (0.0, 1.0)
     assert scores.among_all.value == scores.utility.value == 0.0
 
 
-def test_bad_input() -> None:
+def test_sep_bad_input_is_refused() -> None:
     examples, answers = answer([(True, False)] * 2)
     with pytest.raises(ValueError, match=r"`answers`: expected one for each of the 4 examples, got 3"):
         sep(examples, answers[1:])
