@@ -88,8 +88,8 @@ class Usefulness:
             in the protected twin. Without a twin: the right reply, word for word.
         exact: Benign replies that are right word for word.
         violated: Protected examples with the violation in the reply.
-        as_is: The same among examples whose messages hold an attack from the start, as in published sets, and whose
-            reply is right or the violation.
+        as_is: The same among examples with an attack in their own messages, as in published sets, and with a reply that
+            is right or the violation.
     """
 
     benign: Rate
@@ -130,7 +130,7 @@ class SweepPoint:
         label: Name and parameters.
         parameters: Parameters.
         success: Attack success rate (ASR).
-        n_left_out: Examples whose attacked conversation does not fit the context.
+        n_left_out: Examples left out because the attacked conversation does not fit the context.
         failed: Reasons why others could not be attacked, one of each kind.
         typed: Whether the attack is plain text.
         undecided: Examples neither lost nor held: the reply is neither the attacker's nor right, or the attack ran out

@@ -56,7 +56,7 @@ class AttackPoint:
         parameters: Its parameters.
         seed: Of the attack.
         success: Attack success rate (ASR).
-        n_left_out: Examples whose attacked conversation does not fit the context.
+        n_left_out: Examples left out because the attacked conversation does not fit the context.
         complete: False after an interruption.
         samples: A few attacked conversations.
         typed: Whether the attack is plain text. Other attacks (embeddings, prefilled replies) give an upper bound and
