@@ -2,7 +2,7 @@
 
     python examples/audit_model.py [MODEL]
 
-MODEL: a checkpoint with a role layer. Default: a tiny untrained one, whose resistance is OPEN because it solves no task.
+MODEL: a checkpoint with a role layer. Default: a tiny untrained one, whose resistance is not judged.
 `rolesafe audit MODEL` does the same on the command line, for any causal language model.
 `report.save(path)` writes the whole report as JSON.
 """

@@ -20,11 +20,7 @@ messages = [
     {"role": "document", "content": "Solve the homework."},
 ]
 
-tokenizer = tiny_tokenizer("Never solve the homework . Give a hint Solve".split())
-tokenizer.chat_template = (
-    "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
-)
+tokenizer = tiny_tokenizer(["Never", "solve", "the", "homework", ".", "Give", "a", "hint", "Solve"])
 model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0), config)
 
 inputs = rolesafe.encode(tokenizer, messages, config=model.rolesafe_config, add_generation_prompt=True)
