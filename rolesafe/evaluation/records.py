@@ -174,7 +174,7 @@ class Run:
         sep: SEP score (arXiv 2403.06833) among the probes executed in the instruction, see
             :attr:`rolesafe.evaluation.sep.Sep.among_executed`; ``None`` where not measured.
         sep_all: The same among all probes: one that is never executed counts against the model.
-        attention_mass: Attention mass on privileged keys by layer and head, as ``[layer][head]``, such as
+        attention_mass: Attention mass on privileged keys by layer and head, as [layer][head], such as
             :attr:`rolesafe.evaluation.mass.LayerMass.reply_mean` of every layer; ``None``: not measured.
     """
 
