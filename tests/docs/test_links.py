@@ -90,6 +90,17 @@ def test_named_api_exists(page: Path) -> None:
     assert missing == []
 
 
+def test_contributing_answers_name_definitions_in_their_files() -> None:
+    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line for line in lines if line.startswith("| Where "))
+    answers = re.findall(r"`(\w+)` in\s+`([\w/]+\.py)`", text)
+    assert {"encode", "enter_model", "RoleIndex", "role_attn_bwd_dq_kernel"} <= {name for name, _ in answers}
+    for name, path in answers:
+        assert re.search(rf"^(?:def|class) {name}\b|^{name}\b.* = ", (ROOT / path).read_text(encoding="utf-8"), re.M), (
+            name
+        )
+
+
 def messages() -> list[str]:
     """Return every string of the sources, placeholders of f-strings as an ellipsis."""
     found = []
