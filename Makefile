@@ -3,6 +3,7 @@
 #   make demo     train a plain and a role-aware model, attack both, write the report
 #   make test     the tests
 #   make lint     ruff and mypy
+#   make docs     build the documentation site into site/; warnings are errors
 #   make bench    the benchmarks: the fused kernel beside its peers where a GPU is, else attention on the CPU
 #   make kernel-check   compile the fused kernel for GPUs that are not at hand, under both ends of Triton's versions
 #   make clean    remove what the targets made
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench kernel-check clean
+.PHONY: help demo test lint docs bench kernel-check clean
 
 help:
 	@sed -n 's/^#   make/make/p' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.:kernels $(BIN)/mkdocs build --strict
+
 bench: $(STAMP)
 	if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m benchmarks.throughput; \
 	else $(BIN)/python benchmarks/attention_cpu.py; fi
@@ -61,5 +65,5 @@ kernel-check: $(STAMP) $(addprefix $(VENV)/triton-,$(TRITONS))
 	done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rolesafe kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,6 +44,7 @@ STATS = ["scipy>=1.11", "statsmodels>=0.14.2"]  # intervals and tests
 
 EXTRAS: dict[str, list[str]] = {
     "demo": ["matplotlib>=3.8", *STATS],
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
     # For benchmarks/gcg.py, with `pip install --no-deps nanogcg==0.3.0`: that one asks for transformers<=4.47.1, so no
     # extra can name it. It runs on ours, and this is what it needs beside it.
     "gcg": ["scipy>=1.7"],
@@ -54,6 +55,7 @@ EXTRAS: dict[str, list[str]] = {
 }
 EXTRAS["dev"] = [
     *EXTRAS["demo"],
+    *EXTRAS["docs"],
     *EXTRAS["peft"],
     "hypothesis>=6.100",
     "mypy>=1.15",
@@ -67,7 +69,7 @@ EXTRAS["all"] = sorted({requirement for extra in ("demo", "peft", "sets", "trl")
 setup(
     name="rolesafe",
     version=read_version(),
-    description="Tokens with standing: role-aware attention for transformers",
+    description="Role-aware attention for transformers",
     long_description=read_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 import rolesafe
-from rolesafe.attacks import ATTACKS
-from rolesafe.tasks import FAMILIES, SETS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rolesafe"
@@ -259,14 +257,3 @@ def test_source_distribution_holds_the_documentation(tmp_path: Path) -> None:
     }
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "docs").iterdir()}
     assert wanted <= names
-
-
-def test_every_attack_family_set_and_preset_is_documented():
-    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
-    for name, family in ATTACKS.items():
-        if name != "none":
-            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-            assert family.about in row
-            assert row.endswith(f"| {len(family.grid)} |")
-    for name in (*FAMILIES, *SETS):
-        assert f"`{name}`" in page

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from benchmarks.costs import costs
 from benchmarks.override_resistance import table as tables
 from benchmarks.override_resistance.data import conversations
 from benchmarks.override_resistance.measure import attacks, examples_of, stratified
@@ -29,7 +30,7 @@ from rolesafe.report.comparison.view import ComparisonView, Heat, SizeView
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "override-resistance.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "override-resistance.md", ROOT / "README.md", ROOT / "docs" / "costs.md")
 
 _BLOCK = re.compile(r"<!-- ([a-z][\w: .+-]*) -->\n.*?<!-- end -->", re.S)
 
@@ -245,6 +246,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "transfer": transferred,
     "budget": budget,
     "facts": facts,
+    "costs": costs,
     "rejudged": lambda: rejudged([RECORDS / "demo.json", RECORDS / "demo_fresh_seeds.json"]),
 }
 

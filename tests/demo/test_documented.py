@@ -24,13 +24,6 @@ def test_demo_page_rows_are_those_of_the_record(title: str, record: str) -> None
     assert [row for row in rows if row not in measured] == []
 
 
-def test_readme_rows_are_those_of_the_demo_record() -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Result\n")[1].split("A real checkpoint")[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
-    measured = markdown_table(Results.load(ROOT / "benchmarks" / "results" / "demo.json")).splitlines()
-    assert [row for row in rows if row not in measured] == []
-
-
 def test_demo_page_worst_cases_by_seed_are_those_of_the_records() -> None:
     found = []
     for record in ("demo_other_machine", "demo"):
