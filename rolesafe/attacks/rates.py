@@ -1,4 +1,4 @@
-"""A count of successes as a rate with an interval."""
+"""Success rates with intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Z95 = 1.959963984540054
 
 
 def wilson_interval(k: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for `k` successes in `n` trials (Wilson 1927): sound for rates near 0 and 1 too.
+    """Return Wilson's score interval for `k` successes in `n` trials (Wilson 1927), sound also for rates near 0 and 1.
 
     Args:
         k: Successes, 0 to `n`; a fraction where trials are weighed, see
@@ -40,7 +40,7 @@ def wilson_interval(k: float, n: float, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Rate:
-    """`k` successes in `n` trials."""
+    """Hold `k` successes in `n` trials."""
 
     k: int
     n: int
@@ -51,12 +51,12 @@ class Rate:
 
     @property
     def value(self) -> float:
-        """The share of successes; NaN without trials."""
+        """Return the share of successes, NaN without trials."""
         return self.k / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval."""
+        """Return Wilson's 95% interval."""
         return wilson_interval(self.k, self.n)
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from rolesafe.attacks import ATTACKS, AttackConfig, AttackResult, Outcome, Rate, attack, attackable, suite
+from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, AttackResult, Outcome, Rate, attack, attackable, suite
 from rolesafe.attacks.judge import words
 from rolesafe.attacks.memory import STOPPED
 from rolesafe.attacks.replies import Progress, role_config
@@ -39,7 +39,7 @@ def override_points(settings: AuditSettings) -> list[AttackConfig]:
     }
     if settings.attacks:
         return suite(tuple(dict.fromkeys(settings.attacks)), **given)
-    names = [name for name, family in ATTACKS.items() if name != "none" and (settings.strong or family.search is None)]
+    names = [name for name in ATTACKS if name != "none" and (settings.strong or name in TEXT_ATTACKS)]
     quick = suite(names, quick=True, **given)
     swept = [*dilution_points(settings), *position_points(settings)]
     return [*quick, *(config for config in swept if config not in quick)]
@@ -76,7 +76,7 @@ def _run(
 ) -> AttackResult:
     """Attack those of `examples` that the attack can be made of; the others are `failed`, with the reason."""
     try:
-        return attack(model, tokenizer, examples, None, config, check_goal=False, progress=progress)
+        return attack(model, tokenizer, examples, config, check_goal=False, progress=progress)
     except ValueError as error:
         refused = {e.id: reason for e in examples if (reason := _refusal(model, tokenizer, e, config)) is not None}
         fit = [example for example in examples if example.id not in refused]
@@ -90,7 +90,7 @@ def _run(
 def _refusal(model: Any, tokenizer: Any, example: Example, config: AttackConfig) -> str | None:
     """Why the attack cannot be made of `example`; ``None`` where it can."""
     try:
-        if ATTACKS[config.name].build is None:
+        if config.name not in TEXT_ATTACKS:
             example.injection()
         else:
             attacked(tokenizer, example, config, role_config(model), model)
@@ -255,9 +255,8 @@ def _change(before: str, one: Decided, after: str, other: Decided) -> Change:
 
 
 def _config(settings: AuditSettings, name: str, parameters: Mapping[str, Any]) -> AttackConfig:
-    return AttackConfig(
-        name=name,
-        parameters=parameters,
+    return ATTACKS[name](
+        **parameters,
         seed=settings.seed,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,

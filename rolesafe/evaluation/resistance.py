@@ -114,7 +114,7 @@ def curve(results: Sequence[AttackResult], attack: str, parameter: str, **fixed:
         ValueError: No result fits, a parameter does not exist, or two results have the same value: another parameter
             or the seed differs between them.
     """
-    known = sorted(look_up(attack).defaults)
+    known = sorted(look_up(attack).grid[0])
     for name in (parameter, *fixed):
         if name not in known:
             raise ValueError(f"`parameter`: attack {attack!r} has no {name!r}; expected one of {known}")
@@ -173,7 +173,7 @@ def resistance(
             continue
         report = None if progress is None else _labelled(progress, config.label)
         try:
-            result = attack(model, tokenizer, examples, None, config, done=found, progress=report, check_goal=False)
+            result = attack(model, tokenizer, examples, config, done=found, progress=report, check_goal=False)
         except KeyboardInterrupt:  # outside the loop over batches
             return Resistance(results=(*results, *filter(None, earlier[at:])), complete=False)
         results.append(result)
