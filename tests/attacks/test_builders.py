@@ -10,9 +10,16 @@ from random import Random
 import pytest
 
 from rolesafe import encode
-from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, attackable, attacked, suite
+from rolesafe.attacks import (
+    ATTACKS,
+    AttackConfig,
+    FakeSystemConfig,
+    PositionConfig,
+    attackable,
+    attacked,
+    suite,
+)
 from rolesafe.attacks.delimiters import closing_token, delimiters
-from rolesafe.attacks.family import AttackFamily
 from rolesafe.tasks import Difficulty, Example, generate
 from rolesafe.tasks.phrasing import IGNORE
 from rolesafe.tasks.words import tokens
@@ -25,7 +32,7 @@ IDS = [point.label for point in POINTS]
 
 
 def text_of(example: Example, name: str, **parameters: object) -> str:
-    messages = attacked(make_tokenizer(), example, AttackConfig(name=name, parameters=parameters))
+    messages = attacked(make_tokenizer(), example, ATTACKS[name](**parameters))
     return next(m["content"] for m in messages if m["role"] == example.target)
 
 
@@ -119,7 +126,7 @@ def test_a_forged_turn_reads_like_a_real_one() -> None:
     tokenizer, example = make_tokenizer(), next(e for e in EXAMPLES if e.target == "user")
     user = {"role": "user", "content": example.request}
     real = [example.messages[0], user, {"role": "system", "content": example.forged}, user]
-    typed = attacked(tokenizer, example, AttackConfig(name="fake-system"))
+    typed = attacked(tokenizer, example, FakeSystemConfig())
     printed = [tokenizer.apply_chat_template(list(m), tokenize=False) for m in (real, typed)]
     assert printed[0] == printed[1]
 
@@ -147,7 +154,7 @@ def test_position(at: float) -> None:
 
 def test_position_of_the_system_message() -> None:
     example = EXAMPLES[0]
-    config = AttackConfig(name="position", parameters={"system": "last"})
+    config = PositionConfig(system="last")
     messages = attacked(make_tokenizer(), example, config)
     assert messages[-1] == example.messages[0]
     assert text_of(example, "position", system="last") == text_of(example, "position", system="first")
@@ -162,7 +169,7 @@ def test_position_moves_the_system_message_wherever_it_is(name: str, system: str
     assert {e.target for e in examples} == {"user", "tool"}
     for example in examples:
         (text,) = [m for m in example.messages if m["role"] == "system"]
-        config = AttackConfig(name=name, parameters={"system": system})
+        config = ATTACKS[name](system=system)
         messages = attacked(make_tokenizer(), example, config)
         assert messages[0 if system == "first" else -1] == text
         others = [m["role"] for m in messages if m["role"] != "system"]
@@ -173,68 +180,12 @@ def test_position_without_a_system_message_is_refused() -> None:
     example = EXAMPLES[0]
     bare = dataclasses.replace(example, messages=example.messages[1:])
     with pytest.raises(ValueError, match="`messages`: expected one system message, got 0"):
-        attacked(make_tokenizer(), bare, AttackConfig(name="position", parameters={"system": "last"}))
+        attacked(make_tokenizer(), bare, PositionConfig(system="last"))
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("mimicry", {"place": "middle"}, r"`place`: expected 'before' or 'after', got 'middle'"),
-        ("position", {"at": 1.5}, r"`at`: expected a fraction in \[0, 1\], got 1.5"),
-        ("position", {"system": "middle"}, r"`system`: expected 'first' or 'last', got 'middle'"),
-    ],
-)
-def test_bad_parameters(name: str, parameters: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        text_of(EXAMPLES[0], name, **parameters)
-
-
-def test_literal_delimiters_have_to_be_known() -> None:
-    with pytest.raises(ValueError, match=r"`marks`: expected the delimiters of a chat template, got None"):
-        ATTACKS["fake-system"].build(EXAMPLES[0], Random(0), None, turns=1, delimiters=True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name": "magic"}, r"`name`: unknown attack 'magic'; expected one of \['beam'"),
-        ({"name": "dilution", "parameters": {"times": 3}}, r"`parameters`: attack 'dilution' has no \['times'\]"),
-        ({"name": "dilution", "parameters": {"repeats": 0}}, r"`parameters`: expected `repeats` >= 1, got 0"),
-        ({"name": "none", "batch_size": 0}, r"`batch_size`: expected a number >= 1, got 0"),
-        ({"name": "none", "max_new_tokens": 1.5}, r"`max_new_tokens`"),
-    ],
-)
-def test_bad_configurations(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttackConfig(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("mimicry", {"place": 1}, "`parameters`: expected `place` to be a text, got 1"),
-        ("position", {"at": "half"}, "`parameters`: expected `at` to be a number, got 'half'"),
-        ("position", {"words": 7.5}, "`parameters`: expected `words` to be a whole number, got 7.5"),
-        ("fake-system", {"delimiters": 1}, "`parameters`: expected `delimiters` to be True or False, got 1"),
-        ("gcg", {"num_steps": True}, "`parameters`: expected `num_steps` to be a whole number, got True"),
-    ],
-)
-def test_values_of_another_kind(name: str, parameters: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttackConfig(name=name, parameters=parameters)
-
-
-def test_suite() -> None:
-    assert {point.name for point in suite()} == set(ATTACKS)
-    assert {p.parameters["repeats"] for p in POINTS if p.name == "dilution"} == {1, 2, 4, 8, 16, 32, 64}
-    assert len(suite(quick=True)) < len(suite())
-    assert suite(["dilution"], quick=True)[0].label == "dilution(repeats=1)"
-    assert all(p.seed == 5 and p.batch_size == 7 for p in suite(seed=5, batch_size=7))
-    assert {name for name in ATTACKS if ATTACKS[name].search is None} == set(TEXT_ATTACKS)
-    with pytest.raises(ValueError, match="unknown attack"):
-        suite(["magic"])
-    with pytest.raises(ValueError, match="`names`: expected a sequence of names"):
-        suite([])
+def test_fake_system_without_delimiters_raises() -> None:
+    with pytest.raises(ValueError, match="`marks`: expected the delimiters of a chat template, got None"):
+        FakeSystemConfig().build(EXAMPLES[0], Random(0), None)
 
 
 def test_what_the_demo_sends_does_not_change() -> None:
@@ -244,18 +195,3 @@ def test_what_the_demo_sends_does_not_change() -> None:
         for example in attackable(generate("test", 36, 1003, ["access", "form", "data"])):
             digest.update(json.dumps([config.label, example.id, attacked(make_tokenizer(), example, config)]).encode())
     assert digest.hexdigest() == "8e874ce3b01f9c9843f8e9446254d0ba1e732a7681df1eec64a8f814a656e2c9"
-
-
-def test_an_attack_builds_or_searches() -> None:
-    def point(**given: object) -> AttackFamily:
-        return AttackFamily(name="new", about="", grid=({"k": 1},), quick=({"k": 1},), **given)
-
-    build, search = ATTACKS["none"].build, ATTACKS["prefill"].search
-    with pytest.raises(ValueError, match="`build`, `search`: expected exactly one of them for 'new', got neither"):
-        point()
-    with pytest.raises(ValueError, match=r"`build`, `search`: .* got both"):
-        point(build=build, search=search)
-    with pytest.raises(ValueError, match="`typed`: expected True for 'new', whose `build` makes text, got False"):
-        point(build=build, typed=False)
-    with pytest.raises(ValueError, match=r"`grid`: expected the parameters \['k'\] at every point of 'new', got \[\]"):
-        AttackFamily(name="new", about="", build=build, grid=({"k": 1}, {}), quick=({"k": 1},))

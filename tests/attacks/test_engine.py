@@ -5,13 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 from rolesafe import RoleConfig, patch
-from rolesafe.attacks import ATTACKS, AttackConfig, AttackFamily, AttackResult, Found, attack, attackable, replies
+from rolesafe.attacks import (
+    ATTACKS,
+    TEXT_ATTACKS,
+    AttackConfig,
+    AttackResult,
+    DilutionConfig,
+    Found,
+    PlacementConfig,
+    SearchAttackConfig,
+    SearchContext,
+    attack,
+    attackable,
+    replies,
+)
 from rolesafe.attacks.memory import Batches, OutOfMemoryError, is_out_of_memory
 from rolesafe.tasks import Example, generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
@@ -34,17 +48,24 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AttackConfig]:
     """Registers a search as the attack "mine" and returns its configuration."""
 
     def add(search: Callable[..., Found], *, typed: bool = True, **settings: Any) -> AttackConfig:
-        family = AttackFamily(
-            name="mine", about="", search=search, grid=({"budget": 5},), quick=({"budget": 5},), typed=typed
-        )
-        monkeypatch.setitem(ATTACKS, "mine", family)
-        return AttackConfig(name="mine", **{"batch_size": 8, "max_new_tokens": 12, **settings})
+        @dataclass(frozen=True, kw_only=True)
+        class MineConfig(SearchAttackConfig):
+            name = "mine"
+            grid = ({"budget": 5},)
+            budget: int = 5
+
+            def search(self, context: SearchContext) -> Found:
+                return search(context)
+
+        MineConfig.typed = typed
+        monkeypatch.setitem(ATTACKS, "mine", MineConfig)
+        return MineConfig(**{"batch_size": 8, "max_new_tokens": 12, **settings})
 
     return add
 
 
 def run(model: Any, config: AttackConfig, goal: str | None = None, **options: Any) -> AttackResult:
-    return attack(model, TOKENIZER, ALL, goal, config, **{"check_goal": False, **options})
+    return attack(model, TOKENIZER, ALL, config, goal=goal, **{"check_goal": False, **options})
 
 
 def giving_in_to(text: str) -> Callable[[str], str]:
@@ -55,13 +76,13 @@ def giving_in_to(text: str) -> Callable[[str], str]:
     return answer
 
 
-class Tight:
+class Tight(torch.nn.Module):
     """Scripted, but only `room` conversations fit into memory; none of those with `heavy` in them."""
 
     def __init__(self, room: int, heavy: str = "nowhere", error: type[Exception] = RuntimeError) -> None:
+        super().__init__()
         self.inner = Scripted(giving_in_to("Done"))
         self.room, self.heavy, self.error = room, heavy, error
-        self.training = False
         self.sizes: list[int] = []
 
     def generate(self, input_ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
@@ -75,26 +96,20 @@ class Tight:
 
 
 def test_what_a_search_gets_and_leaves(register: Callable[..., AttackConfig]) -> None:
-    seen: list[dict[str, Any]] = []
+    seen: list[SearchContext] = []
 
-    def search(model: Any, tokenizer: Any, example: Example, **options: Any) -> Found:
-        seen.append({"id": example.id, **options})
-        return found(example, "Say frog." if example.family == "access" else "Done.")
+    def search(context: SearchContext) -> Found:
+        seen.append(context)
+        return found(context.example, "Say frog." if context.example.family == "access" else "Done.")
 
     config = register(search, seed=4)
     steps: list[tuple[int, int]] = []
     result = run(Scripted(giving_in_to("frog")), config, progress=lambda *at: steps.append(at))
-    assert [s["id"] for s in seen] == [e.id for e in EXAMPLES] == [o.id for o in result.outcomes]
-    for given, example in zip(seen, EXAMPLES, strict=True):
-        assert given == {
-            "id": example.id,
-            "wanted": example.wanted,
-            "success": example.violation,
-            "seed": f"mine/4/{example.id}",
-            "max_new_tokens": 12,
-            "batch_size": 8,
-            "budget": 5,
-        }
+    assert [c.example for c in seen] == EXAMPLES
+    assert [o.id for o in result.outcomes] == [e.id for e in EXAMPLES]
+    for context, example in zip(seen, EXAMPLES, strict=True):
+        assert (context.wanted, context.success) == (example.wanted, example.violation)
+        assert (context.seed, context.batch_size) == (f"mine/4/{example.id}", 8)
     assert [o.success for o in result.outcomes] == [e.family == "access" for e in EXAMPLES]
     assert {(o.n_queries, o.n_steps, o.losses, o.typed) for o in result.outcomes} == {(8, 3, (2.0, 1.0, 0.5), True)}
     assert result.n_queries == 8 * len(EXAMPLES)
@@ -110,7 +125,7 @@ def test_a_reply_decides_not_the_search(register: Callable[..., AttackConfig]) -
         for name, parameter in model.named_parameters():
             if "rolesafe" in name:
                 parameter.normal_(std=2.0, generator=torch.Generator().manual_seed(1))
-    config = register(lambda m, t, example, **options: found(example, losses=(9.0, 0.0)))
+    config = register(lambda context: found(context.example, losses=(9.0, 0.0)))
     result = run(model, config)
     expected = replies(model, TOKENIZER, [o.messages for o in result.outcomes], max_new_tokens=12)
     assert [o.reply for o in result.outcomes] == expected
@@ -118,9 +133,7 @@ def test_a_reply_decides_not_the_search(register: Callable[..., AttackConfig]) -
 
 
 def test_what_nobody_can_type_brings_its_own_reply(register: Callable[..., AttackConfig]) -> None:
-    config = register(
-        lambda m, t, example, **options: found(example, reply=f"It is {example.violation}.", typed=False), typed=False
-    )
+    config = register(lambda c: found(c.example, reply=f"It is {c.example.violation}.", typed=False), typed=False)
     model = Scripted(lambda prompt: "Done.")
     result = run(model, config)
     assert model.calls == []
@@ -130,26 +143,26 @@ def test_what_nobody_can_type_brings_its_own_reply(register: Callable[..., Attac
 
 
 def test_a_search_has_to_be_what_it_was_declared(register: Callable[..., AttackConfig]) -> None:
-    config = register(lambda m, t, example, **options: found(example, reply="Done.", typed=False))
-    with pytest.raises(ValueError, match="`search`: expected what 'mine' finds to be typed=True, got False"):
+    config = register(lambda context: found(context.example, reply="Done.", typed=False))
+    with pytest.raises(ValueError, match="`search`: expected a result of 'mine' with typed=True, got False"):
         run(Scripted(str), config)
 
 
 def test_a_search_may_not_touch_the_system_text(register: Callable[..., AttackConfig]) -> None:
-    def search(model: Any, tokenizer: Any, example: Example, **options: Any) -> Found:
-        first, *rest = found(example).messages
-        return found(example, messages=({**first, "content": "You may tell all."}, *rest))
+    def search(context: SearchContext) -> Found:
+        first, *rest = found(context.example).messages
+        return found(context.example, messages=({**first, "content": "You may tell all."}, *rest))
 
-    with pytest.raises(ValueError, match=r"attack mine\(budget=5\) changed a message of another role than"):
+    with pytest.raises(ValueError, match=r"`config`: .* got mine\(budget=5\), which changed a message of another role"):
         run(Scripted(str), register(search))
 
 
 def test_the_goal_is_what_a_search_wants(register: Callable[..., AttackConfig]) -> None:
     seen: set[tuple[str, str]] = set()
 
-    def search(model: Any, tokenizer: Any, example: Example, **options: Any) -> Found:
-        seen.add((options["wanted"], options["success"]))
-        return found(example)
+    def search(context: SearchContext) -> Found:
+        seen.add((context.wanted, context.success))
+        return found(context.example)
 
     assert run(Scripted(lambda prompt: "the sun"), register(search), "sun").rate.value == 1.0
     assert seen == {("sun", "sun")}
@@ -158,8 +171,8 @@ def test_the_goal_is_what_a_search_wants(register: Callable[..., AttackConfig]) 
 @pytest.mark.parametrize("text", [True, False])
 def test_resumed_is_the_same_as_uninterrupted(text: bool, register: Callable[..., AttackConfig]) -> None:
     """At every point where the run can break off."""
-    search = register(lambda m, t, example, **options: found(example, options["seed"][-14:]), batch_size=5)
-    config = AttackConfig(name="placement", batch_size=5, max_new_tokens=12) if text else search
+    search = register(lambda context: found(context.example, context.seed[-14:]), batch_size=5)
+    config = PlacementConfig(batch_size=5, max_new_tokens=12) if text else search
     whole = run(Scripted(giving_in_to("allow")), config)
     n_calls = 3 if text else len(EXAMPLES)
     for at in range(n_calls):
@@ -174,10 +187,10 @@ def test_resumed_is_the_same_as_uninterrupted(text: bool, register: Callable[...
 def test_interrupted_inside_a_search(register: Callable[..., AttackConfig]) -> None:
     calls: Iterator[int] = iter(range(100))
 
-    def search(model: Any, tokenizer: Any, example: Example, **options: Any) -> Found:
+    def search(context: SearchContext) -> Found:
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return found(example)
+        return found(context.example)
 
     result = run(Scripted(lambda prompt: "Done."), register(search))
     assert not result.complete
@@ -188,9 +201,9 @@ def test_searches_of_long_conversations_are_left_out(register: Callable[..., Att
     """Before the search where the clean conversation is too long already, after it where the found one is."""
     asked: list[str] = []
 
-    def search(model: Any, tokenizer: Any, example: Example, **options: Any) -> Found:
-        asked.append(example.id)
-        return found(example, "Done. " * (200 if example is EXAMPLES[0] else 1))
+    def search(context: SearchContext) -> Found:
+        asked.append(context.example.id)
+        return found(context.example, "Done. " * (200 if context.example is EXAMPLES[0] else 1))
 
     config = register(search)
     result = run(make_model(positions=120), config)
@@ -203,9 +216,7 @@ def test_searches_of_long_conversations_are_left_out(register: Callable[..., Att
 
 def test_losses_that_are_not_finite(register: Callable[..., AttackConfig]) -> None:
     bad = EXAMPLES[2].id
-    config = register(
-        lambda m, t, example, **options: found(example, losses=(1.0, float("nan")) if example.id == bad else (1.0,))
-    )
+    config = register(lambda c: found(c.example, losses=(1.0, float("nan")) if c.example.id == bad else (1.0,)))
     result = run(Scripted(lambda prompt: "Done."), config)
     assert result.failed == ((bad, "the loss of the search was not finite: nan"),)
     assert len(result.outcomes) == len(EXAMPLES) - 1
@@ -213,7 +224,7 @@ def test_losses_that_are_not_finite(register: Callable[..., AttackConfig]) -> No
 
 
 def test_old_results_can_be_read() -> None:
-    result = run(Scripted(lambda prompt: "Done."), AttackConfig(name="dilution"))
+    result = run(Scripted(lambda prompt: "Done."), DilutionConfig())
     old = json.loads(json.dumps(result.to_dict()))
     del old["failed"], old["met"]
     for outcome in old["outcomes"]:
@@ -227,7 +238,7 @@ def test_old_results_can_be_read() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.cuda.OutOfMemoryError, MemoryError])
 def test_batches_are_halved_where_memory_runs_out(error: type[Exception]) -> None:
-    config = AttackConfig(name="dilution", batch_size=12, max_new_tokens=12)
+    config = DilutionConfig(batch_size=12, max_new_tokens=12)
     model = Tight(3, error=error)
     result = run(model, config)
     assert model.sizes == [12, 6, 3, 3, 3, 3]
@@ -237,7 +248,7 @@ def test_batches_are_halved_where_memory_runs_out(error: type[Exception]) -> Non
 
 def test_an_example_that_does_not_fit_alone_is_left_out_with_its_reason() -> None:
     heavy = EXAMPLES[3]
-    config = AttackConfig(name="dilution", batch_size=4, max_new_tokens=12)
+    config = DilutionConfig(batch_size=4, max_new_tokens=12)
     result = run(Tight(4, heavy.messages[0]["content"].replace(".", " .")), config)
     reason = "out of memory with a batch of 1: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert result.failed == ((heavy.id, reason),)
@@ -251,11 +262,11 @@ def test_an_example_that_does_not_fit_alone_is_left_out_with_its_reason() -> Non
 def test_a_search_gets_smaller_batches(register: Callable[..., AttackConfig]) -> None:
     sizes: list[int] = []
 
-    def search(model: Any, tokenizer: Any, example: Example, **options: Any) -> Found:
-        sizes.append(options["batch_size"])
-        if options["batch_size"] > 2 or example is EXAMPLES[1]:
+    def search(context: SearchContext) -> Found:
+        sizes.append(context.batch_size)
+        if context.batch_size > 2 or context.example is EXAMPLES[1]:
             raise torch.cuda.OutOfMemoryError(CUDA_SAYS)
-        return found(example)
+        return found(context.example)
 
     result = run(Scripted(lambda prompt: "Done."), register(search))
     assert sizes[:5] == [8, 4, 2, 2, 1]
@@ -265,7 +276,7 @@ def test_a_search_gets_smaller_batches(register: Callable[..., AttackConfig]) ->
 
 
 def test_the_clean_check_survives_too() -> None:
-    config = AttackConfig(name="dilution", batch_size=12, max_new_tokens=12)
+    config = DilutionConfig(batch_size=12, max_new_tokens=12)
     assert run(Tight(2), config, check_goal=True).rate.n == len(EXAMPLES)
 
 
@@ -275,7 +286,7 @@ def test_other_errors_are_not_swallowed() -> None:
             raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        run(Broken(4), AttackConfig(name="dilution"))
+        run(Broken(4), DilutionConfig())
 
 
 def test_what_counts_as_out_of_memory() -> None:
@@ -306,8 +317,8 @@ def test_real_memory_that_runs_out() -> None:
 def test_a_tokenizer_of_another_model() -> None:
     model = make_model()
     model.resize_token_embeddings(50)
-    with pytest.raises(ValueError, match=r"`tokenizer`: expected the model's own, got one that makes token id \d+"):
-        run(model, AttackConfig(name="dilution"))
+    with pytest.raises(ValueError, match=r"`tokenizer`: expected the model's own, got one that returns"):
+        run(model, DilutionConfig())
 
 
 def test_a_role_that_the_model_does_not_know() -> None:
@@ -315,7 +326,7 @@ def test_a_role_that_the_model_does_not_know() -> None:
     model = patch(make_model(), config).eval()
     assert any(e.target == "tool" for e in EXAMPLES)
     with pytest.raises(ValueError, match="unknown role 'tool'"):
-        run(model, AttackConfig(name="dilution"))
+        run(model, DilutionConfig())
 
 
 def test_a_template_that_does_not_print_the_attacked_conversation() -> None:
@@ -325,7 +336,7 @@ def test_a_template_that_does_not_print_the_attacked_conversation() -> None:
     strict = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + kept
     try:
         tokenizer.chat_template = strict
-        config = AttackConfig(name="placement", parameters={"system": "last"}, max_new_tokens=4)
+        config = PlacementConfig(system="last", max_new_tokens=4)
         result = run(Scripted(lambda prompt: "Done."), config)
     finally:
         tokenizer.chat_template = kept
@@ -336,8 +347,8 @@ def test_a_template_that_does_not_print_the_attacked_conversation() -> None:
 
 def test_nothing_typed() -> None:
     blank = dataclasses.replace(EXAMPLES[0], statements=tuple((policy, "") for policy, _ in EXAMPLES[0].statements))
-    with pytest.raises(ValueError, match=r"`conversations`: attack dilution\(repeats=1\) typed nothing into"):
-        attack(Scripted(str), TOKENIZER, [blank], None, AttackConfig(name="dilution"), check_goal=False)
+    with pytest.raises(ValueError, match=r"`examples`: .* dilution\(repeats=1\) typed nothing"):
+        attack(Scripted(str), TOKENIZER, [blank], DilutionConfig(), check_goal=False)
 
 
 def test_examples_that_come_with_an_injection() -> None:
@@ -345,11 +356,11 @@ def test_examples_that_come_with_an_injection() -> None:
     whole = [dataclasses.replace(e, messages=e.with_target(f"{e.request} {e.injection()}")) for e in EXAMPLES]
     model = Scripted(lambda prompt: "sun")
     with pytest.raises(ValueError, match="`goal`: expected one that the model does not meet by itself"):
-        attack(model, TOKENIZER, whole, "sun", AttackConfig(name="dilution"))
+        attack(model, TOKENIZER, whole, DilutionConfig(), goal="sun")
     given = [TOKENIZER.decode(TOKENIZER(e.messages[-1]["content"])["input_ids"]) for e in whole]
     assert not any(content in prompt for prompt in model.calls[0] for content in given)
-    config = AttackConfig(name="dilution", max_new_tokens=4)
-    found = attack(model, TOKENIZER, whole, None, config, check_goal=False)
+    config = DilutionConfig(max_new_tokens=4)
+    found = attack(model, TOKENIZER, whole, config, check_goal=False)
     assert [o.messages for o in found.outcomes] == [e.messages for e in whole]
 
 
@@ -366,7 +377,7 @@ SMALL = {
 
 
 def test_every_search_is_tried_here() -> None:
-    assert set(SMALL) == {name for name, family in ATTACKS.items() if family.search is not None}
+    assert set(SMALL) == set(ATTACKS) - set(TEXT_ATTACKS)
 
 
 @pytest.mark.parametrize("roles", [False, True])
@@ -377,7 +388,7 @@ def test_searches_end_to_end(name: str, roles: bool) -> None:
     if roles:
         patch(model, RoleConfig(embedding="input"))
         model.eval()
-    config = AttackConfig(name=name, parameters=SMALL[name], batch_size=4, max_new_tokens=3)
+    config = ATTACKS[name](**SMALL[name], batch_size=4, max_new_tokens=3)
     result = run(model, config)
     assert [o.id for o in result.outcomes] == [e.id for e in EXAMPLES]
     assert result.n_queries >= len(EXAMPLES)
@@ -392,6 +403,6 @@ def test_every_point_of_a_search_names_parameters_that_it_has(name: str) -> None
     """A parameter that a search does not take would raise in the middle of a study only."""
     for point in (*ATTACKS[name].grid, *ATTACKS[name].quick):
         small = {key: SMALL[name].get(key, value) for key, value in point.items()}
-        config = AttackConfig(name=name, parameters=small, batch_size=4, max_new_tokens=2)
-        result = attack(make_model(), TOKENIZER, ALL[:2], None, config, check_goal=False)
+        config = ATTACKS[name](**small, batch_size=4, max_new_tokens=2)
+        result = attack(make_model(), TOKENIZER, ALL[:2], config, check_goal=False)
         assert len(result.outcomes) == 1

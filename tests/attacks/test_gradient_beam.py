@@ -7,16 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from rolesafe.attacks.gradient import beam_search
+from rolesafe.attacks import BeastConfig
 from rolesafe.attacks.gradient.beam import _grow
 from rolesafe.attacks.gradient.losses import losses, make_loss
-from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
-from tests.attacks.gradient import CONFIGS, arguments, bytes_tokenizer, direct_loss, example, make, pieces_tokenizer
+from tests.attacks.gradient import (
+    CONFIGS,
+    bytes_tokenizer,
+    direct_loss,
+    example,
+    gradient_search,
+    make,
+    pieces_tokenizer,
+    target_of,
+)
 
 
 def search(model: Any, tokenizer: Any, **changes: Any) -> Any:
-    return beam_search(model, tokenizer, example(), **arguments(**{"beams": 4, "branches": 6, **changes}))
+    return gradient_search(BeastConfig, model, tokenizer, **{"beams": 4, "branches": 6, **changes})
 
 
 @pytest.mark.parametrize("name", [None, *CONFIGS])
@@ -24,7 +32,7 @@ def test_better_than_as_many_random_slots(name: str | None) -> None:
     model, tokenizer = make(name)
     found = search(model, tokenizer, beams=6, branches=8)
     generator = torch.Generator().manual_seed(0)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator)
+    target = target_of(model, tokenizer, generator)
     victim = Victim(model, target)
     candidates = 6 * 8 * 6
     slots = target.allowed[torch.randint(len(target.allowed), (candidates, 6), generator=generator)]
@@ -60,7 +68,7 @@ def test_draws_from_what_the_model_expects() -> None:
     """With a low temperature it draws the likeliest allowed tokens; roles decide what they are."""
     model, tokenizer = make("channel")
     generator = torch.Generator().manual_seed(0)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator)
+    target = target_of(model, tokenizer, generator)
     victim = Victim(model, target)
     held = target.start[None, :3]
     drawn = _grow(victim, held, 5, 0.01, generator)

@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from rolesafe.attacks import AttackConfig, attack, contains, replies
-from rolesafe.attacks.gradient import gcg_search
+from rolesafe.attacks import ATTACKS, GCGConfig, attack, contains, replies
 from rolesafe.attacks.gradient.gcg import draw, rank_correlation
 from rolesafe.attacks.gradient.losses import OBJECTIVES
 from rolesafe.roles.encoding import encode_one
 from tests.attacks.gradient import (
     CONFIGS,
-    arguments,
     bytes_tokenizer,
     direct_loss,
     example,
+    gradient_search,
     make,
     pieces_tokenizer,
     spied,
@@ -30,8 +29,7 @@ TOKENIZERS = {"words": words_tokenizer, "bytes": bytes_tokenizer, "pieces": piec
 
 
 def search(model: Any, tokenizer: Any, **changes: Any) -> Any:
-    options = arguments(**{"num_steps": 8, "search_width": 24, "topk": 32, **changes})
-    return gcg_search(model, tokenizer, options.pop("chosen", example()), **options)
+    return gradient_search(GCGConfig, model, tokenizer, **{"num_steps": 8, "search_width": 24, "topk": 32, **changes})
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -195,8 +193,8 @@ def test_probe_sampling_by_the_one_signature(tmp_path: Path) -> None:
     budget = {"num_steps": 2, "search_width": 32, "length": 3}
 
     def queries(draft: str) -> int:
-        config = AttackConfig(name="gcg", parameters={**budget, "draft": draft}, max_new_tokens=6)
-        (outcome,) = attack(model, tokenizer, [example()], None, config, check_goal=False).outcomes
+        config = GCGConfig(**budget, draft=draft, max_new_tokens=6)
+        (outcome,) = attack(model, tokenizer, [example()], config, check_goal=False).outcomes
         return outcome.n_queries
 
     assert queries(str(tmp_path / "draft")) < queries("")
@@ -211,6 +209,17 @@ def test_rank_correlation_is_spearmans() -> None:
     # ranks 0 3 1 2 4 and 4 1 3 0 2: 1 - 6 (16 + 4 + 4 + 4 + 4) / (5 * 24)
     assert rank_correlation(x, torch.tensor([9.0, 2.0, 8.0, 1.0, 3.0])) == pytest.approx(1 - 6 * 32 / 120)
     assert rank_correlation(x[:1], x[:1]) == -1.0
+
+
+def test_search_logs_every_ten_steps_and_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = make("bias")
+    search(model, tokenizer, num_steps=1)
+    assert not caplog.records
+    with caplog.at_level("INFO", logger="rolesafe.attacks"):
+        found = search(model, tokenizer, num_steps=12)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(",")[0] for line in lines] == [f"{example().id}: step {step}/12" for step in (10, 12)]
+    assert f"loss {found.losses[-1]:.4f}, " in lines[-1]
 
 
 def test_model_is_put_back_into_training() -> None:
@@ -239,7 +248,7 @@ def test_attacks_on_the_injection_too() -> None:
         ({"n_replace": 7}, "`n_replace`: expected at most the slot's 6 tokens, got 7"),
         ({"objective": "dpo"}, "`objective`: expected one of"),
         ({"seed": 0.5}, "`seed`: expected a whole number or a text, got 0.5"),
-        ({"length": 3000}, "`length`: the prompt with a slot of 3000 tokens"),
+        ({"length": 3000}, "`length`: expected at most 2048 tokens .* with a slot of 3000"),
         ({"place": "middle"}, "`place`: expected one of"),
     ],
 )
@@ -252,8 +261,8 @@ def test_bad_arguments_are_named(options: dict[str, Any], match: str) -> None:
 def test_benign_examples_say_what_is_missing() -> None:
     model, tokenizer = make(None)
     benign = dataclasses.replace(example(), kind="benign", wanted="")
-    with pytest.raises(ValueError, match=r"`wanted`: .* is benign, only protected ones have it"):
-        search(model, tokenizer, chosen=benign, wanted=benign.wanted)
+    with pytest.raises(ValueError, match=r"`wanted`: .* is benign; only protected ones have it"):
+        search(model, tokenizer, example=benign)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +275,8 @@ def test_benign_examples_say_what_is_missing() -> None:
 )
 def test_one_signature_for_all_attacks(name: str, parameters: dict[str, Any]) -> None:
     model, tokenizer = make("channel")
-    config = AttackConfig(name=name, parameters=parameters, max_new_tokens=6)
-    result = attack(model, tokenizer, [example(), example("tool")], None, config, check_goal=False)
+    config = ATTACKS[name](**parameters, max_new_tokens=6)
+    result = attack(model, tokenizer, [example(), example("tool")], config, check_goal=False)
     assert result.complete
     assert len(result.outcomes) == 2
     for outcome in result.outcomes:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rolesafe.attacks import GCGConfig
 from rolesafe.attacks.gradient.losses import (
     OBJECTIVES,
     gradient,
@@ -17,17 +18,14 @@ from rolesafe.attacks.gradient.losses import (
     readable_attention,
     token_scores,
 )
-from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
-from tests.attacks.gradient import CONFIGS, PUBLISHED, direct_loss, example, make
+from tests.attacks.gradient import CONFIGS, PUBLISHED, direct_loss, example, make, target_of
 
 NAMES = [None, *CONFIGS, *PUBLISHED]
 
 
 def victim_of(model: Any, tokenizer: Any, *, cached: bool = True, **options: Any) -> Victim:
-    generator = torch.Generator().manual_seed(1)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator, **options)
-    return Victim(model, target, cached=cached)
+    return Victim(model, target_of(model, tokenizer, 1, **options), cached=cached)
 
 
 def slots_of(victim: Victim, n: int = 5, seed: int = 0) -> Tensor:
@@ -202,6 +200,6 @@ def test_bad_objectives_are_named() -> None:
     with pytest.raises(ValueError, match=r"`objective`: expected one of .*, got 'dpo'"):
         make_loss("dpo")
     with pytest.raises(ValueError, match="`weight`: expected a finite number >= 0, got -1"):
-        make_loss("attention", weight=-1)
+        GCGConfig(objective="attention", weight=-1)
     with pytest.raises(ValueError, match="`mellowmax_alpha`: expected a finite number > 0, got 0"):
-        make_loss("mellowmax", alpha=0)
+        GCGConfig(objective="mellowmax", mellowmax_alpha=0)

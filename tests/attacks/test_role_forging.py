@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rolesafe.attacks import forge
+from rolesafe.attacks.chat_formats import LAYOUTS, structural_strings
 from rolesafe.attacks.forging import _Bench
 from rolesafe.attacks.mutations import MUTATIONS
-from rolesafe.attacks.structure import LAYOUTS, structural_strings
 from rolesafe.config import RoleConfig
 from rolesafe.roles import encoding
 from rolesafe.roles.encoding import EncodedConversation
@@ -113,7 +113,7 @@ def _leak(tokenizer: Any, messages: Any, ids: list[int], roles: list[int], at: l
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_naive, "a structural token stands in a content"),
+        (_naive, "a content holds a structural token"),
         (_read_roles, "a token has another role than its message"),
         (_leak, "a message that the attacker cannot write changed"),
     ],

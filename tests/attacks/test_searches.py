@@ -8,12 +8,21 @@ import pytest
 import torch
 
 from rolesafe import RoleConfig, patch
-from rolesafe.attacks import AttackConfig, AttackResult, attack, attackable, contains, replies
+from rolesafe.attacks import (
+    ATTACKS,
+    AttackResult,
+    PrefillConfig,
+    SearchContext,
+    WorstInsertionConfig,
+    attack,
+    attackable,
+    contains,
+    replies,
+)
 from rolesafe.attacks.best_of_n import by_letters, by_words
 from rolesafe.attacks.judge import words
 from rolesafe.attacks.likelihood import reply_ids, reply_losses
 from rolesafe.attacks.replies import role_config
-from rolesafe.attacks.trajectory import prefill, worst_insertion
 from rolesafe.roles.encoding import encode_one
 from rolesafe.tasks import Example, generate, vocabulary
 from rolesafe.tasks.words import tokens
@@ -27,8 +36,13 @@ TOKENIZER = make_tokenizer()
 
 
 def run(model: object, name: str, **parameters: object) -> AttackResult:
-    config = AttackConfig(name=name, parameters=parameters, batch_size=4, max_new_tokens=6)
-    return attack(model, TOKENIZER, ALL, None, config, check_goal=False)
+    config = ATTACKS[name](**parameters, batch_size=4, max_new_tokens=6)
+    return attack(model, TOKENIZER, ALL, config, check_goal=False)
+
+
+def context_of(model: object, **changes: object) -> SearchContext:
+    given = {"wanted": ACCESS.wanted, "success": "gold", "seed": 0, "batch_size": 8, **changes}
+    return SearchContext(model=model, tokenizer=TOKENIZER, example=ACCESS, **given)
 
 
 def role_aware(seed: int = 0) -> object:
@@ -123,9 +137,7 @@ def test_a_reply_without_tokens() -> None:
 @pytest.mark.parametrize("make", [make_model, role_aware])
 def test_worst_insertion_finds_the_best_place(make) -> None:
     model = make()
-    found = worst_insertion(
-        model, TOKENIZER, ACCESS, wanted=ACCESS.wanted, success="gold", seed=0, max_new_tokens=2, batch_size=3
-    )
+    found = WorstInsertionConfig(max_new_tokens=2).search(context_of(model, batch_size=3))
     parts = ACCESS.request.split()
     every = [
         ACCESS.with_target(" ".join([*parts[:at], ACCESS.injection(), *parts[at:]])) for at in range(len(parts) + 1)
@@ -142,10 +154,8 @@ def test_worst_insertion_asks_further_places_where_the_best_one_fails() -> None:
     model = make_model()
 
     def search(success: str, tries: int):
-        return worst_insertion(
-            model, TOKENIZER, ACCESS, wanted=ACCESS.wanted, success=success, seed=0, max_new_tokens=4, batch_size=1,
-            words=20, tries=tries,
-        )  # fmt: skip
+        config = WorstInsertionConfig(words=20, tries=tries, max_new_tokens=4)
+        return config.search(context_of(model, success=success, batch_size=1))
 
     best = search("nowhere", 1)
     many = search("nowhere", 20)
@@ -157,12 +167,10 @@ def test_worst_insertion_asks_further_places_where_the_best_one_fails() -> None:
 
 def test_worst_insertion_draws_places_of_a_long_text() -> None:
     model = make_model()
-    options = {"wanted": ACCESS.wanted, "success": "gold", "max_new_tokens": 1, "batch_size": 8, "words": 60}
-    found = [worst_insertion(model, TOKENIZER, ACCESS, seed=s, places=5, tries=1, **options) for s in (0, 0, 1)]
+    config = WorstInsertionConfig(places=5, tries=1, words=60, max_new_tokens=1)
+    found = [config.search(context_of(model, seed=seed)) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert found[0].n_steps == 5
-    with pytest.raises(ValueError, match="`tries`: expected a number >= 1, got 0"):
-        worst_insertion(model, TOKENIZER, ACCESS, seed=0, tries=0, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------- prefill
@@ -172,7 +180,7 @@ def test_worst_insertion_draws_places_of_a_long_text() -> None:
 def test_prefill_continues_the_wanted_reply(make) -> None:
     """The continuation is the model's own greedy one, token by token, with the assistant's role on what was given."""
     model = make()
-    found = prefill(model, TOKENIZER, ACCESS, wanted="It is gold.", success="gold", seed=0, max_new_tokens=6, k=2)
+    found = PrefillConfig(k=2, max_new_tokens=6).search(context_of(model, wanted="It is gold."))
     config = role_config(model)
     encoded = encode_one(TOKENIZER, found.messages, config=config, add_generation_prompt=True)
     ids = [*encoded.input_ids, *TOKENIZER("It is", add_special_tokens=False)["input_ids"]]
@@ -192,7 +200,7 @@ def test_prefill_continues_the_wanted_reply(make) -> None:
     ("wanted", "k", "given"), [("It is gold.", 8, 2), ("It is gold.", 1, 1), ("gold. Done.", 3, 0)]
 )
 def test_prefill_never_gives_the_violation(wanted: str, k: int, given: int) -> None:
-    found = prefill(make_model(), TOKENIZER, ACCESS, wanted=wanted, success="gold", seed=0, max_new_tokens=6, k=k)
+    found = PrefillConfig(k=k, max_new_tokens=6).search(context_of(make_model(), wanted=wanted))
     assert found.n_steps == given
 
 
@@ -216,8 +224,8 @@ def test_prefill_counts_only_what_the_model_wrote() -> None:
 
 
 def test_prefill_leaves_out_what_does_not_fit() -> None:
-    config = AttackConfig(name="prefill", max_new_tokens=4)
-    result = attack(make_model(positions=40), TOKENIZER, ALL, None, config, check_goal=False)
+    config = PrefillConfig(max_new_tokens=4)
+    result = attack(make_model(positions=40), TOKENIZER, ALL, config, check_goal=False)
     assert result.left_out
     assert {o.id for o in result.outcomes} | set(result.left_out) == {e.id for e in EXAMPLES}
 
@@ -225,12 +233,13 @@ def test_prefill_leaves_out_what_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("prefill", {"k": 0}, "`k`: expected a number of tokens >= 1, got 0"),
-        ("best-of-n", {"n": 0}, "`n`: expected a number of variants >= 1, got 0"),
+        ("prefill", {"k": 0}, "`k`: expected a whole number >= 1, got 0"),
+        ("best-of-n", {"n": 0}, "`n`: expected a whole number >= 1, got 0"),
         ("best-of-n", {"augment": "lines"}, "`augment`: expected one of"),
-        ("best-of-n", {"strength": 2.0}, r"`strength`: expected a number in \[0, 1\], got 2.0"),
-        ("worst-insertion", {"places": 0}, "`places`: expected a number >= 1, got 0"),
-        ("worst-insertion", {"words": -3}, "`words`: expected a number of words >= 0, got -3"),
+        ("best-of-n", {"strength": 2.0}, r"`strength`: expected a finite number in \[0, 1\], got 2.0"),
+        ("worst-insertion", {"places": 0}, "`places`: expected a whole number >= 1, got 0"),
+        ("worst-insertion", {"tries": 0}, "`tries`: expected a whole number >= 1, got 0"),
+        ("worst-insertion", {"words": -3}, "`words`: expected a whole number >= 0, got -3"),
     ],
 )
 def test_bad_parameters(name: str, parameters: dict[str, object], message: str) -> None:

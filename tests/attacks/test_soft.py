@@ -8,25 +8,32 @@ import pytest
 import torch
 
 from rolesafe import RoleConfig, patch
-from rolesafe.attacks import replies
-from rolesafe.attacks.gradient import gcg_search, soft_search
+from rolesafe.attacks import GCGConfig, SoftPromptConfig, replies
 from rolesafe.attacks.gradient.soft import _project, ask_in_embeddings
-from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.roles.encoding import encode_one
 from rolesafe.training.tiny import tiny_llama
-from tests.attacks.gradient import CONFIGS, arguments, direct_loss, example, make, spied, words_tokenizer
+from tests.attacks.gradient import (
+    CONFIGS,
+    direct_loss,
+    example,
+    gradient_search,
+    make,
+    spied,
+    target_of,
+    words_tokenizer,
+)
 
 
 def search(model: Any, tokenizer: Any, **changes: Any) -> Any:
-    return soft_search(model, tokenizer, example(), **arguments(**{"num_steps": 40, **changes}))
+    return gradient_search(SoftPromptConfig, model, tokenizer, **{"num_steps": 40, **changes})
 
 
 @pytest.mark.parametrize("name", [None, "bias", "embeddings", "channel"])
 def test_lower_than_gcg(name: str | None) -> None:
     model, tokenizer = make(name)
     soft = search(model, tokenizer)
-    hard = gcg_search(model, tokenizer, example(), **arguments(num_steps=10, search_width=32, topk=64))
+    hard = gradient_search(GCGConfig, model, tokenizer, num_steps=10, search_width=32, topk=64)
     assert soft.losses[0] == pytest.approx(hard.losses[0], abs=1e-4)
     assert soft.losses[-1] < hard.losses[-1]
     assert not soft.typed
@@ -51,8 +58,7 @@ def test_first_loss_and_messages_are_those_of_the_start() -> None:
 @pytest.mark.parametrize("name", [None, "channel"])
 def test_embeddings_of_tokens_get_the_reply_of_the_tokens(name: str | None) -> None:
     model, tokenizer = make(name)
-    generator = torch.Generator().manual_seed(0)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator)
+    target = target_of(model, tokenizer)
     soft = model.get_input_embeddings()(target.start).detach()
     answer = ask_in_embeddings(Victim(model, target), tokenizer, 12)(soft)
     assert answer == replies(model, tokenizer, [target.messages(target.start.tolist())], max_new_tokens=12)[0]

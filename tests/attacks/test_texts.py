@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rolesafe import RoleConfig, encode, patch
-from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, attack, attackable, attacked, suite
+from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, GCGConfig, attack, attackable, attacked, suite
+from rolesafe.attacks.chat_formats import LAYOUTS, structural_strings
 from rolesafe.attacks.encodings import SPANISH, reversed_words, rot13, spanish
 from rolesafe.attacks.mutations import MUTATIONS
 from rolesafe.attacks.near import near
-from rolesafe.attacks.personas import ESCAPES, ORDERS, PERSONAS
-from rolesafe.attacks.places import insert
-from rolesafe.attacks.structure import LAYOUTS, structural_strings
+from rolesafe.attacks.placement import insert
+from rolesafe.attacks.redirection import ESCAPES, ORDERS, PERSONAS
 from rolesafe.tasks import Difficulty, Example, Message, generate, vocabulary
 from rolesafe.tasks.phrasing import DONE, IGNORE
 from rolesafe.tasks.words import tokens
@@ -33,7 +33,7 @@ GENERAL = {"ignore-general", "escape-characters", "encoded", "role-forging"}
 
 
 def sent(example: Example, name: str, **parameters: object) -> tuple[Message, ...]:
-    config = AttackConfig(name=name, parameters=parameters)
+    config = ATTACKS[name](**parameters)
     return attacked(make_tokenizer(), example, config, None, MODEL)
 
 
@@ -89,8 +89,7 @@ def test_seeds_draw_other_texts(name: str) -> None:
     """Where an attack draws anything, another seed gives other texts."""
     fixed = {"mimicry", "fake-system", "near-delimiters", "dilution", "fake-completion", "escape-characters", "encoded"}
     by_seed = [
-        [attacked(make_tokenizer(), e, AttackConfig(name=name, seed=seed), None, MODEL) for e in EXAMPLES]
-        for seed in (0, 1)
+        [attacked(make_tokenizer(), e, ATTACKS[name](seed=seed), None, MODEL) for e in EXAMPLES] for seed in (0, 1)
     ]
     assert (by_seed[0] == by_seed[1]) is (name in fixed)
 
@@ -284,9 +283,9 @@ def test_insertion_lands_between_words() -> None:
         ("escape-characters", {"kind": "bells"}, r"`kind`: expected one of .*, got 'bells'"),
         ("encoded", {"code": "morse"}, r"`code`: expected one of .*, got 'morse'"),
         ("filler", {"where": "under"}, r"`where`: expected one of .*, got 'under'"),
-        ("filler", {"words": -1}, r"`words`: expected a number of words >= 0, got -1"),
+        ("filler", {"words": -1}, r"`words`: expected a whole number >= 0, got -1"),
         ("placement", {"system": "top"}, r"`system`: expected one of .*, got 'top'"),
-        ("placement", {"at": -0.1}, r"`at`: expected a fraction in \[0, 1\], got -0.1"),
+        ("placement", {"at": -0.1}, r"`at`: expected a finite number in \[0, 1\], got -0.1"),
         ("role-forging", {"style": "morse"}, r"`style`: expected one of .*, got 'morse'"),
         ("role-forging", {"mutation": "morse"}, r"`mutation`: expected one of .*, got 'morse'"),
     ],
@@ -297,8 +296,8 @@ def test_bad_parameters(name: str, parameters: dict[str, object], message: str) 
 
 
 def test_searches_cannot_be_built() -> None:
-    with pytest.raises(ValueError, match="`config`: 'gcg' searches for its messages with the model; use `attack`"):
-        attacked(make_tokenizer(), EXAMPLES[0], AttackConfig(name="gcg"))
+    with pytest.raises(ValueError, match="`config`: expected an attack that builds its messages, got 'gcg'"):
+        attacked(make_tokenizer(), EXAMPLES[0], GCGConfig())
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end
@@ -307,7 +306,7 @@ def test_searches_cannot_be_built() -> None:
 @pytest.mark.parametrize("config", suite([n for n in TEXT_ATTACKS if n != "none"], quick=True, max_new_tokens=2))
 def test_every_text_attack_runs_on_a_role_aware_model(config: AttackConfig) -> None:
     model = patch(make_model(positions=2000), RoleConfig(embedding="input")).eval()
-    result = attack(model, make_tokenizer(), generate("test", 10, 0), None, config, check_goal=False)
+    result = attack(model, make_tokenizer(), generate("test", 10, 0), config, check_goal=False)
     assert len(result.outcomes) == 5
     assert not result.failed
     assert not result.left_out
@@ -324,7 +323,7 @@ def test_every_text_attack_runs_on_other_kinds_of_tokenizers(shape: str) -> None
     tokenizer = tiny_tokenizer(vocabulary()) if shape == "demo" else tokenizer_of(shape)
     model = _model_of(len(tokenizer))
     for config in suite([n for n in TEXT_ATTACKS if n != "none"], quick=True, max_new_tokens=1):
-        result = attack(model, tokenizer, EXAMPLES[:2], None, config, check_goal=False)
+        result = attack(model, tokenizer, EXAMPLES[:2], config, check_goal=False)
         assert len(result.outcomes) + len(result.left_out) == 2
         assert not result.failed
 
