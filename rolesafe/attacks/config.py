@@ -21,7 +21,7 @@ Point = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig(ABC):
+class AttackConfig:
     """Hold the parameters, the seed and the budget of one attack.
 
     The base class of all configurations. :data:`rolesafe.attacks.ATTACKS` maps the name of each attack to its class.
@@ -110,7 +110,7 @@ _COMMON = tuple(f.name for f in fields(AttackConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAttackConfig(AttackConfig):
+class TextAttackConfig(AttackConfig, ABC):
     """Base class of the attacks that build their messages from an example, at the cost of one reply.
 
     Attributes:
@@ -134,7 +134,7 @@ class TextAttackConfig(AttackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchAttackConfig(AttackConfig):
+class SearchAttackConfig(AttackConfig, ABC):
     """Base class of the attacks that search for their messages with the model."""
 
     @abstractmethod

@@ -116,7 +116,7 @@ def test_results_of_other_examples_are_not_taken_for_these() -> None:
     whole = resistance(model, tokenizer, EXAMPLES, SUITE)
     assert part != whole.results
     assert resistance(model, tokenizer, EXAMPLES, SUITE, done=part) == whole
-    with pytest.raises(ValueError, match="`done`: expected outcomes of `conversations` only"):
+    with pytest.raises(ValueError, match="`done`: expected outcomes of `examples` only"):
         resistance(model, tokenizer, few, SUITE, done=whole.results)
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_retry_keeps_what_was_done() -> None:
 def test_resistance_needs_something_to_do() -> None:
     with pytest.raises(ValueError, match="`attacks`: expected at least one, got none"):
         resistance(Scripted(str), make_tokenizer(), EXAMPLES, [])
-    with pytest.raises(ValueError, match="`conversations`: expected at least one example"):
+    with pytest.raises(ValueError, match="`examples`: expected at least one example"):
         resistance(Scripted(str), make_tokenizer(), [], SUITE)
 
 
