@@ -20,7 +20,7 @@ Augment = Literal["words", "letters"]
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(SearchAttackConfig):
-    """Draw up to `n` variants of the injection and stop at the first one whose greedy reply is a success.
+    """Draw up to `n` variants of the injection and stop at the first success of a greedy reply.
 
     Replies are asked for in batches, so up to a batch more than needed is run, and counted.
 

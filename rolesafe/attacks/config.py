@@ -1,4 +1,4 @@
-"""Configurations of attacks: one frozen dataclass per attack, whose fields are the attack's parameters."""
+"""Configurations of attacks: one frozen dataclass per attack, with the parameters as fields."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class AttackConfig:
     Raises:
         ValueError: A field has a value of the wrong type or out of range.
         TypeError: Called on a base class, or with a field that the attack does not have.
+
+    >>> from rolesafe.attacks import DilutionConfig
+    >>> DilutionConfig(repeats=8, seed=1).to_dict()
+    {'name': 'dilution', 'parameters': {'repeats': 8}, 'seed': 1, 'batch_size': 32, 'max_new_tokens': 16}
     """
 
     name: ClassVar[str] = ""
@@ -166,7 +170,7 @@ def join(*parts: str) -> str:
 @functools.cache
 def _fields_of(kind: type[AttackConfig]) -> dict[str, tuple[tuple[type, ...], tuple[Any, ...], Mapping[str, Any]]]:
     """Return types, choices and limits of each field."""
-    hints = get_type_hints(kind, localns={"Self": Any})
+    hints = get_type_hints(kind)
     found: dict[str, tuple[tuple[type, ...], tuple[Any, ...], Mapping[str, Any]]] = {}
     for one in fields(kind):
         hint = hints[one.name]

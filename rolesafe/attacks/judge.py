@@ -16,6 +16,9 @@ def contains(reply: str, wanted: str) -> bool:
 
     Raises:
         ValueError: `wanted` has no word.
+
+    >>> contains("It is r-e-d.", "red"), contains("I am tired.", "red")
+    (True, False)
     """
     return discloses(reply, _words_of(wanted))
 

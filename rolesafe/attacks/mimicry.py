@@ -69,7 +69,7 @@ class FakeSystemConfig(TextAttackConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NearDelimitersConfig(TextAttackConfig):
-    """Forge system turns with tokens whose embeddings are next to those of the delimiters.
+    """Forge system turns with tokens that are next to the delimiters in the embedding.
 
     See :mod:`rolesafe.attacks.near`.
 

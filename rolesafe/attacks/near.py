@@ -1,4 +1,4 @@
-"""Near delimiters: tokens whose embeddings are next to those of the chat template's delimiters.
+"""Near delimiters: tokens next to the chat template's delimiters in the embedding.
 
 They pass a filter of the literal strings, and the model reads them almost like the delimiters. StruQ chooses its
 delimiters against this attack (Chen et al., arXiv 2402.06363, section 4.1).

@@ -52,9 +52,9 @@ class AttackResult:
 
     Attributes:
         config: The attack.
-        goal: Text whose appearance in a reply was a success, or ``None`` for each example's own violation.
+        goal: Text that counted as a success in a reply, or ``None`` for each example's own violation.
         outcomes: One per attacked example, in the order of the examples.
-        left_out: Ids of examples whose attacked conversation does not fit into the model's context.
+        left_out: Ids of examples with an attacked conversation that does not fit into the model's context.
         failed: Pairs of an id and the reason why that example has no outcome: out of memory in a batch of one, a chat
             template that does not print the attacked conversation, a loss that was not finite. Pass the result as
             `done` to try again.

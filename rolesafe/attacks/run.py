@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @refuse_old_arguments("attackable(examples)", 1)
 def attackable(examples: Sequence[Example]) -> list[Example]:
-    """Return the protected examples whose contrary policy contradicts the true one; attacks count on these only.
+    """Return the protected examples with a contrary policy that contradicts the true one; only these count.
 
     Raises:
         ValueError: There are no examples, or none of them can be attacked.
@@ -70,11 +70,11 @@ def attacked(
     """Return the messages of `example` under an attack that builds them.
 
     Args:
-        tokenizer: The tokenizer whose chat template is forged; used by attacks that forge delimiters only.
+        tokenizer: The tokenizer of the forged chat template; used only by attacks that forge delimiters.
         example: A protected example.
         config: The attack.
         roles: The model's role configuration, if it has one.
-        model: The model whose embeddings are read; used by attacks with near delimiters only.
+        model: The model of the embeddings; used only by attacks with near delimiters.
 
     Raises:
         ValueError: The attack searches for its messages, changes nothing, or changes messages of another role.
@@ -130,17 +130,17 @@ def attack(
 
     Attacked conversations that are too long for the model's context are listed in `left_out`. When memory runs out, the
     batches are halved for the rest of the run. An example that does not fit in a batch of one is listed in `failed`, as
-    is one whose attacked conversation the chat template does not print. After a ``KeyboardInterrupt`` the result so far
-    is returned with ``complete=False``.
+    is one with an attacked conversation that the chat template does not print. After a ``KeyboardInterrupt`` the result
+    so far is returned with ``complete=False``.
 
     Args:
         model: A transformers causal language model, patched or not. A role-aware one gets the roles of the messages.
         tokenizer: Its tokenizer, with a chat template.
         examples: Examples; benign ones are skipped.
         config: The attack.
-        goal: A text whose appearance in a reply is a success, and which searches want as the reply; default: each
+        goal: A text that counts as a success in a reply, and that searches want as the reply; default: each
             example's own violation.
-        done: Result of an interrupted run with the same arguments, whose outcomes are kept.
+        done: Result of an interrupted run with the same arguments, to be completed.
         progress: Called with the number of finished examples and their total, after each batch or searched example.
         check_goal: Ask the model without attack first, and refuse a goal that it meets on every example. Examples on
             which it meets the goal are listed in `met` and not attacked. False: only those that `done` lists.

@@ -1,4 +1,4 @@
-"""Attack builders: what they write, and what they leave alone."""
+"""Text attacks of the demo: the message they edit, and the messages they leave unchanged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def text_of(example: Example, name: str, **parameters: object) -> str:
 
 
 @pytest.mark.parametrize("config", POINTS, ids=IDS)
-def test_only_the_attackers_message_changes(config: AttackConfig) -> None:
+def test_build_changes_the_attackers_message_only(config: AttackConfig) -> None:
     for example in EXAMPLES:
         messages = attacked(make_tokenizer(), example, config)
         assert sorted(m["role"] for m in messages) == sorted(m["role"] for m in example.messages)
@@ -52,7 +52,7 @@ def test_only_the_attackers_message_changes(config: AttackConfig) -> None:
 
 
 @pytest.mark.parametrize("config", POINTS, ids=IDS)
-def test_attacks_are_reproducible_and_in_the_vocabulary(config: AttackConfig) -> None:
+def test_build_is_reproducible_and_in_vocabulary(config: AttackConfig) -> None:
     tokenizer = make_tokenizer()
     for example in EXAMPLES:
         messages = attacked(make_tokenizer(), example, config)
@@ -62,7 +62,7 @@ def test_attacks_are_reproducible_and_in_the_vocabulary(config: AttackConfig) ->
 
 
 @pytest.mark.parametrize("config", [p for p in POINTS if p.name != "none"], ids=[i for i in IDS if i != "none"])
-def test_the_contrary_policy_is_stated(config: AttackConfig) -> None:
+def test_build_states_the_contrary_policy(config: AttackConfig) -> None:
     for example in EXAMPLES:
         content = text_of(example, config.name, **config.parameters)
         wanted = example.forged if config.name == "fake-system" else example.injection()
@@ -70,7 +70,7 @@ def test_the_contrary_policy_is_stated(config: AttackConfig) -> None:
         assert content.count(wanted) == times
 
 
-def test_examples_are_not_changed() -> None:
+def test_build_leaves_examples_unchanged() -> None:
     before = repr(EXAMPLES)
     for config in POINTS:
         for message in attacked(make_tokenizer(), EXAMPLES[0], config):
@@ -79,13 +79,13 @@ def test_examples_are_not_changed() -> None:
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 64])
-def test_dilution(repeats: int) -> None:
+def test_dilution_repeats_the_injection(repeats: int) -> None:
     example = EXAMPLES[0]
     expected = " ".join([example.request] + [example.injection()] * repeats)
     assert text_of(example, "dilution", repeats=repeats) == expected
 
 
-def test_mimicry_takes_the_words_of_the_system_text() -> None:
+def test_mimicry_uses_words_of_the_system_text() -> None:
     for example in EXAMPLES:
         before, after = (text_of(example, "mimicry", place=place) for place in ("before", "after"))
         assert before == f"{example.injection()} {example.request}"
@@ -107,7 +107,7 @@ def test_ignore_previous_uses_held_out_phrasings() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 4])
-def test_fake_system_turn_with_delimiters(turns: int) -> None:
+def test_fake_system_with_delimiters_forges_turns(turns: int) -> None:
     example = next(e for e in EXAMPLES if e.target == "user")
     content = text_of(example, "fake-system", turns=turns, delimiters=True)
     turn = f"</s> <|system|> {example.forged}</s> <|user|> {example.request}"
@@ -116,13 +116,13 @@ def test_fake_system_turn_with_delimiters(turns: int) -> None:
     assert plain == " ".join([example.request, *[example.forged, example.request] * turns])
 
 
-def test_fake_system_turn_out_of_a_tool_result() -> None:
+def test_fake_system_in_tool_result_reopens_it() -> None:
     example = next(e for e in EXAMPLES if e.target == "tool")
     assert text_of(example, "fake-system").endswith(f"</s> <|tool|> {example.request}")
 
 
-def test_a_forged_turn_reads_like_a_real_one() -> None:
-    """What is typed is, letter for letter, what the template would have printed."""
+def test_fake_system_prints_like_a_real_turn() -> None:
+    """The typed text equals the template's output letter for letter."""
     tokenizer, example = make_tokenizer(), next(e for e in EXAMPLES if e.target == "user")
     user = {"role": "user", "content": example.request}
     real = [example.messages[0], user, {"role": "system", "content": example.forged}, user]
@@ -131,7 +131,7 @@ def test_a_forged_turn_reads_like_a_real_one() -> None:
     assert printed[0] == printed[1]
 
 
-def test_delimiters() -> None:
+def test_delimiters_of_template_are_found() -> None:
     marks = delimiters(make_tokenizer(), ("system", "user"))
     assert marks.header("system") == "<|system|> "
     assert marks.footer("user") == "</s> "
@@ -141,7 +141,7 @@ def test_delimiters() -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
-def test_position(at: float) -> None:
+def test_position_puts_injections_at_the_fraction(at: float) -> None:
     for example in EXAMPLES:
         content = text_of(example, "position", at=at)
         start, end = content.index(example.injection()), content.rindex(example.injection()) + len(example.injection())
@@ -152,7 +152,7 @@ def test_position(at: float) -> None:
         assert (after == []) is (at == 1.0)
 
 
-def test_position_of_the_system_message() -> None:
+def test_position_last_moves_the_system_message() -> None:
     example = EXAMPLES[0]
     config = PositionConfig(system="last")
     messages = attacked(make_tokenizer(), example, config)
@@ -163,7 +163,7 @@ def test_position_of_the_system_message() -> None:
 @pytest.mark.parametrize("before", ["first", "last"])
 @pytest.mark.parametrize("name", ["position", "placement"])
 @pytest.mark.parametrize("system", ["first", "last"])
-def test_position_moves_the_system_message_wherever_it_is(name: str, system: str, before: str) -> None:
+def test_position_from_any_place_moves_system_message(name: str, system: str, before: str) -> None:
     """Not message 0: with the system text last that is the user's."""
     examples = attackable(generate("test", 24, 0, ["access", "data"], difficulty=Difficulty(place=before)))
     assert {e.target for e in examples} == {"user", "tool"}
@@ -176,7 +176,7 @@ def test_position_moves_the_system_message_wherever_it_is(name: str, system: str
         assert others == [m["role"] for m in example.messages if m["role"] != "system"], "their order stays"
 
 
-def test_position_without_a_system_message_is_refused() -> None:
+def test_position_without_system_message_raises() -> None:
     example = EXAMPLES[0]
     bare = dataclasses.replace(example, messages=example.messages[1:])
     with pytest.raises(ValueError, match="`messages`: expected one system message, got 0"):
@@ -188,7 +188,7 @@ def test_fake_system_without_delimiters_raises() -> None:
         FakeSystemConfig().build(EXAMPLES[0], Random(0), None)
 
 
-def test_what_the_demo_sends_does_not_change() -> None:
+def test_suite_of_demo_sends_the_published_messages() -> None:
     """Published numbers are of these very messages."""
     digest = hashlib.sha256()
     for config in suite(DEMO, seed=3):

@@ -1,4 +1,4 @@
-"""The engine behind `attack`: searches, memory that runs out, interruptions, and what it refuses."""
+"""The engine of `attack`: searches, lack of memory, interruptions, and bad input."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Tight(torch.nn.Module):
 # ------------------------------------------------------------------------------------------------------------- searches
 
 
-def test_what_a_search_gets_and_leaves(register: Callable[..., AttackConfig]) -> None:
+def test_search_gets_context_and_is_recorded(register: Callable[..., AttackConfig]) -> None:
     seen: list[SearchContext] = []
 
     def search(context: SearchContext) -> Found:
@@ -118,8 +118,8 @@ def test_what_a_search_gets_and_leaves(register: Callable[..., AttackConfig]) ->
     assert AttackResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
-def test_a_reply_decides_not_the_search(register: Callable[..., AttackConfig]) -> None:
-    """A search may believe what it likes: the attacked messages are sent, with the roles of the messages."""
+def test_search_result_is_judged_by_the_reply(register: Callable[..., AttackConfig]) -> None:
+    """The found messages are sent with their roles, whatever losses the search reports."""
     model = patch(make_model(), RoleConfig(embedding="input")).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -132,7 +132,7 @@ def test_a_reply_decides_not_the_search(register: Callable[..., AttackConfig]) -
     assert expected != replies(make_model(), TOKENIZER, [o.messages for o in result.outcomes], max_new_tokens=12)
 
 
-def test_what_nobody_can_type_brings_its_own_reply(register: Callable[..., AttackConfig]) -> None:
+def test_search_not_typed_returns_its_own_reply(register: Callable[..., AttackConfig]) -> None:
     config = register(lambda c: found(c.example, reply=f"It is {c.example.violation}.", typed=False), typed=False)
     model = Scripted(lambda prompt: "Done.")
     result = run(model, config)
@@ -142,13 +142,13 @@ def test_what_nobody_can_type_brings_its_own_reply(register: Callable[..., Attac
     assert {(o.typed, o.n_queries) for o in result.outcomes} == {(False, 7)}
 
 
-def test_a_search_has_to_be_what_it_was_declared(register: Callable[..., AttackConfig]) -> None:
+def test_search_with_other_typed_raises(register: Callable[..., AttackConfig]) -> None:
     config = register(lambda context: found(context.example, reply="Done.", typed=False))
     with pytest.raises(ValueError, match="`search`: expected a result of 'mine' with typed=True, got False"):
         run(Scripted(str), config)
 
 
-def test_a_search_may_not_touch_the_system_text(register: Callable[..., AttackConfig]) -> None:
+def test_search_that_edits_system_text_raises(register: Callable[..., AttackConfig]) -> None:
     def search(context: SearchContext) -> Found:
         first, *rest = found(context.example).messages
         return found(context.example, messages=({**first, "content": "You may tell all."}, *rest))
@@ -157,7 +157,7 @@ def test_a_search_may_not_touch_the_system_text(register: Callable[..., AttackCo
         run(Scripted(str), register(search))
 
 
-def test_the_goal_is_what_a_search_wants(register: Callable[..., AttackConfig]) -> None:
+def test_search_with_goal_wants_the_goal(register: Callable[..., AttackConfig]) -> None:
     seen: set[tuple[str, str]] = set()
 
     def search(context: SearchContext) -> Found:
@@ -169,7 +169,7 @@ def test_the_goal_is_what_a_search_wants(register: Callable[..., AttackConfig]) 
 
 
 @pytest.mark.parametrize("text", [True, False])
-def test_resumed_is_the_same_as_uninterrupted(text: bool, register: Callable[..., AttackConfig]) -> None:
+def test_attack_resumed_equals_uninterrupted(text: bool, register: Callable[..., AttackConfig]) -> None:
     """At every point where the run can break off."""
     search = register(lambda context: found(context.example, context.seed[-14:]), batch_size=5)
     config = PlacementConfig(batch_size=5, max_new_tokens=12) if text else search
@@ -184,7 +184,7 @@ def test_resumed_is_the_same_as_uninterrupted(text: bool, register: Callable[...
     assert run(Scripted(giving_in_to("allow"), fail_at=0), config, done=whole) == whole  # nothing is asked again
 
 
-def test_interrupted_inside_a_search(register: Callable[..., AttackConfig]) -> None:
+def test_search_interrupted_keeps_earlier_outcomes(register: Callable[..., AttackConfig]) -> None:
     calls: Iterator[int] = iter(range(100))
 
     def search(context: SearchContext) -> Found:
@@ -197,7 +197,7 @@ def test_interrupted_inside_a_search(register: Callable[..., AttackConfig]) -> N
     assert [o.id for o in result.outcomes] == [e.id for e in EXAMPLES[:3]]
 
 
-def test_searches_of_long_conversations_are_left_out(register: Callable[..., AttackConfig]) -> None:
+def test_search_of_long_examples_is_left_out(register: Callable[..., AttackConfig]) -> None:
     """Before the search where the clean conversation is too long already, after it where the found one is."""
     asked: list[str] = []
 
@@ -214,7 +214,7 @@ def test_searches_of_long_conversations_are_left_out(register: Callable[..., Att
     assert asked == []
 
 
-def test_losses_that_are_not_finite(register: Callable[..., AttackConfig]) -> None:
+def test_search_with_nan_loss_is_failed(register: Callable[..., AttackConfig]) -> None:
     bad = EXAMPLES[2].id
     config = register(lambda c: found(c.example, losses=(1.0, float("nan")) if c.example.id == bad else (1.0,)))
     result = run(Scripted(lambda prompt: "Done."), config)
@@ -223,7 +223,7 @@ def test_losses_that_are_not_finite(register: Callable[..., AttackConfig]) -> No
     assert result.complete
 
 
-def test_old_results_can_be_read() -> None:
+def test_result_of_earlier_version_is_read() -> None:
     result = run(Scripted(lambda prompt: "Done."), DilutionConfig())
     old = json.loads(json.dumps(result.to_dict()))
     del old["failed"], old["met"]
@@ -237,7 +237,7 @@ def test_old_results_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, torch.cuda.OutOfMemoryError, MemoryError])
-def test_batches_are_halved_where_memory_runs_out(error: type[Exception]) -> None:
+def test_memory_error_halves_batches(error: type[Exception]) -> None:
     config = DilutionConfig(batch_size=12, max_new_tokens=12)
     model = Tight(3, error=error)
     result = run(model, config)
@@ -246,7 +246,7 @@ def test_batches_are_halved_where_memory_runs_out(error: type[Exception]) -> Non
     assert not result.failed
 
 
-def test_an_example_that_does_not_fit_alone_is_left_out_with_its_reason() -> None:
+def test_memory_error_in_batch_of_one_is_failed() -> None:
     heavy = EXAMPLES[3]
     config = DilutionConfig(batch_size=4, max_new_tokens=12)
     result = run(Tight(4, heavy.messages[0]["content"].replace(".", " .")), config)
@@ -259,7 +259,7 @@ def test_an_example_that_does_not_fit_alone_is_left_out_with_its_reason() -> Non
     assert again == run(Scripted(giving_in_to("Done")), config)
 
 
-def test_a_search_gets_smaller_batches(register: Callable[..., AttackConfig]) -> None:
+def test_memory_error_in_search_halves_its_batches(register: Callable[..., AttackConfig]) -> None:
     sizes: list[int] = []
 
     def search(context: SearchContext) -> Found:
@@ -275,12 +275,12 @@ def test_a_search_gets_smaller_batches(register: Callable[..., AttackConfig]) ->
     assert len(result.outcomes) == len(EXAMPLES) - 1
 
 
-def test_the_clean_check_survives_too() -> None:
+def test_memory_error_in_clean_check_halves_batches() -> None:
     config = DilutionConfig(batch_size=12, max_new_tokens=12)
     assert run(Tight(2), config, check_goal=True).rate.n == len(EXAMPLES)
 
 
-def test_other_errors_are_not_swallowed() -> None:
+def test_other_runtime_errors_are_raised() -> None:
     class Broken(Tight):
         def generate(self, input_ids: torch.Tensor, **keywords: Any) -> torch.Tensor:
             raise RuntimeError("shapes do not fit")
@@ -289,14 +289,14 @@ def test_other_errors_are_not_swallowed() -> None:
         run(Broken(4), DilutionConfig())
 
 
-def test_what_counts_as_out_of_memory() -> None:
+def test_is_out_of_memory_knows_allocator_messages() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError(CUDA_SAYS))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
     assert not is_out_of_memory(RuntimeError("memory layout"))
 
 
-def test_real_memory_that_runs_out() -> None:
+def test_memory_error_of_torch_halves_batches() -> None:
     """A tensor of 4 EiB: what torch itself raises is understood."""
 
     def ask(size: int) -> int:
@@ -314,14 +314,14 @@ def test_real_memory_that_runs_out() -> None:
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
-def test_a_tokenizer_of_another_model() -> None:
+def test_attack_with_other_tokenizer_raises() -> None:
     model = make_model()
     model.resize_token_embeddings(50)
     with pytest.raises(ValueError, match=r"`tokenizer`: expected the model's own, got one that returns"):
         run(model, DilutionConfig())
 
 
-def test_a_role_that_the_model_does_not_know() -> None:
+def test_attack_with_unknown_role_raises() -> None:
     config = RoleConfig(roles=("system", "user", "assistant"), privileged=("system",))
     model = patch(make_model(), config).eval()
     assert any(e.target == "tool" for e in EXAMPLES)
@@ -329,7 +329,7 @@ def test_a_role_that_the_model_does_not_know() -> None:
         run(model, DilutionConfig())
 
 
-def test_a_template_that_does_not_print_the_attacked_conversation() -> None:
+def test_attack_refused_by_template_is_failed() -> None:
     """It prints the clean one: the example is listed as failed, and the others go on."""
     tokenizer = make_tokenizer()
     kept = tokenizer.chat_template
@@ -345,14 +345,14 @@ def test_a_template_that_does_not_print_the_attacked_conversation() -> None:
     assert result.rate.n == 0
 
 
-def test_nothing_typed() -> None:
+def test_attack_that_types_nothing_raises() -> None:
     blank = dataclasses.replace(EXAMPLES[0], statements=tuple((policy, "") for policy, _ in EXAMPLES[0].statements))
     with pytest.raises(ValueError, match=r"`examples`: .* dilution\(repeats=1\) typed nothing"):
         attack(Scripted(str), TOKENIZER, [blank], DilutionConfig(), check_goal=False)
 
 
-def test_examples_that_come_with_an_injection() -> None:
-    """As in published sets: what was asked without it is the clean conversation, and attacks replace it."""
+def test_attack_replaces_injection_of_published_set() -> None:
+    """The request alone is the clean conversation, and attacks replace the injection."""
     whole = [dataclasses.replace(e, messages=e.with_target(f"{e.request} {e.injection()}")) for e in EXAMPLES]
     model = Scripted(lambda prompt: "sun")
     with pytest.raises(ValueError, match="`goal`: expected one that the model does not meet by itself"):
@@ -376,13 +376,13 @@ SMALL = {
 }
 
 
-def test_every_search_is_tried_here() -> None:
+def test_searches_are_all_tested() -> None:
     assert set(SMALL) == set(ATTACKS) - set(TEXT_ATTACKS)
 
 
 @pytest.mark.parametrize("roles", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_searches_end_to_end(name: str, roles: bool) -> None:
+def test_search_end_to_end_is_reproducible(name: str, roles: bool) -> None:
     """Behind the one signature, plain and role-aware; the same again for the same seed, and after an interruption."""
     model = make_model()
     if roles:
@@ -399,7 +399,7 @@ def test_searches_end_to_end(name: str, roles: bool) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_point_of_a_search_names_parameters_that_it_has(name: str) -> None:
+def test_search_runs_at_every_point(name: str) -> None:
     """A parameter that a search does not take would raise in the middle of a study only."""
     for point in (*ATTACKS[name].grid, *ATTACKS[name].quick):
         small = {key: SMALL[name].get(key, value) for key, value in point.items()}

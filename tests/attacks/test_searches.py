@@ -58,7 +58,7 @@ def role_aware(seed: int = 0) -> object:
 
 
 def test_best_of_n_stops_at_the_first_success() -> None:
-    """A model that gives in where the injection stands in front of the request only."""
+    """The model gives in only if the injection precedes the request."""
 
     def answer(prompt: str) -> str:
         example = next(e for e in EXAMPLES if contains(prompt, e.messages[0]["content"]))
@@ -85,7 +85,7 @@ def test_best_of_n_spends_its_budget_and_no_more() -> None:
     assert len({p for call in model.calls for p in call}) > 9 * len(EXAMPLES)  # the variants differ
 
 
-def test_variants_of_words_are_in_the_vocabulary() -> None:
+def test_by_words_stays_in_the_vocabulary() -> None:
     known, rng = set(vocabulary()), Random(0)
     texts = [by_words(ACCESS, rng, 0.4)[-1]["content"] for _ in range(200)]
     assert all(set(tokens(t)) <= known for t in texts)
@@ -95,7 +95,7 @@ def test_variants_of_words_are_in_the_vocabulary() -> None:
     assert any(ACCESS.injection() in by_words(ACCESS, rng, 0.0)[-1]["content"] for _ in range(20))
 
 
-def test_variants_of_letters() -> None:
+def test_by_letters_keeps_the_request() -> None:
     rng = Random(0)
     texts = [by_letters(ACCESS, rng, 0.4)[-1]["content"] for _ in range(50)]
     assert all(ACCESS.request in t for t in texts)
@@ -108,7 +108,7 @@ def test_variants_of_letters() -> None:
 
 
 @pytest.mark.parametrize("make", [make_model, role_aware])
-def test_losses_are_those_of_one_conversation_at_a_time(make) -> None:
+def test_reply_losses_equal_unpadded_losses(make) -> None:
     """Against the model's own loss on the ids of each conversation and its reply, without padding."""
     model = make()
     conversations = [e.messages for e in EXAMPLES]
@@ -126,7 +126,7 @@ def test_losses_are_those_of_one_conversation_at_a_time(make) -> None:
         assert loss == pytest.approx(model(**inputs, labels=labels).loss.item(), rel=1e-4)
 
 
-def test_a_reply_without_tokens() -> None:
+def test_reply_ids_of_empty_reply_raises() -> None:
     with pytest.raises(ValueError, match="`reply`: expected a text with at least one token"):
         reply_ids(TOKENIZER, ACCESS.messages, "", None)
 
@@ -149,7 +149,7 @@ def test_worst_insertion_finds_the_best_place(make) -> None:
     assert found.n_queries == len(every) + min(8, len(every))
 
 
-def test_worst_insertion_asks_further_places_where_the_best_one_fails() -> None:
+def test_worst_insertion_asks_further_places() -> None:
     """The places are ranked by loss; a reply decides, down to the last of the tries."""
     model = make_model()
 
@@ -165,7 +165,7 @@ def test_worst_insertion_asks_further_places_where_the_best_one_fails() -> None:
     assert search(said, 20).n_queries - search(said, 20).n_steps == 1  # the first one is a success already
 
 
-def test_worst_insertion_draws_places_of_a_long_text() -> None:
+def test_worst_insertion_samples_a_long_text() -> None:
     model = make_model()
     config = WorstInsertionConfig(places=5, tries=1, words=60, max_new_tokens=1)
     found = [config.search(context_of(model, seed=seed)) for seed in (0, 0, 1)]
@@ -178,7 +178,7 @@ def test_worst_insertion_draws_places_of_a_long_text() -> None:
 
 @pytest.mark.parametrize("make", [make_model, role_aware])
 def test_prefill_continues_the_wanted_reply(make) -> None:
-    """The continuation is the model's own greedy one, token by token, with the assistant's role on what was given."""
+    """The continuation equals greedy decoding token by token, with the assistant's role on the prefill."""
     model = make()
     found = PrefillConfig(k=2, max_new_tokens=6).search(context_of(model, wanted="It is gold."))
     config = role_config(model)
@@ -204,7 +204,7 @@ def test_prefill_never_gives_the_violation(wanted: str, k: int, given: int) -> N
     assert found.n_steps == given
 
 
-def test_prefill_stops_before_the_first_piece_of_the_violation() -> None:
+def test_prefill_ends_before_the_violation() -> None:
     """A word of several tokens: none of them is given, or the rest would follow by itself."""
     from rolesafe.attacks.trajectory import _before
 
@@ -215,7 +215,7 @@ def test_prefill_stops_before_the_first_piece_of_the_violation() -> None:
     assert _before(tokenizer, ids, "gold") == len(ids)
 
 
-def test_prefill_counts_only_what_the_model_wrote() -> None:
+def test_prefill_counts_generated_tokens_only() -> None:
     """A model that ends every reply at once never loses to a prefill, however long."""
     result = run(Scripted(lambda prompt: ""), "prefill", k=8)
     assert result.rate.k == 0
@@ -242,10 +242,10 @@ def test_prefill_leaves_out_what_does_not_fit() -> None:
         ("worst-insertion", {"words": -3}, "`words`: expected a whole number >= 0, got -3"),
     ],
 )
-def test_bad_parameters(name: str, parameters: dict[str, object], message: str) -> None:
+def test_search_with_bad_parameters_names_them(name: str, parameters: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_model(), name, **parameters)
 
 
-def test_protected_examples_are_what_searches_get() -> None:
+def test_attackable_examples_have_wanted_reply() -> None:
     assert all(isinstance(e, Example) and e.wanted for e in EXAMPLES)

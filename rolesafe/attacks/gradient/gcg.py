@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def gcg(context: SearchContext, config: GCGConfig) -> Found:
-    """Search for the slot whose tokens make the wanted reply most likely, exchanging tokens in each step.
+    """Exchange tokens of the slot step by step and return the slot that makes the wanted reply most likely.
 
     Raises:
         ValueError: The draft does not fit the model, `n_replace` is too large, or as

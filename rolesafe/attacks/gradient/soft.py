@@ -29,7 +29,7 @@ def pgd(context: SearchContext, config: SoftPromptConfig) -> Found:
     """Move the embeddings of the slot down the gradient of the loss, and return the reply to the best ones.
 
     Returns:
-        A result with ``typed=False``, whose messages hold the tokens that the slot started from.
+        A result with ``typed=False``. Its messages hold the tokens that the slot started from.
 
     Raises:
         ValueError: As :func:`rolesafe.attacks.gradient.session.session`.

@@ -40,8 +40,8 @@ class Victim:
     Args:
         model: A model in evaluation mode. A patched one gets the roles of the whole sequence.
         target: The conversation to run it on.
-        cached: Keep the keys and values of the tokens before the slot. Families whose cache holds more than keys and
-            values are always run from the start.
+        cached: Keep the keys and values of the tokens before the slot. Families with more in their cache than keys
+            and values are always run from the start.
 
     Attributes:
         n_queries: Number of sequences run so far.
