@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -71,8 +70,9 @@ class AttackConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, (kind, choices, limits) in _fields_of(type(self)).items():
-            _check(name, getattr(self, name), kind, choices, limits)
+        hints = get_type_hints(type(self))
+        for one in fields(self):
+            _check(one.name, getattr(self, one.name), hints[one.name], one.metadata)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -167,20 +167,10 @@ def join(*parts: str) -> str:
     return " ".join(part.strip() for part in parts)
 
 
-@functools.cache
-def _fields_of(kind: type[AttackConfig]) -> dict[str, tuple[tuple[type, ...], tuple[Any, ...], Mapping[str, Any]]]:
-    """Return types, choices and limits of each field."""
-    hints = get_type_hints(kind)
-    found: dict[str, tuple[tuple[type, ...], tuple[Any, ...], Mapping[str, Any]]] = {}
-    for one in fields(kind):
-        hint = hints[one.name]
-        choices = get_args(hint) if get_origin(hint) is Literal else one.metadata.get("choices", ())
-        types = (hint,) if isinstance(hint, type) else tuple(t for t in get_args(hint) if isinstance(t, type))
-        found[one.name] = types, choices, one.metadata
-    return found
-
-
-def _check(name: str, value: Any, types: tuple[type, ...], choices: tuple[Any, ...], limits: Mapping[str, Any]) -> None:
+def _check(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> None:
+    """Refuse a value that does not fit the type hint and the limits of its field."""
+    choices = get_args(hint) if get_origin(hint) is Literal else limits.get("choices", ())
+    types = (hint,) if isinstance(hint, type) else tuple(t for t in get_args(hint) if isinstance(t, type))
     least, most, above = (limits.get(key) for key in ("least", "most", "above"))
     if choices:
         good, expected = value in choices, f"one of {choices}"

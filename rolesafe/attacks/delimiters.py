@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rolesafe.config import RoleConfig
+from rolesafe.roles.messages import read_conversation
+from rolesafe.roles.structure import structure
+from rolesafe.roles.templates import Layout, resolve_template
+from rolesafe.roles.traced import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -88,8 +92,6 @@ def with_answer(
 
 def closing_token(tokenizer: PreTrainedTokenizerBase, config: RoleConfig | None = None) -> int | None:
     """Return the id of the structural token that ends an assistant turn in the template, or None without one."""
-    from rolesafe.roles.structure import structure
-
     name = (config or RoleConfig()).generated
     try:
         segments = _segments(tokenizer, ("system", "user", name), config)
@@ -108,11 +110,7 @@ def _segments(
     tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], config: RoleConfig | None
 ) -> list[tuple[str, str, str]]:
     """Return role, part and text of each segment, in the order of the rendered conversation."""
-    from rolesafe.roles.messages import read_conversation
     from rolesafe.roles.rendering import renderer, trace_variables
-    from rolesafe.roles.structure import structure
-    from rolesafe.roles.templates import Layout, resolve_template
-    from rolesafe.roles.traced import Kind
 
     config = config or RoleConfig()
     layout = Layout(

@@ -20,6 +20,9 @@ from rolesafe.attacks.delimiters import Delimiters, delimiters
 from rolesafe.attacks.mutations import MUTATIONS
 from rolesafe.attacks.rates import Rate
 from rolesafe.config import RoleConfig
+from rolesafe.roles.messages import read_conversation
+from rolesafe.roles.structure import structure
+from rolesafe.roles.templates import Part
 from rolesafe.tasks import Example, Message
 
 if TYPE_CHECKING:
@@ -169,8 +172,6 @@ class _Bench:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: RoleConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        from rolesafe.roles.structure import structure
-
         self.structural = structure(tokenizer, names=self.config.roles).forbidden
         self.strings = sorted({*structural_strings(), *tokenizer.get_added_vocab(), *self._own()} - {""})
         first = [] if self._printed(("system", "user")) is None else ["system"]
@@ -223,8 +224,6 @@ class _Bench:
     def role_name(self, text: str) -> Forgery | None:
         if text.lower() in self.config.roles:  # names are compared without case: it is that role
             return None
-        from rolesafe.roles.messages import read_conversation
-
         messages = ({"role": "user", "content": _HELLO}, {"role": text, "content": _ORDER})
         try:
             read_conversation(messages, self.config.roles, "messages")  # before a template could refuse it
@@ -233,11 +232,10 @@ class _Bench:
         return Forgery(messages=messages, place="role name", reason="an unknown role name was accepted")
 
     def _broken(self, clean: list[Row], rows: list[Row], attacked: set[int]) -> str | None:
-        content = _content_part()
         roles = {message: role for _, role, message, _ in clean}
         if any(role != roles.get(message) for _, role, message, _ in rows):
             return "a token has another role than its message"
-        if any(part == content and i in self.structural for i, _, _, part in rows):
+        if any(part == Part.CONTENT and i in self.structural for i, _, _, part in rows):
             return "a content holds a structural token"
         if [r for r in rows if r[2] not in attacked] != [r for r in clean if r[2] not in attacked]:
             return "a message that the attacker cannot write changed"
@@ -275,9 +273,3 @@ class _Bench:
                 continue
             found |= {text for _, text in (*marks.headers, *marks.footers) if text.strip()}
         return found
-
-
-def _content_part() -> int:
-    from rolesafe.roles.templates import Part
-
-    return int(Part.CONTENT)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rolesafe.attacks.replies import role_config
+from rolesafe.config import RoleConfig
+from rolesafe.roles.templates import Part
 from rolesafe.tasks import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from rolesafe.config import RoleConfig
 
 
 def reply_ids(
@@ -25,9 +25,7 @@ def reply_ids(
     Raises:
         ValueError: The reply has no token.
     """
-    from rolesafe.config import RoleConfig
     from rolesafe.roles.encoding import encode_one
-    from rolesafe.roles.templates import Part
 
     answer = {"role": (config or RoleConfig()).generated, "content": reply}
     encoded = encode_one(tokenizer, [*messages, answer], config=config)
@@ -59,7 +57,6 @@ def reply_losses(
     """
     import torch
 
-    from rolesafe.config import RoleConfig
     from rolesafe.patching.modes import evaluating
     from rolesafe.roles.encoding import encode_one, padding_id, padding_role_id
 

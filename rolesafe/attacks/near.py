@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rolesafe.attacks.delimiters import Delimiters, delimiters
 from rolesafe.config import RoleConfig
+from rolesafe.roles.structure import structure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,8 +41,6 @@ def near(
 class _Neighbours:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, marks: Delimiters) -> None:
         import torch
-
-        from rolesafe.roles.structure import structure
 
         embeddings = getattr(model, "get_input_embeddings", lambda: None)()
         if embeddings is None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rolesafe.arguments import is_integer
+from rolesafe.attacks.delimiters import closing_token
+from rolesafe.config import RoleConfig
 from rolesafe.tasks import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from rolesafe.config import RoleConfig
     from rolesafe.roles.encoding import EncodedConversation
 
 Progress = Callable[[int, int], None]
@@ -115,8 +116,6 @@ def replies(
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that end a reply: those of the model and the tokenizer, and the chat template's closing token."""
-    from rolesafe.attacks.delimiters import closing_token
-
     stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = [*(stated if isinstance(stated, (list, tuple)) else [stated])]
     found += [tokenizer.eos_token_id, closing_token(tokenizer, role_config(model))]
@@ -148,7 +147,6 @@ def _inputs(
     """
     import torch
 
-    from rolesafe.config import RoleConfig
     from rolesafe.roles.encoding import collate
 
     config = role_config(model)
