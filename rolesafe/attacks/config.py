@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from random import Random
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 from rolesafe.arguments import is_integer, is_number
@@ -170,7 +170,7 @@ def join(*parts: str) -> str:
 def _check(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> None:
     """Refuse a value that does not fit the type hint and the limits of its field."""
     choices = get_args(hint) if get_origin(hint) is Literal else limits.get("choices", ())
-    types = (hint,) if isinstance(hint, type) else tuple(t for t in get_args(hint) if isinstance(t, type))
+    types = get_args(hint) if get_origin(hint) is UnionType else (hint,)
     least, most, above = (limits.get(key) for key in ("least", "most", "above"))
     if choices:
         good, expected = value in choices, f"one of {choices}"
@@ -182,8 +182,13 @@ def _check(name: str, value: Any, hint: Any, limits: Mapping[str, Any]) -> None:
         good = inside and (above is None or value > above)
         span = f" in [{least}, {most}]" if most is not None else f" >= {least}" if least is not None else ""
         expected = f"a finite number{span}" + ("" if above is None else f" > {above}")
-    else:
-        good = isinstance(value, types)
-        expected = "True or False" if bool in types else "a text" + (" or None" if NoneType in types else "")
+    elif bool in types:
+        good, expected = isinstance(value, bool), "True or False"
+    elif str in types:
+        optional = NoneType in types
+        good = isinstance(value, str) or (optional and value is None)
+        expected = "a text or None" if optional else "a text"
+    else:  # other types are left to the attack
+        return
     if not good:
         raise ValueError(f"`{name}`: expected {expected}, got {value!r}")
