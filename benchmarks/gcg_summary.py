@@ -1,4 +1,4 @@
-"""What the runs of `gcg.py` add up to: means, ratios and their intervals, and the table that shows them."""
+"""Summary of the runs of `gcg.py`: means, ratios, their intervals, and a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NLL, MELLOWMAX, LOGITS = MEASURES = ("nll", "mellowmax", "mellowmax of logits")
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95% interval (Student's t); the bounds are None for fewer than two values."""
+    """Return the mean and its 95% interval (Student's t); the bounds are None for fewer than two values."""
     from scipy.stats import t  # nanoGCG needs scipy too
 
     n, mean = len(values), statistics.fmean(values)
@@ -27,13 +27,13 @@ def interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def ratio(logs: Sequence[float]) -> dict[str, float | None]:
-    """Geometric mean of ratios, given as their logarithms, with its 95% interval."""
+    """Return the geometric mean of ratios, given as logarithms, with its 95% interval."""
     found = interval(logs)
     return {name: value if name == "n" or value is None else math.exp(value) for name, value in found.items()}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Losses and times of one variant: differences and ratios within turns, over turns and over examples' means."""
+    """Return losses and times of one variant: differences and ratios within turns, over turns and examples' means."""
     of = {kind: [r for r in runs if r["kind"] == kind] for kind in KINDS}
     examples = [(r["request"], r["wanted"]) for r in of[NANOGCG]]
 
@@ -65,7 +65,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(record: dict[str, Any]) -> Table:
-    """Loss and time of each; an interval where there is one."""
+    """Return a table of loss and time of each tool, with intervals."""
     table = Table(title=as_text(f"GCG on {record['model']}{'' if record['complete'] else ', not complete'}"))
     for column in ("variant", "tool", "loss", "less nanoGCG", "seconds", "x nanoGCG", "x without collections"):
         table.add_column(column)

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.override_resistance.arms import ARMS
 from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.settings import SEARCHES, Study
-from rolesafe.attacks import ATTACKS, AttackConfig, attackable, replies, suite
+from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, attackable, replies, suite
 from rolesafe.evaluation import Resistance, Run, resistance, utility
 from rolesafe.evaluation.mass import attention_mass
 from rolesafe.evaluation.sep import sep
@@ -37,17 +37,12 @@ def examples_of(study: Study, seed: int) -> list[Example]:
 
 def attacks(study: Study, seed: int) -> tuple[list[AttackConfig], list[AttackConfig]]:
     """The suite in two parts: text that is built, for all examples, and searches, for the first ones."""
-    built = [name for name, family in ATTACKS.items() if family.search is None]
-    texts = suite(built, quick=study.quick, seed=seed, batch_size=BATCH)
+    texts = suite(TEXT_ATTACKS, quick=study.quick, seed=seed, batch_size=BATCH)
     found = []
     for name in study.searches if study.searched else ():
         attack = next(known for known in ATTACKS if name == known or name.startswith(f"{known}-"))
         budget = {"num_steps": study.gcg_steps, "search_width": study.gcg_width} if attack == "gcg" else {}
-        found.append(
-            AttackConfig(
-                name=attack, parameters={**SEARCHES[name], **budget}, seed=seed, batch_size=max(BATCH, study.gcg_width)
-            )
-        )
+        found.append(ATTACKS[attack](**{**SEARCHES[name], **budget}, seed=seed, batch_size=max(BATCH, study.gcg_width)))
     return texts, found
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.override_resistance.templates import clusters, ids_of
-from rolesafe.attacks import ATTACKS, Rate
+from rolesafe.attacks import TEXT_ATTACKS, Rate
 from rolesafe.evaluation import AttackPoint, Results, Run, seed_mean
 from rolesafe.evaluation.statistics import effective_trials
 
@@ -59,7 +59,7 @@ def held(choose: Choice | None) -> Row:
 
 def is_fixed(point: AttackPoint) -> bool:
     """Whether the attack is a text that is built, not searched for."""
-    return ATTACKS[point.attack].search is None
+    return point.attack in TEXT_ATTACKS
 
 
 def _probed(rate: Callable[[Run], Rate | None]) -> Row:

@@ -1,32 +1,72 @@
-"""Attacks on role separation, all behind one signature.
+"""Attacks on role separation: ``attack(model, tokenizer, examples, GCGConfig(num_steps=250)) -> AttackResult``.
 
-``attack(model, tokenizer, conversations, goal, AttackConfig(name=...)) -> AttackResult``. Roles come from the messages
-and are passed to a role-aware model: an attack without them would be an attack on another model. An attack either
-builds its messages or searches for them with the model; what it found is judged by a greedy reply in both cases.
+Each attack has one configuration class, see :data:`ATTACKS`. Roles come from the messages and are passed to a
+role-aware model. An attack either builds its messages or searches for them with the model; in both cases they are
+judged by a greedy reply.
 """
 
-from rolesafe.attacks.family import AttackFamily
-from rolesafe.attacks.forging import ForgingRecord, forge
+from typing import Any
+
+from rolesafe.attacks.best_of_n import BestOfNConfig
+from rolesafe.attacks.config import AttackConfig, SearchAttackConfig, TextAttackConfig
+from rolesafe.attacks.encodings import EncodedConfig
+from rolesafe.attacks.forging import ForgingRecord, RoleForgingConfig, forge
+from rolesafe.attacks.gradient import BeastConfig, GCGConfig, SoftPromptConfig
 from rolesafe.attacks.judge import contains, same
+from rolesafe.attacks.mimicry import FakeSystemConfig, MimicryConfig, NearDelimitersConfig, NoAttackConfig
+from rolesafe.attacks.placement import DilutionConfig, FillerConfig, InsertionConfig, PlacementConfig, PositionConfig
 from rolesafe.attacks.progress import progress_bar
 from rolesafe.attacks.rates import Rate, wilson_interval
-from rolesafe.attacks.registry import ATTACKS, TEXT_ATTACKS, AttackConfig, suite
+from rolesafe.attacks.redirection import (
+    CombinedConfig,
+    EscapeCharactersConfig,
+    FakeCompletionConfig,
+    IgnoreGeneralConfig,
+    IgnorePreviousConfig,
+    PersonaConfig,
+)
+from rolesafe.attacks.registry import ATTACKS, TEXT_ATTACKS, suite
 from rolesafe.attacks.replies import replies
 from rolesafe.attacks.result import AttackResult, Outcome
 from rolesafe.attacks.run import attack, attackable, attacked, transfer
-from rolesafe.attacks.search import Found, Search
+from rolesafe.attacks.search import Found, SearchContext
+from rolesafe.attacks.trajectory import PrefillConfig, WorstInsertionConfig
 
 __all__ = [
     "ATTACKS",
     "TEXT_ATTACKS",
     "AttackConfig",
-    "AttackFamily",
     "AttackResult",
+    "BeastConfig",
+    "BestOfNConfig",
+    "CombinedConfig",
+    "DilutionConfig",
+    "EncodedConfig",
+    "EscapeCharactersConfig",
+    "FakeCompletionConfig",
+    "FakeSystemConfig",
+    "FillerConfig",
     "ForgingRecord",
     "Found",
+    "GCGConfig",
+    "IgnoreGeneralConfig",
+    "IgnorePreviousConfig",
+    "InsertionConfig",
+    "MimicryConfig",
+    "NearDelimitersConfig",
+    "NoAttackConfig",
     "Outcome",
+    "PersonaConfig",
+    "PlacementConfig",
+    "PositionConfig",
+    "PrefillConfig",
     "Rate",
-    "Search",
+    "RoleForgingConfig",
+    "SearchAttackConfig",
+    "SearchContext",
+    "SoftPromptConfig",
+    "TextAttackConfig",
+    "WorstInsertionConfig",
     "attack",
     "attackable",
     "attacked",
@@ -39,3 +79,14 @@ __all__ = [
     "transfer",
     "wilson_interval",
 ]
+
+_MOVED = {
+    "AttackFamily": "TextAttackConfig or SearchAttackConfig, one subclass per attack",
+    "Search": "SearchAttackConfig.search",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        raise ImportError(f"`rolesafe.attacks.{name}`: expected {_MOVED[name]}, got a name of an earlier version")
+    raise AttributeError(f"module 'rolesafe.attacks' has no attribute {name!r}")

@@ -1,80 +1,76 @@
-"""Best of N: the same attack again and again, a little changed at random, until one works (arXiv 2412.03556)."""
+"""Best of N: random variants of the injection until one works (arXiv 2412.03556)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Final, Literal
 
-from rolesafe.attacks.builders import join
+from rolesafe.attacks.config import Messages, SearchAttackConfig, join, option, points
 from rolesafe.attacks.judge import contains
-from rolesafe.attacks.personas import ORDERS, PERSONAS
+from rolesafe.attacks.redirection import ORDERS, PERSONAS
 from rolesafe.attacks.replies import context_size, prompts, replies
-from rolesafe.attacks.search import Found
-from rolesafe.tasks import Example, Message, filler
+from rolesafe.attacks.search import Found, SearchContext
+from rolesafe.tasks import Example, filler
 from rolesafe.tasks.phrasing import IGNORE
 
+Augment = Literal["words", "letters"]
 
-def best_of_n(
-    model: Any,
-    tokenizer: Any,
-    example: Example,
-    *,
-    wanted: str,
-    success: str,
-    seed: int | str,
-    max_new_tokens: int = 16,
-    batch_size: int = 32,
-    n: int = 32,
-    augment: str = "words",
-    strength: float = 0.4,
-) -> Found:
-    """Up to `n` variants of the injection, drawn one after the other; the first whose greedy reply is a success counts.
 
-    Replies are asked for in batches, so up to a batch more than needed is paid for, and recorded.
+@dataclass(frozen=True, kw_only=True)
+class BestOfNConfig(SearchAttackConfig):
+    """Draw up to `n` variants of the injection and stop at the first success of a greedy reply.
+
+    Replies are asked for in batches, so up to a batch more than needed is run, and counted.
 
     Args:
-        model, tokenizer, example, wanted, success, seed, max_new_tokens, batch_size: As in
-            :class:`rolesafe.attacks.search.Search`; `wanted` is not used.
-        n: Most variants.
+        n: Maximum number of variants.
         augment: ``"words"``: another phrasing, place and number of injections, with words shuffled, repeated and
-            dropped, all in the task generator's vocabulary. ``"letters"``: the published augmentations of the letters
-            (scrambled words, random capitals, noise), for tokenizers that read letters.
-        strength: How much is changed, in [0, 1]; the paper's sigma.
-
-    Returns:
-        The first success, or the first variant where there is none. Variants that do not fit into the model's context
-        are not sent. `n_steps` is the number of variants that were tried.
-
-    Raises:
-        ValueError: A parameter is out of range.
+            dropped, all in the task generator's vocabulary. ``"letters"``: the published augmentations of letters
+            (scrambled words, random capitals, noise), for tokenizers of word pieces.
+        strength: Amount of change, in [0, 1]; sigma in the paper.
     """
-    del wanted
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"`n`: expected a number of variants >= 1, got {n!r}")
-    if augment not in AUGMENTS:
-        raise ValueError(f"`augment`: expected one of {tuple(AUGMENTS)}, got {augment!r}")
-    if not 0.0 <= strength <= 1.0:
-        raise ValueError(f"`strength`: expected a number in [0, 1], got {strength!r}")
-    rng = Random(seed)
-    variants = [AUGMENTS[augment](example, rng, strength) for _ in range(n)]
-    best, tried = variants[0], 0
-    size = context_size(model)
-    encoded = zip(variants, prompts(model, tokenizer, variants), strict=True)
-    fitting = [(variant, one) for variant, one in encoded if size is None or len(one) + max_new_tokens <= size]
-    for start in range(0, len(fitting), batch_size):
-        batch, ready = zip(*fitting[start : start + batch_size], strict=True)
-        answers = replies(model, tokenizer, batch, max_new_tokens=max_new_tokens, batch_size=batch_size, encoded=ready)
-        tried += len(batch)
-        won = next((v for v, answer in zip(batch, answers, strict=True) if contains(answer, success)), None)
-        if won is not None:
-            best = won
-            break
-    return Found(messages=best, reply=None, n_queries=tried, n_steps=tried, losses=())
+
+    name = "best-of-n"
+    about = "random variants of the injection until one works"
+    grid = (
+        *points("n", (16, 128), augment="words", strength=0.4),
+        *points("n", (16, 128), augment="letters", strength=0.4),
+    )
+    quick = grid[:1]
+
+    n: int = 16
+    augment: Augment = "words"
+    strength: float = option(0.4, least=0, most=1)
+
+    def search(self, context: SearchContext) -> Found:
+        """Return the first success, or the first variant if there is none; `n_steps` counts the variants sent.
+
+        Variants that do not fit into the model's context are not sent.
+        """
+        model, tokenizer, size = context.model, context.tokenizer, context.batch_size
+        rng = Random(context.seed)
+        variants = [AUGMENTS[self.augment](context.example, rng, self.strength) for _ in range(self.n)]
+        best, tried = variants[0], 0
+        limit = context_size(model)
+        encoded = zip(variants, prompts(model, tokenizer, variants), strict=True)
+        fitting = [(v, one) for v, one in encoded if limit is None or len(one) + self.max_new_tokens <= limit]
+        for start in range(0, len(fitting), size):
+            batch, ready = zip(*fitting[start : start + size], strict=True)
+            answers = replies(
+                model, tokenizer, batch, max_new_tokens=self.max_new_tokens, batch_size=size, encoded=ready
+            )
+            tried += len(batch)
+            won = next((v for v, answer in zip(batch, answers, strict=True) if contains(answer, context.success)), None)
+            if won is not None:
+                best = won
+                break
+        return Found(messages=best, reply=None, n_queries=tried, n_steps=tried, losses=())
 
 
-def by_words(example: Example, rng: Random, strength: float) -> tuple[Message, ...]:
-    """A variant in words of the generator."""
+def by_words(example: Example, rng: Random, strength: float) -> Messages:
+    """Return a variant in words of the task generator."""
     statement = rng.choice((example.injection(), example.forged))
     opening = rng.choice(("", rng.choice(IGNORE["test"]), rng.choice(IGNORE["train"]), rng.choice(PERSONAS["tasks"])))
     span = _disturb(f"{opening} {statement}".split(), rng, strength)
@@ -85,8 +81,8 @@ def by_words(example: Example, rng: Random, strength: float) -> tuple[Message, .
     return example.with_target(join(*parts[:at], *spans, *parts[at:]))
 
 
-def by_letters(example: Example, rng: Random, strength: float) -> tuple[Message, ...]:
-    """A variant with the published augmentations, at their published probabilities, of an order and the injection."""
+def by_letters(example: Example, rng: Random, strength: float) -> Messages:
+    """Return an order and the injection with the published augmentations at their published probabilities."""
     words = f"{rng.choice(('', *ORDERS))} {example.injection()}".split()
     text = " ".join(_scramble(w, rng) if len(w) > 3 and rng.random() < strength**0.5 else w for w in words)
     text = "".join(c.swapcase() if rng.random() < strength**0.5 else c for c in text)
@@ -96,14 +92,14 @@ def by_letters(example: Example, rng: Random, strength: float) -> tuple[Message,
     return example.with_target(join(*parts))
 
 
-AUGMENTS: Final[dict[str, Callable[[Example, Random, float], tuple[Message, ...]]]] = {
+AUGMENTS: Final[dict[Augment, Callable[[Example, Random, float], Messages]]] = {
     "words": by_words,
     "letters": by_letters,
 }
 
 
 def _disturb(words: list[str], rng: Random, strength: float) -> list[str]:
-    """Now and then two neighbours exchanged, a word repeated or one dropped: each with probability `strength` / 4."""
+    """Swap neighbours, repeat words and drop words, each with probability `strength` / 4."""
     out: list[str] = []
     for word in words:
         draw = rng.random()
@@ -123,6 +119,6 @@ def _scramble(word: str, rng: Random) -> str:
 
 
 def _noise(character: str, rng: Random) -> str:
-    """The character before or after, among the printable ones of ASCII."""
+    """Return the printable ASCII character before or after `character`."""
     code = ord(character) + rng.choice((-1, 1))
     return chr(code) if 32 <= ord(character) <= 126 and 32 <= code <= 126 else character

@@ -1,17 +1,24 @@
-"""The literal text that a chat template puts around messages: what somebody can type to forge a turn."""
+"""Delimiters of a chat template: the literal text around its messages, which a user can type to forge a turn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rolesafe.config import RoleConfig
+from rolesafe.roles.messages import read_conversation
+from rolesafe.roles.structure import structure
+from rolesafe.roles.templates import Layout, resolve_template
+from rolesafe.roles.traced import Kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Delimiters:
-    """Headers and footers of one conversation layout, by role name.
+    """Hold headers and footers of one conversation layout, by role name.
 
     Attributes:
         headers: Pairs of a role and the text before its content, without the beginning-of-sequence token.
@@ -22,7 +29,7 @@ class Delimiters:
     footers: tuple[tuple[str, str], ...]
 
     def header(self, role: str) -> str:
-        """The text that opens a turn of `role`.
+        """Return the text that opens a turn of `role`.
 
         Raises:
             ValueError: The layout has no such role.
@@ -30,7 +37,7 @@ class Delimiters:
         return _look_up(self.headers, role)
 
     def footer(self, role: str) -> str:
-        """The text that closes a turn of `role`.
+        """Return the text that closes a turn of `role`.
 
         Raises:
             ValueError: The layout has no such role.
@@ -38,12 +45,14 @@ class Delimiters:
         return _look_up(self.footers, role)
 
 
-def delimiters(
-    tokenizer: Any, roles: Sequence[str] = ("system", "user"), config: RoleConfig | None = None
-) -> Delimiters:
-    """The delimiters of `tokenizer`'s chat template for a conversation of these roles.
+Marks = Callable[..., Delimiters]
+"""``marks(model, tokenizer, roles, config) -> Delimiters``: makes the delimiters of forged turns."""
 
-    What the template prints around the contents of a harmless conversation.
+
+def delimiters(
+    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str] = ("system", "user"), config: RoleConfig | None = None
+) -> Delimiters:
+    """Return the delimiters of `tokenizer`'s chat template for a conversation of these roles.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -65,22 +74,24 @@ def delimiters(
     )
 
 
-def literal(model: Any, tokenizer: Any, roles: Sequence[str], config: RoleConfig | None) -> Delimiters:
-    """The template's own delimiters, letter for letter."""
+def literal(
+    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], config: RoleConfig | None
+) -> Delimiters:
+    """Return the template's own delimiters; `model` is not used."""
     del model
     return delimiters(tokenizer, roles, config)
 
 
-def with_answer(model: Any, tokenizer: Any, roles: Sequence[str], config: RoleConfig | None) -> Delimiters:
-    """As :func:`literal`, with those of an assistant's turn after the conversation."""
+def with_answer(
+    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], config: RoleConfig | None
+) -> Delimiters:
+    """Return the delimiters of :func:`literal`, followed by those of an assistant turn."""
     del model
     return delimiters(tokenizer, (*roles, (config or RoleConfig()).generated), config)
 
 
-def closing_token(tokenizer: Any, config: RoleConfig | None = None) -> int | None:
-    """Id of the structural token that the template closes an assistant's turn with, or ``None`` if it uses none."""
-    from rolesafe.roles.structure import structure
-
+def closing_token(tokenizer: PreTrainedTokenizerBase, config: RoleConfig | None = None) -> int | None:
+    """Return the id of the structural token that ends an assistant turn in the template, or None without one."""
     name = (config or RoleConfig()).generated
     try:
         segments = _segments(tokenizer, ("system", "user", name), config)
@@ -95,13 +106,11 @@ def closing_token(tokenizer: Any, config: RoleConfig | None = None) -> int | Non
     return None
 
 
-def _segments(tokenizer: Any, roles: Sequence[str], config: RoleConfig | None) -> list[tuple[str, str, str]]:
-    """Triples of role, part and text, in the order of the rendered conversation."""
-    from rolesafe.roles.messages import read_conversation
+def _segments(
+    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], config: RoleConfig | None
+) -> list[tuple[str, str, str]]:
+    """Return role, part and text of each segment, in the order of the rendered conversation."""
     from rolesafe.roles.rendering import renderer, trace_variables
-    from rolesafe.roles.structure import structure
-    from rolesafe.roles.templates import Layout, resolve_template
-    from rolesafe.roles.traced import Kind
 
     config = config or RoleConfig()
     layout = Layout(

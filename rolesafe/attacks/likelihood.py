@@ -1,26 +1,31 @@
-"""How likely a model finds a reply to each of several conversations.
+"""Loss of a reply as the answer to each of several conversations.
 
-Legend: B conversations of a batch, T tokens, W of the reply, V vocabulary.
+Legend: B conversations of a batch, T tokens, W tokens of the reply, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rolesafe.attacks.replies import role_config
+from rolesafe.config import RoleConfig
+from rolesafe.roles.templates import Part
 from rolesafe.tasks import Message
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def reply_ids(tokenizer: Any, messages: Sequence[Message], reply: str, config: Any) -> list[int]:
-    """Tokens of `reply` as the content of the assistant's answer to `messages`.
+
+def reply_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: str, config: RoleConfig | None
+) -> list[int]:
+    """Return the tokens of `reply` as the content of the assistant's answer to `messages`.
 
     Raises:
         ValueError: The reply has no token.
     """
-    from rolesafe.config import RoleConfig
     from rolesafe.roles.encoding import encode_one
-    from rolesafe.roles.templates import Part
 
     answer = {"role": (config or RoleConfig()).generated, "content": reply}
     encoded = encode_one(tokenizer, [*messages, answer], config=config)
@@ -32,22 +37,27 @@ def reply_ids(tokenizer: Any, messages: Sequence[Message], reply: str, config: A
 
 
 def reply_losses(
-    model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]], reply: str, *, batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    reply: str,
+    *,
+    batch_size: int,
 ) -> list[float]:
-    """Mean negative log-likelihood, in nats per token, of `reply` as the answer to each conversation.
+    """Return the mean negative log-likelihood, in nats per token, of `reply` as the answer to each conversation.
 
     A role-aware model gets the roles of the messages; those of the reply are the assistant's.
 
     Args:
-        model: A transformers causal language model, patched or not; it is put into evaluation mode for the call.
+        model: A transformers causal language model, patched or not; in evaluation mode for the call.
         tokenizer: Its tokenizer.
         conversations: Messages up to the reply, at least one conversation.
         reply: The answer to measure.
-        batch_size: Most conversations in a batch.
+        batch_size: Maximum number of conversations in a batch.
     """
     import torch
 
-    from rolesafe.config import RoleConfig
+    from rolesafe.patching.modes import evaluating
     from rolesafe.roles.encoding import encode_one, padding_id, padding_role_id
 
     config = role_config(model)
@@ -55,15 +65,12 @@ def reply_losses(
     losses: list[float] = []
     wanted = reply_ids(tokenizer, conversations[0], reply, config)
     device = getattr(model, "device", "cpu")
-    training = bool(getattr(model, "training", False))
-    if training:
-        model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(conversations), batch_size):
             batch = conversations[start : start + batch_size]
             rows = [encode_one(tokenizer, c, config=roles, add_generation_prompt=True) for c in batch]
             most = max(map(len, rows))
-            # Padded on the right, where no token looks: positions then count from the first token in every model.
+            # Padded on the right, which causal attention ignores, so that positions count from the first token.
             pads = [most - len(row) for row in rows]
             ids = [[*row.input_ids, *wanted, *[padding_id(tokenizer)] * n] for row, n in zip(rows, pads, strict=True)]
             mask = [[1] * (len(row) + len(wanted)) + [0] * n for row, n in zip(rows, pads, strict=True)]
@@ -77,7 +84,4 @@ def reply_losses(
                 predicted = logits[i, len(row) - 1 : len(row) - 1 + len(wanted)].float().log_softmax(-1)  # (W, V)
                 chosen = predicted.gather(1, torch.tensor(wanted, device=device).unsqueeze(1))
                 losses.append(-float(chosen.mean()))
-    finally:
-        if training:
-            model.train()
     return losses

@@ -1,10 +1,12 @@
-"""Out of memory in the middle of a run: smaller batches, and in the end one example less instead of no result."""
+"""Out-of-memory handling: smaller batches, then one failed example instead of a failed run."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
 from typing import Final, TypeVar
+
+from rolesafe.terminal import first_line
 
 T = TypeVar("T")
 
@@ -13,7 +15,7 @@ _SIGNS = (
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
-    "cublas_status_alloc_failed",  # of a GPU that is full already, as where processes share one
+    "cublas_status_alloc_failed",  # a GPU that other processes have filled
 )
 _RAN_OUT: Final = "out of memory"
 NOT_FINITE: Final = "the loss of the search was not finite"
@@ -21,16 +23,16 @@ STOPPED: Final = "the attack stopped"
 
 
 class OutOfMemoryError(Exception):
-    """Not even a batch of one fits; the text is what the allocator said."""
+    """Report that a batch of one does not fit; holds the allocator's message."""
 
     @property
     def reason(self) -> str:
-        """Why an example has no outcome, in a form that :func:`is_memory_reason` knows."""
+        """Return the reason in the form that :func:`is_memory_reason` recognises."""
         return f"{_RAN_OUT} with a batch of 1: {self}"
 
 
 def is_memory_reason(reason: str) -> bool:
-    """Whether an example failed for memory alone, which may be there another time.
+    """Return True if an example failed for lack of memory, so that another run may succeed.
 
     Args:
         reason: As in :attr:`rolesafe.attacks.AttackResult.failed`.
@@ -39,8 +41,10 @@ def is_memory_reason(reason: str) -> bool:
 
 
 def is_reason_of_the_run(reason: str) -> bool:
-    """Whether an example failed for a reason of this run alone: memory, a loss that was not finite, an attack that
-    broke off. An attacker may have more luck. Others, such as a template that does not print it, hold for everybody.
+    """Return True if an example failed in this run only: lack of memory, a loss that was not finite, an error.
+
+    An attacker may succeed in another run. Other reasons, such as a template that does not print the conversation, hold
+    in every run.
 
     Args:
         reason: As in :attr:`rolesafe.attacks.AttackResult.failed`.
@@ -49,21 +53,21 @@ def is_reason_of_the_run(reason: str) -> bool:
 
 
 class Batches:
-    """A batch size that is halved whenever memory runs out, and stays so.
+    """Hold a batch size that is halved for good whenever memory runs out.
 
     Args:
-        size: The largest batch size.
+        size: Maximum batch size.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(self, call: Callable[[int], T], most: int | None = None) -> T:
-        """``call(batch size)``, with a smaller and smaller one while it runs out of memory.
+        """Return ``call(batch size)``, repeated with half the batch size while it runs out of memory.
 
         Args:
-            call: What to do; it may be called several times.
-            most: Batch size that `call` can make use of, where it is less than the current one.
+            call: Function of the batch size; it may be called several times.
+            most: Largest batch size that `call` can use; default: any.
 
         Raises:
             OutOfMemoryError: It ran out of memory with a batch of one.
@@ -74,8 +78,8 @@ class Batches:
             except (RuntimeError, MemoryError) as error:  # torch's own errors are RuntimeErrors
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else _RAN_OUT
-            # Here, not above: while the error lives, its traceback holds the tensors that are to be freed.
+                reason = first_line(error) if str(error).strip() else _RAN_OUT
+            # Outside the except block: the error's traceback keeps the tensors alive.
             _free()
             size = self.size if most is None else min(self.size, most)
             if size == 1:
@@ -84,7 +88,7 @@ class Batches:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out, on a GPU or in main memory."""
+    """Return True if `error` reports a lack of memory, on a GPU or in main memory."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
 
 

@@ -1,4 +1,4 @@
-"""Disguises for a structural string: still read as one by a careless parser, a normaliser, or a model."""
+"""Disguises of a structural string, which a careless parser, a normaliser or a model may still read as one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOOKALIKES: Final = str.maketrans(
     "aceiopsxyMTSO|",
     "\u0430\u0441\u0435\u0456\u043e\u0440\u0455\u0445\u0443\u041c\u0422\u0405\u041e\u01c0",
 )
-"""Cyrillic letters, and a click consonant, that are drawn like Latin ones."""
+"""Cyrillic letters and a click consonant that look like Latin letters."""
 
 
 def _somewhere(text: str, rng: Random, piece: str) -> str:
@@ -27,7 +27,7 @@ def _case(text: str, rng: Random) -> str:
 
 
 def _fullwidth(text: str, rng: Random) -> str:
-    """Characters that a compatibility normalisation (NFKC) turns back into ASCII."""
+    """Replace ASCII with characters that NFKC normalisation turns back into it."""
     return "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" and rng.random() < 0.8 else c for c in text)
 
 
@@ -44,7 +44,7 @@ def _blank(text: str, rng: Random) -> str:
 
 
 def _nest(text: str, rng: Random) -> str:
-    """The string inside itself: what is left when a filter removes one of them."""
+    """Nest the string in itself, so that it is left when a filter removes one copy."""
     return _somewhere(text, rng, text)
 
 
@@ -68,7 +68,7 @@ def _html(text: str, rng: Random) -> str:
 
 
 def _bytes(text: str, rng: Random) -> str:
-    """Byte pieces as SentencePiece writes them, which stand for a byte only where the tokenizer made them."""
+    """Write the byte pieces of SentencePiece, such as ``<0x41>``."""
     return "".join(f"<0x{b:02X}>" for b in text.encode("utf-8", "replace"))
 
 

@@ -1,30 +1,36 @@
-"""Delimiters that are not the delimiters: tokens that the model's embedding puts next to them.
+"""Near delimiters: tokens next to the chat template's delimiters in the embedding.
 
-A filter that looks for the literal strings does not find them, and to the model they are nearly the same. StruQ's
-delimiters are chosen against this (Chen et al., arXiv 2402.06363, section 4.1).
+They pass a filter of the literal strings, and the model reads them almost like the delimiters. StruQ chooses its
+delimiters against this attack (Chen et al., arXiv 2402.06363, section 4.1).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rolesafe.attacks.delimiters import Delimiters, delimiters
 from rolesafe.config import RoleConfig
+from rolesafe.roles.structure import structure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TRIED = 200
-"""Nearest tokens that are looked at before giving up: most are no text of their own."""
+"""Maximum number of nearest tokens to try; most have no text of their own."""
 
 _MARK = re.compile(r"[^\w\s]")
 
 
-def near(model: Any, tokenizer: Any, roles: Sequence[str], config: RoleConfig | None) -> Delimiters:
-    """The template's delimiters with each token replaced by the nearest other one that somebody can type.
+def near(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], config: RoleConfig | None
+) -> Delimiters:
+    """Return the template's delimiters with each token replaced by the nearest other one that a user can type.
 
-    Nearest by the cosine of the model's input embeddings. Replaced are structural tokens and those with a character
+    Distance is the cosine of the model's input embeddings. Replaced are structural tokens and those with a character
     that is neither a letter, a digit nor white space ("<|system|>", "<|", "###"); words such as "system" stay. A
-    candidate must be no structural token, none of the delimiters' own, and must come out of its text again.
+    candidate must not be a structural token or one of the delimiters, and its text must encode to it again.
 
     Raises:
         ValueError: The model has no input embeddings, the tokenizer no offsets, or no candidate is text.
@@ -33,21 +39,19 @@ def near(model: Any, tokenizer: Any, roles: Sequence[str], config: RoleConfig | 
 
 
 class _Neighbours:
-    def __init__(self, model: Any, tokenizer: Any, marks: Delimiters) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, marks: Delimiters) -> None:
         import torch
-
-        from rolesafe.roles.structure import structure
 
         embeddings = getattr(model, "get_input_embeddings", lambda: None)()
         if embeddings is None:
             raise ValueError(
-                f"`model`: expected one with input embeddings to look for neighbours in, got {type(model).__name__}; "
-                "leave out attacks with near delimiters"
+                f"`model`: expected one with input embeddings, got {type(model).__name__}. "
+                "Leave out attacks with near delimiters."
             )
         if not tokenizer.is_fast:
             raise ValueError(
-                f"`tokenizer`: expected a fast one, whose tokens have offsets, got {type(tokenizer).__name__}; leave "
-                "out attacks with near delimiters"
+                f"`tokenizer`: expected a fast one, which returns offsets, got {type(tokenizer).__name__}. Leave out "
+                "attacks with near delimiters."
             )
         self.tokenizer = tokenizer
         self.state = structure(tokenizer)
@@ -62,7 +66,7 @@ class _Neighbours:
         return Delimiters(headers, tuple((role, self._disguise(text)) for role, text in self.marks.footers))
 
     def _tokens(self, text: str) -> list[tuple[int, int, int]]:
-        """Id, start and end of each token that is to be replaced."""
+        """Return id, start and end of each token to replace."""
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [
             (int(i), start, end)
@@ -86,15 +90,15 @@ class _Neighbours:
             text = next((t for t in map(self._text, candidates) if t is not None), None)
             if text is None:
                 raise ValueError(
-                    f"`tokenizer`: expected a token that is text of its own among the {len(candidates)} nearest to "
-                    f"{self.tokenizer.convert_ids_to_tokens(i)!r}, got none; leave out attacks with near delimiters"
+                    f"`tokenizer`: expected a token with a text of its own among the {len(candidates)} nearest to "
+                    f"{self.tokenizer.convert_ids_to_tokens(i)!r}, got none. Leave out attacks with near delimiters."
                 )
             self.known[i] = text
         return self.known[i]
 
     def _text(self, i: int) -> str | None:
-        """What to type to get this token, if there is such a text."""
-        if i >= len(self.tokenizer):  # rows that the embedding was padded with
+        """Return the text that encodes to token `i` alone, if there is one."""
+        if i >= len(self.tokenizer):  # padding rows of the embedding
             return None
         text = str(self.tokenizer.decode([i])).strip()
         if not text or "\ufffd" in text:
@@ -103,5 +107,5 @@ class _Neighbours:
 
 
 def _apart(left: str, right: str) -> str:
-    """Both texts, with a space between them where they would be read as one word."""
+    """Return both texts, with a space between them where they would form one word."""
     return left + (" " if re.search(r"\w$", left) and re.match(r"\w", right) else "") + right

@@ -41,7 +41,7 @@ def wilson_interval(k: float, n: float, z: None = None, *, level: float = 0.05) 
 
 @dataclass(frozen=True)
 class Rate:
-    """`k` successes in `n` trials."""
+    """Hold `k` successes in `n` trials."""
 
     k: int
     n: int

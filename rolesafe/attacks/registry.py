@@ -1,83 +1,72 @@
-"""The attacks by name, and their configurations."""
+"""All attacks by name, and the suites made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
-from rolesafe.attacks.catalogue import FAMILIES
-from rolesafe.attacks.family import AttackFamily
+from rolesafe.attacks.best_of_n import BestOfNConfig
+from rolesafe.attacks.config import AttackConfig, TextAttackConfig
+from rolesafe.attacks.encodings import EncodedConfig
+from rolesafe.attacks.forging import RoleForgingConfig
+from rolesafe.attacks.gradient import BeastConfig, GCGConfig, SoftPromptConfig
+from rolesafe.attacks.mimicry import FakeSystemConfig, MimicryConfig, NearDelimitersConfig, NoAttackConfig
+from rolesafe.attacks.placement import DilutionConfig, FillerConfig, InsertionConfig, PlacementConfig, PositionConfig
+from rolesafe.attacks.redirection import (
+    CombinedConfig,
+    EscapeCharactersConfig,
+    FakeCompletionConfig,
+    IgnoreGeneralConfig,
+    IgnorePreviousConfig,
+    PersonaConfig,
+)
+from rolesafe.attacks.trajectory import PrefillConfig, WorstInsertionConfig
 
-ATTACKS: dict[str, AttackFamily] = {family.name: family for family in FAMILIES}
-"""The attacks by name."""
+_ALL: tuple[type[AttackConfig], ...] = (
+    NoAttackConfig,
+    # semantic redirection
+    IgnorePreviousConfig,
+    IgnoreGeneralConfig,
+    PersonaConfig,
+    FakeCompletionConfig,
+    EscapeCharactersConfig,
+    EncodedConfig,
+    CombinedConfig,
+    # mimicry
+    MimicryConfig,
+    FakeSystemConfig,
+    NearDelimitersConfig,
+    RoleForgingConfig,
+    # dilution and position
+    DilutionConfig,
+    FillerConfig,
+    PositionConfig,
+    PlacementConfig,
+    # trajectory
+    InsertionConfig,
+    WorstInsertionConfig,
+    PrefillConfig,
+    # search and gradient
+    BestOfNConfig,
+    BeastConfig,
+    GCGConfig,
+    SoftPromptConfig,
+)
 
-TEXT_ATTACKS: tuple[str, ...] = tuple(family.name for family in FAMILIES if family.build is not None)
-"""Names of the attacks that need nothing of the model but its replies, ``"none"`` included: one reply per example."""
+ATTACKS: dict[str, type[AttackConfig]] = {kind.name: kind for kind in _ALL}
+"""The configuration class of each attack, by the attack's name, in the order of reports."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class AttackConfig:
-    """One attack at one parameter point.
-
-    Args:
-        name: A name in :data:`ATTACKS`.
-        parameters: Parameters that differ from the defaults; after creation, all of them. Those of a search are its
-            budget.
-        seed: Of the attack's own choices (phrasing, filler, candidates).
-        batch_size: Most conversations in a batch; of a search, most candidates.
-        max_new_tokens: Longest reply, in tokens.
-
-    Raises:
-        ValueError: The attack or a parameter is not known, a value is of another kind than the default's, or a number
-            is not positive.
-    """
-
-    name: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    batch_size: int = 32
-    max_new_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        family = look_up(self.name)
-        unknown = sorted(set(self.parameters) - set(family.defaults))
-        if unknown:
-            raise ValueError(f"`parameters`: attack {self.name!r} has no {unknown}; expected {sorted(family.defaults)}")
-        object.__setattr__(self, "parameters", {**family.defaults, **self.parameters})
-        for name in ("batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}`: expected a number >= 1, got {value!r}")
-        for name in ("repeats", "turns"):
-            value = self.parameters.get(name, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`parameters`: expected `{name}` >= 1, got {value!r}")
-        for name, default in family.defaults.items():
-            value, kind = self.parameters[name], type(default)
-            if not (isinstance(value, (int, float)) if kind is float else isinstance(value, kind)) or (
-                isinstance(value, bool) and kind is not bool
-            ):
-                raise ValueError(f"`parameters`: expected `{name}` to be {_KINDS[kind]}, got {value!r}")
-
-    @property
-    def label(self) -> str:
-        """Name and parameters in one string, such as ``"dilution(repeats=8)"``."""
-        inside = ", ".join(f"{key}={value}" for key, value in sorted(self.parameters.items()) if value != "")
-        return f"{self.name}({inside})" if inside else self.name
+TEXT_ATTACKS: tuple[str, ...] = tuple(kind.name for kind in _ALL if issubclass(kind, TextAttackConfig))
+"""Names of the attacks that need the model's replies only, one per example; includes ``"none"``."""
 
 
-_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-
-
-def look_up(name: str) -> AttackFamily:
-    """The attack called `name`.
+def look_up(name: str) -> type[AttackConfig]:
+    """Return the configuration class of the attack called `name`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such attack.
     """
     if name not in ATTACKS:
-        raise ValueError(f"`name`: unknown attack {name!r}; expected one of {sorted(ATTACKS)}")
+        raise ValueError(f"`name`: expected one of {sorted(ATTACKS)}, got the unknown attack {name!r}")
     return ATTACKS[name]
 
 
@@ -89,26 +78,26 @@ def suite(
     batch_size: int = 32,
     max_new_tokens: int = 16,
 ) -> list[AttackConfig]:
-    """Configurations of the attacks at all their points (`quick`: at a few).
+    """Return configurations of the attacks at all points of their grids.
 
     Args:
-        names: Names in :data:`ATTACKS`; default: all, gradient attacks included. :data:`TEXT_ATTACKS` are those that
-            cost one reply per example. ``"none"`` is what the others have to be compared with.
-        quick: Fewer points, and smaller budgets of the searches.
-        seed: As in :class:`AttackConfig`.
-        batch_size: As in :class:`AttackConfig`.
-        max_new_tokens: As in :class:`AttackConfig`.
+        names: Names in :data:`ATTACKS`; default: all, including gradient attacks. :data:`TEXT_ATTACKS` cost one reply
+            per example. Include ``"none"`` as the baseline.
+        quick: Use fewer points, and smaller budgets of the searches.
+        seed: See :class:`AttackConfig`.
+        batch_size: See :class:`AttackConfig`.
+        max_new_tokens: See :class:`AttackConfig`.
 
     Raises:
-        ValueError: A name is not known, or there is none.
+        ValueError: `names` is empty, or holds an unknown name.
+
+    >>> [config.label for config in suite(["dilution"], quick=True)]
+    ['dilution(repeats=1)', 'dilution(repeats=8)', 'dilution(repeats=32)']
     """
     if isinstance(names, str) or (names is not None and not names):
         raise ValueError(f"`names`: expected a sequence of names out of {sorted(ATTACKS)}, or None, got {names!r}")
-    families = [look_up(name) for name in (ATTACKS if names is None else names)]
     return [
-        AttackConfig(
-            name=family.name, parameters=point, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
-        )
-        for family in families
-        for point in (family.quick if quick else family.grid)
+        kind(**point, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        for kind in map(look_up, ATTACKS if names is None else names)
+        for point in (kind.quick if quick else kind.grid)
     ]

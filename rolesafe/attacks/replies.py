@@ -5,27 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rolesafe.arguments import is_integer
+from rolesafe.attacks.delimiters import closing_token
+from rolesafe.config import RoleConfig
 from rolesafe.tasks import Message
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from rolesafe.roles.encoding import EncodedConversation
 
 Progress = Callable[[int, int], None]
 """Called with the number of conversations done and their total."""
 
 
-def role_config(model: Any) -> Any:
-    """The role configuration of `model`, or ``None`` where it is not role-aware."""
-    from rolesafe.patching.apply import is_patched
+def role_config(model: PreTrainedModel) -> RoleConfig | None:
+    """Return the role configuration of `model`, or None for a model that is not role-aware."""
+    from rolesafe.patching import is_patched
 
     return model.rolesafe_config if is_patched(model) else None
 
 
-def prompts(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message]]) -> list[EncodedConversation]:
-    """Each conversation with the generation prompt, as tokens with roles.
+def prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+) -> list[EncodedConversation]:
+    """Encode each conversation with the generation prompt, as tokens with roles.
 
     Raises:
-        ValueError: The tokenizer is not the model's: it gives ids that the model has no embedding for.
+        ValueError: The tokenizer returns ids that the model has no embedding for.
     """
     from rolesafe.roles.encoding import encode_one
 
@@ -35,15 +42,15 @@ def prompts(model: Any, tokenizer: Any, conversations: Sequence[Sequence[Message
     return encoded
 
 
-def context_size(model: Any) -> int | None:
-    """Number of positions that the model was built for, or ``None`` where its configuration does not say."""
+def context_size(model: PreTrainedModel) -> int | None:
+    """Return the maximum number of positions in the model's configuration, or None without one."""
     size = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return size if isinstance(size, int) and size > 0 else None
 
 
 def replies(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[Message]],
     *,
     max_new_tokens: int = 16,
@@ -52,32 +59,34 @@ def replies(
     encoded: Sequence[EncodedConversation] | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
-    """The reply of `model` to each conversation, greedy.
+    """Return the greedy reply of `model` to each conversation.
 
     Conversations of similar length share a batch, padded on the left. A role-aware model gets the roles of the
     messages. A reply ends where the chat template ends an assistant's turn.
 
     Args:
-        model: A transformers causal language model, patched or not; it is put into evaluation mode for the call.
+        model: A transformers causal language model, patched or not; in evaluation mode for the call.
         tokenizer: Its tokenizer, with a chat template.
         conversations: Messages up to the reply.
-        max_new_tokens: Longest reply, in tokens.
-        batch_size: Most conversations in a batch.
-        begun: Ids of tokens that the reply begins with; the model goes on from there.
-        encoded: What :func:`prompts` made of them, where that is there already.
+        max_new_tokens: Maximum length of a reply, in tokens.
+        batch_size: Maximum number of conversations in a batch.
+        begun: Ids of the first tokens of every reply; the model continues from there.
+        encoded: Result of :func:`prompts` for `conversations`; default: computed here.
         progress: Called after each batch.
 
     Returns:
-        The texts of the replies, with what they were begun with, in the order of `conversations`.
+        Texts of the replies, the tokens of `begun` included, in the order of `conversations`.
 
     Raises:
-        ValueError: There is nothing to reply to, a number is not positive, or a conversation and its reply do not fit
-            into the model's context.
+        ValueError: There is no conversation, a number is not positive, or a conversation and its reply do not fit into
+            the model's context.
     """
+    from rolesafe.patching.modes import evaluating
+
     if not conversations:
         raise ValueError("`conversations`: expected at least one conversation, got none")
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_integer(value, 1):
             raise ValueError(f"`{name}`: expected a number >= 1, got {value!r}")
     if encoded is None:
         encoded = prompts(model, tokenizer, conversations)
@@ -88,16 +97,13 @@ def replies(
     longest = max(lengths) + len(begun) + max_new_tokens
     if size is not None and longest > size:
         raise ValueError(
-            f"`conversations`: the longest one and its reply have {longest} tokens; expected at most {size}, the "
-            "model's context. Shorten it, or lower `max_new_tokens`."
+            f"`conversations`: expected at most {size} tokens with the reply, the model's context, got {longest}. "
+            "Shorten the longest one, or lower `max_new_tokens`."
         )
     order = sorted(range(len(conversations)), key=lambda i: (lengths[i], i))
     texts = [""] * len(order)
     ends = end_ids(model, tokenizer)
-    training = bool(getattr(model, "training", False))
-    if training:
-        model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             answers = _reply(model, tokenizer, [encoded[i] for i in batch], max_new_tokens, ends, begun)
@@ -105,39 +111,42 @@ def replies(
                 texts[i] = text
             if progress is not None:
                 progress(start + len(batch), len(order))
-    finally:
-        if training:
-            model.train()
     return texts
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids of the tokens that end a reply: the model's, the tokenizer's, and the one the chat template closes with."""
-    from rolesafe.attacks.delimiters import closing_token
-
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end a reply: those of the model and the tokenizer, and the chat template's closing token."""
     stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     found = [*(stated if isinstance(stated, (list, tuple)) else [stated])]
     found += [tokenizer.eos_token_id, closing_token(tokenizer, role_config(model))]
     return sorted({int(i) for i in found if i is not None})
 
 
-def _check_vocabulary(model: Any, tokenizer: Any, encoded: Sequence[Sequence[int]]) -> None:
+def _check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Sequence[int]]
+) -> None:
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
     rows = getattr(embeddings, "num_embeddings", None)
     largest = max((max(ids, default=0) for ids in encoded), default=0)
     if rows is not None and largest >= rows:
         raise ValueError(
-            f"`tokenizer`: expected the model's own, got one that makes token id {largest} where the model has "
-            f"{rows} embeddings ({type(tokenizer).__name__} with {len(tokenizer)} tokens)"
+            f"`tokenizer`: expected the model's own, got one that returns the token id {largest} for a model with "
+            f"{rows} embeddings ({type(tokenizer).__name__} with {len(tokenizer)} tokens). Load both from one place."
         )
 
 
-def _inputs(model: Any, tokenizer: Any, encoded: Sequence[EncodedConversation], begun: Sequence[int]) -> dict[str, Any]:
-    """What `model` is called with: (B, T) int64 tensors on its device, padded on the left; roles if it is role-aware.
-    Tokens of `begun` have the role of what the model generates."""
+def _inputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[EncodedConversation],
+    begun: Sequence[int],
+) -> dict[str, Any]:
+    """Return the inputs of `model`: (B, T) int64 tensors on its device, padded on the left; roles if it is role-aware.
+
+    The tokens of `begun` have the role of generated tokens.
+    """
     import torch
 
-    from rolesafe.config import RoleConfig
     from rolesafe.roles.encoding import collate
 
     config = role_config(model)
@@ -154,8 +163,8 @@ def _inputs(model: Any, tokenizer: Any, encoded: Sequence[EncodedConversation], 
 
 
 def _reply(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[EncodedConversation],
     max_new_tokens: int,
     ends: list[int],

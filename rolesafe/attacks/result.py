@@ -1,4 +1,4 @@
-"""What an attack run leaves behind."""
+"""Results of attacks."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rolesafe.attacks.config import AttackConfig
 from rolesafe.attacks.memory import is_memory_reason, is_reason_of_the_run
 from rolesafe.attacks.rates import Rate
-from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.tasks import Message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One attacked conversation.
+    """Record one attacked conversation.
 
     Attributes:
-        id: Of the example.
-        family: Of the example.
-        messages: What the model was given.
-        reply: What it answered.
-        success: Whether the attacker won.
+        id: Id of the example.
+        family: Task family of the example.
+        messages: Messages that the model got.
+        reply: Its reply.
+        success: True if the attacker succeeded.
         n_queries: Sequences that the model was run on for the attack; 1 for a text that is only sent.
-        n_steps: Steps of the search; 0 where there was none.
-        losses: Loss of the best messages after each step of the search, where it has one.
-        typed: Whether somebody can type the attack. Where not, `reply` came from the search, and `messages` alone do
-            not bring it about.
-        right: Whether the reply is the right one, see :func:`rolesafe.attacks.judge.is_right`: the attacker did not win
-            and the model still did its task. ``None`` where the example states no right reply, and in results of
-            earlier versions.
+        n_steps: Steps of the search; 0 without one.
+        losses: Loss of the best messages after each step of the search, if it has losses.
+        typed: True if a user can type the attack. Otherwise `reply` came from the search, and `messages` alone do not
+            lead to it.
+        right: True if the reply is right, see :func:`rolesafe.attacks.judge.is_right`: the attacker failed and the
+            model did its task. ``None`` if the example states no right reply, and in results of earlier versions.
     """
 
     id: str
@@ -49,19 +48,19 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """One attack at one parameter point against one model.
+    """Record one attack at one parameter point against one model.
 
     Attributes:
-        config: The attack with all of its parameters, its seed and its budget.
-        goal: What counted as success: a text in the reply, or ``None`` for each example's own violation.
-        outcomes: In the order of the examples.
-        left_out: Ids of examples whose attacked conversation does not fit into the model's context.
-        failed: Pairs of an id and the reason why that example has no outcome: out of memory even alone, a chat template
-            that does not print the attacked conversation, a search whose loss was not finite. Pass the result as `done`
-            to try them again.
-        met: Ids of examples on which the model met the goal without any attack: they were not attacked, and no rate
-            counts them. Empty where that was not looked for (``check_goal=False``).
-        complete: False where the run was interrupted; pass the result as `done` to go on.
+        config: The attack.
+        goal: Text that counted as a success in a reply, or ``None`` for each example's own violation.
+        outcomes: One per attacked example, in the order of the examples.
+        left_out: Ids of examples with an attacked conversation that does not fit into the model's context.
+        failed: Pairs of an id and the reason why that example has no outcome: out of memory in a batch of one, a chat
+            template that does not print the attacked conversation, a loss that was not finite. Pass the result as
+            `done` to try again.
+        met: Ids of examples on which the model met the goal without any attack. They were not attacked, and no rate
+            counts them. Empty with ``check_goal=False``.
+        complete: False after an interruption; pass the result as `done` to resume.
     """
 
     config: AttackConfig
@@ -74,67 +73,71 @@ class AttackResult:
 
     @property
     def attack(self) -> str:
-        """Name of the attack."""
+        """Return the name of the attack."""
         return self.config.name
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """Its parameters."""
+        """Return the parameters of the attack."""
         return self.config.parameters
 
     @property
     def ids(self) -> set[str]:
-        """Of all examples that were looked at, those without an outcome too."""
+        """Return the ids of all examples, including those without an outcome."""
         return {*(o.id for o in self.outcomes), *self.left_out, *(name for name, _ in self.failed), *self.met}
 
     @property
     def rate(self) -> Rate:
-        """Attack success with its Wilson interval, among the examples with an outcome."""
+        """Return the attack success rate among the examples with an outcome, with its Wilson interval."""
         return Rate(sum(o.success for o in self.outcomes), len(self.outcomes))
 
     @property
     def n_queries(self) -> int:
-        """Sequences that the model was run on."""
+        """Return the number of sequences that the model was run on."""
         return sum(o.n_queries for o in self.outcomes)
 
     @property
     def n_steps(self) -> int:
-        """Steps of all searches."""
+        """Return the number of steps of all searches."""
         return sum(o.n_steps for o in self.outcomes)
 
     @property
     def typed(self) -> bool:
-        """Whether somebody can type the attack."""
-        return look_up(self.config.name).typed
+        """Return True if a user can type the attack."""
+        return self.config.typed
 
     @property
     def out_of_memory(self) -> tuple[str, ...]:
-        """Ids of those in `failed` that lacked nothing but memory: another try may give them an outcome."""
+        """Return the ids in `failed` that lacked memory only: another try may give them an outcome."""
         return tuple(name for name, reason in self.failed if is_memory_reason(reason))
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """Ids of those in `failed` that failed for a reason of this run alone: an attacker may have had more luck."""
+        """Return the ids in `failed` that failed in this run only, so that an attacker may succeed in another one."""
         return tuple(name for name, reason in self.failed if is_reason_of_the_run(reason))
 
     def by_family(self) -> dict[str, Rate]:
-        """Attack success for each task family."""
+        """Return the attack success rate of each task family."""
         names = sorted({o.family for o in self.outcomes})
         groups = {name: [o.success for o in self.outcomes if o.family == name] for name in names}
         return {name: Rate(sum(group), len(group)) for name, group in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values that :meth:`from_dict` reads back to an equal result."""
-        return asdict(self)
+        """Return JSON values that :meth:`from_dict` reads back to an equal result."""
+        return {**asdict(self), "config": self.config.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AttackResult:
-        """Read what :meth:`to_dict` wrote, also after JSON."""
+        """Return the result that :meth:`to_dict` wrote, in this or an earlier version.
+
+        Raises:
+            ValueError: The attack, or one of its parameters, does not exist.
+        """
         values = dict(values)
         outcomes = tuple(
             Outcome(**{**o, "messages": tuple(dict(m) for m in o["messages"])}) for o in values.pop("outcomes")
         )
-        config = AttackConfig(**values.pop("config"))
+        config = AttackConfig.from_dict(values.pop("config"))
         left_out = tuple(values.pop("left_out"))
         failed = tuple((name, reason) for name, reason in values.pop("failed", ()))
         met = tuple(values.pop("met", ()))

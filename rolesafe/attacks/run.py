@@ -1,136 +1,159 @@
-"""Run an attack against a model."""
+"""Attacks on a model: building or searching for messages, and judging the replies."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from rolesafe.attacks.checks import check_clean, check_goal_is_wrong, check_messages, known_outcomes, success_text
+from rolesafe.attacks.checks import (
+    check_clean,
+    check_goal_is_wrong,
+    check_messages,
+    known_outcomes,
+    refuse_old_arguments,
+    success_text,
+)
+from rolesafe.attacks.config import AttackConfig, SearchAttackConfig, TextAttackConfig
 from rolesafe.attacks.delimiters import Delimiters
 from rolesafe.attacks.judge import contains, is_right
 from rolesafe.attacks.memory import NOT_FINITE, Batches, OutOfMemoryError
-from rolesafe.attacks.registry import AttackConfig, look_up
 from rolesafe.attacks.replies import Progress, context_size, prompts, replies, role_config
 from rolesafe.attacks.result import AttackResult, Outcome
-from rolesafe.attacks.search import CannotSearch, Found
+from rolesafe.attacks.search import CannotSearch, Found, SearchContext
 from rolesafe.tasks import Example, Message
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rolesafe.config import RoleConfig
     from rolesafe.roles.encoding import EncodedConversation
 
+logger = logging.getLogger(__name__)
 
-def attackable(conversations: Sequence[Example]) -> list[Example]:
-    """The protected examples whose contrary policy contradicts the true one: the only ones an attack counts on.
+
+@refuse_old_arguments("attackable(examples)", 1)
+def attackable(examples: Sequence[Example]) -> list[Example]:
+    """Return the protected examples with a contrary policy that contradicts the true one; only these count.
 
     Raises:
         ValueError: There are no examples, or none of them can be attacked.
     """
-    if not conversations:
-        raise ValueError("`conversations`: expected at least one example, got none; see `rolesafe.tasks.generate`")
+    if not examples:
+        raise ValueError("`examples`: expected at least one example, got none; see `rolesafe.tasks.generate`")
     chosen = [
         e
-        for e in conversations
+        for e in examples
         if e.kind == "protected" and e.violation is not None and e.contrary is not None and e.contrary != e.truth
     ]
     if not chosen:
         raise ValueError(
-            f"`conversations`: expected protected examples with a violation and a contrary policy, got "
-            f"{len(conversations)} examples without; `rolesafe.tasks.generate` makes both kinds"
+            f"`examples`: expected protected examples with a violation and a contrary policy, got {len(examples)} "
+            "examples without; see `rolesafe.tasks.generate`"
         )
     seen = {e.id for e in chosen}
     if len(seen) < len(chosen):
-        raise ValueError(f"`conversations`: expected distinct ids, got {len(chosen) - len(seen)} repeated ones")
+        raise ValueError(f"`examples`: expected distinct ids, got {len(chosen) - len(seen)} repeated ones")
     return chosen
 
 
 def attacked(
-    tokenizer: Any, example: Example, config: AttackConfig, roles: Any = None, model: Any = None
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    config: AttackConfig,
+    roles: RoleConfig | None = None,
+    model: PreTrainedModel | None = None,
 ) -> tuple[Message, ...]:
-    """The messages of `example` under an attack that builds them.
+    """Return the messages of `example` under an attack that builds them.
 
     Args:
-        tokenizer: Whose chat template is forged; used by attacks that forge delimiters only.
+        tokenizer: The tokenizer of the forged chat template; used only by attacks that forge delimiters.
         example: A protected example.
         config: The attack.
         roles: The model's role configuration, if it has one.
-        model: Whose embeddings are read; used by attacks with near delimiters only.
+        model: The model of the embeddings; used only by attacks with near delimiters.
 
     Raises:
-        ValueError: The attack searches for its messages, or it changes nothing, or more than it may.
+        ValueError: The attack searches for its messages, changes nothing, or changes messages of another role.
     """
     names = tuple(m["role"] for m in example.messages)
     return _attacked(example, config, _marks(model, tokenizer, names, config, roles))
 
 
-def _marks(model: Any, tokenizer: Any, names: tuple[str, ...], config: AttackConfig, roles: Any) -> Delimiters | None:
-    """The delimiters that an attack forges in a conversation of these roles, if it forges any."""
-    family = look_up(config.name)
-    if family.marks is None or not config.parameters.get("delimiters", True):
+def _marks(
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    names: tuple[str, ...],
+    config: AttackConfig,
+    roles: RoleConfig | None,
+) -> Delimiters | None:
+    """Return the delimiters that an attack forges in a conversation of these roles, or None if it forges none."""
+    if not isinstance(config, TextAttackConfig) or config.marks is None or not getattr(config, "delimiters", True):
         return None
-    return family.marks(model, tokenizer, names, roles)
+    return config.marks(model, tokenizer, names, roles)
 
 
 def _attacked(example: Example, config: AttackConfig, marks: Delimiters | None) -> tuple[Message, ...]:
-    family = look_up(config.name)
-    if family.build is None:
-        raise ValueError(f"`config`: {config.name!r} searches for its messages with the model; use `attack`")
-    built = family.build(example, Random(_seed(config, example)), marks, **config.parameters)
+    if not isinstance(config, TextAttackConfig):
+        raise ValueError(f"`config`: expected an attack that builds its messages, got {config.name!r}. Use `attack`.")
+    built = config.build(example, Random(_seed(config, example)), marks)
     messages: tuple[Message, ...] = tuple(dict(message) for message in built)  # the caller's own, not the example's
     check_messages(example, messages, config)
     before = example.with_target(example.request)
     if config.name != "none" and [m["content"].strip() for m in messages] == [m["content"].strip() for m in before]:
         raise ValueError(
-            f"`conversations`: attack {config.label} typed nothing into {example.id!r}; expected an example with a "
-            "sentence that states the contrary policy, see `Example.statements`"
+            f"`examples`: expected a sentence that states the contrary policy (`Example.statements`), got none in "
+            f"{example.id!r}, so that {config.label} typed nothing"
         )
     return messages
 
 
+@refuse_old_arguments("attack(model, tokenizer, examples, config, goal=...)", 4)
 def attack(
-    model: Any,
-    tokenizer: Any,
-    conversations: Sequence[Example],
-    goal: str | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
     config: AttackConfig,
     *,
+    goal: str | None = None,
     done: AttackResult | None = None,
     progress: Progress | None = None,
     check_goal: bool = True,
 ) -> AttackResult:
-    """Attack a model on each protected example and count how often it gives in.
+    """Attack a model on each protected example and count how often the attacker succeeds.
 
-    What a search found is judged like any other text: it is sent as messages, with the roles of the messages, and the
-    greedy reply counts. Only an attack that cannot be typed brings its own reply.
+    The messages that a search found are judged like any others: they are sent with their roles, and the greedy reply
+    counts. Only an attack that cannot be typed returns its own reply.
 
-    Attacked conversations that are too long for the model's context are left out and listed in the result. Where
-    memory runs out the batches are halved for the rest of the run; an example that does not fit alone is listed under
-    `failed`, as is one whose attacked conversation the chat template does not print. On ``KeyboardInterrupt`` what is
-    there is returned, marked as not complete.
+    Attacked conversations that are too long for the model's context are listed in `left_out`. When memory runs out, the
+    batches are halved for the rest of the run. An example that does not fit in a batch of one is listed in `failed`, as
+    is one with an attacked conversation that the chat template does not print. After a ``KeyboardInterrupt`` the result
+    so far is returned with ``complete=False``.
 
     Args:
         model: A transformers causal language model, patched or not. A role-aware one gets the roles of the messages.
         tokenizer: Its tokenizer, with a chat template.
-        conversations: Examples; benign ones do not count and are skipped.
-        goal: A text whose appearance in a reply is a success (and which searches want as the reply), or ``None`` for
-            each example's own violation.
-        config: The attack, its parameters, seed and budget.
-        done: The result of an interrupted run with the same arguments, whose outcomes are kept.
-        progress: Called after each batch, of a search after each example, with the number done and their total.
-        check_goal: Ask the model without attack first, and refuse if it meets the goal on every example anyway. Where
-            it does on some, an attack shows nothing: those are listed as `met`, not attacked, and count in no rate.
-            Without it none is looked for; those that `done` lists stay out.
+        examples: Examples; benign ones are skipped.
+        config: The attack.
+        goal: A text that counts as a success in a reply, and that searches want as the reply; default: each
+            example's own violation.
+        done: Result of an interrupted run with the same arguments, to be completed.
+        progress: Called with the number of finished examples and their total, after each batch or searched example.
+        check_goal: Ask the model without attack first, and refuse a goal that it meets on every example. Examples on
+            which it meets the goal are listed in `met` and not attacked. False: only those that `done` lists.
 
     Returns:
-        One outcome per example that is not listed elsewhere.
+        A result with one outcome per example that is not listed elsewhere.
 
     Raises:
         ValueError: There is nothing to attack, the goal is in a right reply or is met without any attack, the tokenizer
             is not the model's, a message has a role that a role-aware model does not know, or `done` is of another run.
+        TypeError: The arguments are those of an earlier version.
     """
-    examples = attackable(conversations)
+    examples = attackable(examples)
     check_goal_is_wrong(examples, goal)
     known = known_outcomes(done, examples, goal, config)
     met = () if done is None else done.met
@@ -140,7 +163,7 @@ def attack(
     job = _Job(model, tokenizer, goal, config, progress, known)
     todo = [e for e in examples if e.id not in known and e.id not in met]
     try:
-        if look_up(config.name).build is None:
+        if isinstance(config, SearchAttackConfig):
             job.search(todo)
         else:
             job.send(todo)
@@ -150,38 +173,39 @@ def attack(
     return job.result(examples, met=tuple(e.id for e in examples if e.id in met), complete=complete)
 
 
+@refuse_old_arguments("transfer(model, tokenizer, examples, found)", 4)
 def transfer(
-    model: Any,
-    tokenizer: Any,
-    conversations: Sequence[Example],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
     found: AttackResult,
     *,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Send what an attack found on another model to this one.
+    """Send the messages that an attack found on another model to this one.
 
-    Searches that fail on a defended model may have been led astray by it: texts that win elsewhere and win here too
-    would show that (gradient masking; Athalye et al., arXiv 1802.00420).
+    A search may fail on a defended model because the defence misleads it (gradient masking; Athalye et al., arXiv
+    1802.00420). Messages that succeed on another model and then on this one show that.
 
     Args:
         model, tokenizer, progress: As in :func:`attack`. The roles are this model's own.
-        conversations: The examples that were attacked; others among them are skipped.
-        found: What :func:`attack` returned for the other model.
+        examples: The examples that were attacked; others are skipped.
+        found: Result of :func:`attack` on the other model.
 
     Returns:
         As :func:`attack`, with `found`'s configuration: one outcome per outcome of `found`, of one query each.
 
     Raises:
-        ValueError: `found` has outcomes that nobody can type, or of examples that are not in `conversations`, or
-            as :func:`attack` when it sends texts.
+        ValueError: `found` has outcomes that cannot be typed, or of examples that are not in `examples`, or as
+            :func:`attack`.
     """
     if not found.typed:
         raise ValueError(f"`found`: expected the result of an attack that can be typed, got one of {found.attack!r}")
-    by_id = {e.id: e for e in attackable(conversations)}
+    by_id = {e.id: e for e in attackable(examples)}
     if missing := [o.id for o in found.outcomes if o.id not in by_id]:
         raise ValueError(
-            f"`conversations`: expected the examples that were attacked, {len(missing)} of {len(found.outcomes)} are "
-            f"not among them, {missing[0]!r} first"
+            f"`examples`: expected the {len(found.outcomes)} examples that were attacked, got all but {len(missing)}, "
+            f"{missing[0]!r} first"
         )
     examples = [by_id[o.id] for o in found.outcomes]
     for example, outcome in zip(examples, found.outcomes, strict=True):
@@ -197,10 +221,10 @@ def transfer(
 
 @dataclass
 class _Job:
-    """One call of `attack`: what it was given, and what has come out of it."""
+    """Hold the arguments and the outcomes of one call of :func:`attack`."""
 
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     goal: str | None
     config: AttackConfig
     progress: Progress | None
@@ -213,7 +237,7 @@ class _Job:
         self.batches = Batches(self.config.batch_size)
 
     def result(self, examples: Sequence[Example], *, met: tuple[str, ...] = (), complete: bool) -> AttackResult:
-        """What has come out, in the order of the examples."""
+        """Return the result so far, in the order of the examples."""
         return AttackResult(
             config=self.config,
             goal=self.goal,
@@ -225,14 +249,14 @@ class _Job:
         )
 
     def send(self, todo: Sequence[Example]) -> None:
-        """Attacks that build their messages."""
+        """Run an attack that builds its messages."""
         roles = role_config(self.model)
         names = {e.id: tuple(m["role"] for m in e.messages) for e in todo}
         marks = {n: _marks(self.model, self.tokenizer, n, self.config, roles) for n in set(names.values())}
         self.send_messages(todo, {e.id: _attacked(e, self.config, marks[names[e.id]]) for e in todo})
 
     def send_messages(self, todo: Sequence[Example], messages: Mapping[str, tuple[Message, ...]]) -> None:
-        """Send the attacked messages of each example, by its id; conversations of similar length share a batch."""
+        """Send the attacked messages of each example, by its id, in batches of similar length."""
         encoded = {e.id: one for e in todo if (one := self._encoded(e, messages[e.id])) is not None}
         fits = [e for e in todo if e.id in encoded and self._fits(len(encoded[e.id]))]
         self.left_out.update(e.id for e in todo if e.id in encoded and not self._fits(len(encoded[e.id])))
@@ -255,7 +279,7 @@ class _Job:
             self._report(len(fits) - at)
 
     def search(self, todo: Sequence[Example]) -> None:
-        """Attacks that search: one example after the other, so that each is kept as soon as it is there."""
+        """Run an attack that searches, one example after the other, so that an interruption loses one at most."""
         for at, example in enumerate(todo, 1):
             start = example.with_target(f"{example.request} {example.injection()}")
             encoded = self._encoded(example, start)
@@ -265,6 +289,7 @@ class _Job:
                 else:
                     self.left_out.add(example.id)
             self._report(len(todo) - at)
+            logger.info("%s: %d of %d examples searched", self.config.label, at, len(todo))
 
     def _search_one(self, example: Example) -> None:
         try:
@@ -298,22 +323,20 @@ class _Job:
         )
 
     def _found(self, example: Example, size: int) -> Found:
-        family = look_up(self.config.name)
-        assert family.search is not None
-        found = family.search(
-            self.model,
-            self.tokenizer,
-            example,
+        assert isinstance(self.config, SearchAttackConfig)
+        context = SearchContext(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            example=example,
             wanted=self.goal or example.wanted or example.violation or "",
             success=success_text(example, self.goal),
             seed=_seed(self.config, example),
-            max_new_tokens=self.config.max_new_tokens,
             batch_size=size,
-            **self.config.parameters,
         )
-        if found.typed is not family.typed:
+        found = self.config.search(context)
+        if found.typed is not self.config.typed:
             raise ValueError(
-                f"`search`: expected what {self.config.name!r} finds to be typed={family.typed}, got {found.typed}"
+                f"`search`: expected a result of {self.config.name!r} with typed={self.config.typed}, got {found.typed}"
             )
         check_messages(example, found.messages, self.config)
         return found
@@ -343,11 +366,11 @@ class _Job:
         )
 
     def _encoded(self, example: Example, messages: tuple[Message, ...]) -> EncodedConversation | None:
-        """The prompt, or None where the chat template prints the clean conversation but not the attacked one."""
+        """Return the prompt, or None if the chat template prints the clean conversation but not the attacked one."""
         try:
             return prompts(self.model, self.tokenizer, [messages])[0]
         except ValueError as error:
-            prompts(self.model, self.tokenizer, [example.messages])  # raises: nothing to do with the attack
+            prompts(self.model, self.tokenizer, [example.messages])  # raises if the attack is not the reason
             self.failed[example.id] = str(error)
             return None
 

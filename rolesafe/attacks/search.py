@@ -1,29 +1,61 @@
-"""Attacks that look for the messages instead of building them: what they are called with and what they leave."""
+"""Attacks that search for their messages: input, result and error of one search."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from rolesafe.tasks import Example, Message
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 class CannotSearch(ValueError):
-    """One example cannot be searched, for a reason of its own: its length, or its tokens. Others may."""
+    """Report that one example cannot be searched because of its own length or tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchContext:
+    """Hold the model and the example of one search.
+
+    Attributes:
+        model: A transformers causal language model, patched or not. A role-aware one gets the roles.
+        tokenizer: Its tokenizer, with a chat template.
+        example: The example to attack; only the message of the role :attr:`Example.target` is changed.
+        wanted: The whole reply that the attacker wants. Losses are computed on it.
+        success: The text that makes a reply a success, judged by :func:`rolesafe.attacks.contains`.
+        seed: Seed of all choices of the search; equal seeds give equal results.
+        batch_size: Maximum number of sequences in a batch. :func:`rolesafe.attacks.attack` starts with the
+            configuration's and halves it when memory runs out.
+        draft: Draft model of probe sampling, already loaded; default: the one that the configuration names.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    example: Example
+    wanted: str
+    success: str
+    seed: int | str
+    batch_size: int = 32
+    draft: PreTrainedModel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search found for one example.
+    """Hold the result of one search.
 
     Attributes:
-        messages: The best messages found, as text that anybody can send.
-        reply: What the model answers where only the search can ask it (``typed=False``); ``None``: send `messages`.
+        messages: The best messages found.
+        reply: The model's reply where only the search can ask for it (``typed=False``). ``None``: send `messages`.
         n_queries: Sequences that the model was run on: candidates, gradients and replies.
-        n_steps: Steps of the search, the last one included that was not finished by an early stop.
-        losses: Loss of the best messages after each step; the first one is that of the start.
-        typed: Whether `messages` are the attack. False where it needs what nobody can type, such as embeddings:
-            such a success is one of a stronger attacker, and none of a text.
+        n_steps: Steps of the search, including one that an early stop cut short.
+        losses: Loss of the best messages after each step; the first one is the loss of the start.
+        typed: True if `messages` are the whole attack. False if it needs embeddings or a prefilled reply, which a user
+            cannot type.
+
+    Raises:
+        ValueError: `reply` is set although `typed` is True, or the reverse.
     """
 
     messages: tuple[Message, ...]
@@ -36,38 +68,6 @@ class Found:
     def __post_init__(self) -> None:
         if self.typed is (self.reply is not None):
             raise ValueError(
-                f"`reply`: expected {'None' if self.typed else 'a text'} with typed={self.typed}, got {self.reply!r}; "
-                "what can be typed is sent to the model like any other message"
+                f"`reply`: expected {'None' if self.typed else 'a text'} with typed={self.typed}, got {self.reply!r}. "
+                "Messages that can be typed are sent to the model like any others."
             )
-
-
-class Search(Protocol):
-    """The signature of all searches."""
-
-    def __call__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        example: Example,
-        *,
-        wanted: str,
-        success: str,
-        seed: int | str,
-        max_new_tokens: int,
-        batch_size: int,
-        **parameters: Any,
-    ) -> Found:
-        """Look for messages that make `model` break the rule of `example`.
-
-        Args:
-            model: A transformers causal language model, patched or not. A role-aware one gets the roles.
-            tokenizer: Its tokenizer.
-            example: What to attack; only the message :attr:`Example.target` is changed.
-            wanted: The whole reply that the attacker wants, what losses are taken on.
-            success: The text that makes a reply a success, judged by :func:`rolesafe.attacks.contains`.
-            seed: Of all choices of the search; equal seeds give equal results.
-            max_new_tokens: Longest reply, in tokens.
-            batch_size: Most sequences in a batch.
-            parameters: Of the search itself.
-        """
-        ...

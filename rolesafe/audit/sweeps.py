@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rolesafe.attacks import ATTACKS, AttackConfig, AttackResult, Outcome, Rate, attack, attackable, suite
+from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, AttackResult, Outcome, Rate, attack, attackable, suite
 from rolesafe.attacks.judge import words
 from rolesafe.attacks.memory import STOPPED
 from rolesafe.attacks.replies import Progress, role_config
@@ -46,7 +46,7 @@ def override_points(settings: AuditSettings) -> list[AttackConfig]:
     }
     if settings.attacks:
         return suite(tuple(dict.fromkeys(settings.attacks)), **given)
-    names = [name for name, family in ATTACKS.items() if name != "none" and (settings.strong or family.search is None)]
+    names = [name for name in ATTACKS if name != "none" and (settings.strong or name in TEXT_ATTACKS)]
     quick = suite(names, quick=True, **given)
     swept = [*dilution_points(settings), *position_points(settings)]
     return [*quick, *(config for config in swept if config not in quick)]
@@ -88,7 +88,7 @@ def _run(
 ) -> AttackResult:
     """Attack the examples that the attack can be built for; the others are `failed`, with the reason."""
     try:
-        return attack(model, tokenizer, examples, None, config, check_goal=False, progress=progress)
+        return attack(model, tokenizer, examples, config, check_goal=False, progress=progress)
     except ValueError as error:
         refused = {e.id: reason for e in examples if (reason := _refusal(model, tokenizer, e, config)) is not None}
         fit = [example for example in examples if example.id not in refused]
@@ -104,7 +104,7 @@ def _refusal(
 ) -> str | None:
     """Return the reason why the attack cannot be built for `example`, or None."""
     try:
-        if ATTACKS[config.name].build is None:
+        if config.name not in TEXT_ATTACKS:
             example.injection()
         else:
             attacked(tokenizer, example, config, role_config(model), model)
@@ -280,9 +280,8 @@ def _measured(value: float, interval: tuple[float, float]) -> Measured:
 
 
 def _config(settings: AuditSettings, name: str, parameters: Mapping[str, Any]) -> AttackConfig:
-    return AttackConfig(
-        name=name,
-        parameters=parameters,
+    return ATTACKS[name](
+        **parameters,
         seed=settings.seed,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,

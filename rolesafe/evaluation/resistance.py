@@ -127,7 +127,7 @@ def resistance(
         logger.info("attack %d of %d: %s", at + 1, len(attacks), config.label)
         report = None if progress is None else _labelled(progress, config.label)
         try:
-            result = attack(model, tokenizer, examples, None, config, done=found, progress=report, check_goal=False)
+            result = attack(model, tokenizer, examples, config, done=found, progress=report, check_goal=False)
         except KeyboardInterrupt:  # outside the loop over batches
             return Resistance(results=(*results, *filter(None, earlier[at:])), complete=False)
         results.append(result)

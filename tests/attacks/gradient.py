@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,6 +11,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rolesafe import RoleConfig, patch
+from rolesafe.attacks import Found, GCGConfig, SearchContext
+from rolesafe.attacks.gradient import SlotConfig
+from rolesafe.attacks.gradient.target import Target
 from rolesafe.roles.encoding import encode_one
 from rolesafe.roles.templates import DEFAULT_TEMPLATE
 from rolesafe.tasks import Example
@@ -147,14 +151,28 @@ def spied(model: Any, monkeypatch: Any) -> list[torch.Tensor]:
     return calls
 
 
-def arguments(**changes: Any) -> dict[str, Any]:
-    """What every search is called with, for :func:`example`."""
+def context_of(model: Any, tokenizer: Any, **changes: Any) -> SearchContext:
+    """Return the context of a search on :func:`example`, with some fields changed."""
     chosen = changes.pop("example", example())
-    given = {
-        "wanted": chosen.wanted, "success": chosen.violation, "seed": 0, "max_new_tokens": 6, "batch_size": 16,
-        "length": 6, "early_stop": False,
-    }  # fmt: skip
-    return {**given, **changes}
+    given = {"example": chosen, "wanted": chosen.wanted, "success": chosen.violation, "seed": 0, "batch_size": 16}
+    return SearchContext(model=model, tokenizer=tokenizer, **{**given, **changes})
+
+
+def gradient_search(kind: type[SlotConfig], model: Any, tokenizer: Any, **changes: Any) -> Found:
+    """Run a search with some fields of its context and of its configuration changed."""
+    known = {f.name for f in dataclasses.fields(SearchContext)}
+    context = context_of(model, tokenizer, **{k: v for k, v in changes.items() if k in known})
+    config = {"max_new_tokens": 6, "length": 6, "early_stop": False}
+    return kind(**{**config, **{k: v for k, v in changes.items() if k not in known}}).search(context)
+
+
+def target_of(model: Any, tokenizer: Any, seed: int | torch.Generator = 0, **changes: Any) -> Target:
+    """Return a target without a secret and with a slot of 6 tokens, unless changed."""
+    known = {f.name for f in dataclasses.fields(SearchContext)}
+    context = context_of(model, tokenizer, **{"success": "", **{k: v for k, v in changes.items() if k in known}})
+    config = GCGConfig(**{"length": 6, **{k: v for k, v in changes.items() if k not in known}})
+    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    return Target(context, config, generator)
 
 
 def direct_loss(model: Any, tokenizer: Any, messages: Any, wanted: str) -> float:

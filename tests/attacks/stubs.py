@@ -46,14 +46,14 @@ def make_model(positions: int = 700, seed: int = 0) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-class Scripted:
+class Scripted(torch.nn.Module):
     """Answers with what `answer` makes of the prompt's text; `fail_at` raises KeyboardInterrupt in that call."""
 
     def __init__(self, answer: Callable[[str], str], fail_at: int | None = None) -> None:
+        super().__init__()
         self.answer = answer
         self.fail_at = fail_at
         self.calls: list[list[str]] = []
-        self.training = False
         self.keywords: dict[str, Any] = {}
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **keywords: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Attack builders: what they write, and what they leave alone."""
+"""Text attacks of the demo: the message they edit, and the messages they leave unchanged."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from random import Random
 import pytest
 
 from rolesafe import encode
-from rolesafe.attacks import ATTACKS, TEXT_ATTACKS, AttackConfig, attackable, attacked, suite
+from rolesafe.attacks import (
+    ATTACKS,
+    AttackConfig,
+    FakeSystemConfig,
+    PositionConfig,
+    attackable,
+    attacked,
+    suite,
+)
 from rolesafe.attacks.delimiters import closing_token, delimiters
-from rolesafe.attacks.family import AttackFamily
 from rolesafe.tasks import Difficulty, Example, generate
 from rolesafe.tasks.phrasing import IGNORE
 from rolesafe.tasks.words import tokens
@@ -25,12 +32,12 @@ IDS = [point.label for point in POINTS]
 
 
 def text_of(example: Example, name: str, **parameters: object) -> str:
-    messages = attacked(make_tokenizer(), example, AttackConfig(name=name, parameters=parameters))
+    messages = attacked(make_tokenizer(), example, ATTACKS[name](**parameters))
     return next(m["content"] for m in messages if m["role"] == example.target)
 
 
 @pytest.mark.parametrize("config", POINTS, ids=IDS)
-def test_only_the_attackers_message_changes(config: AttackConfig) -> None:
+def test_build_changes_the_attackers_message_only(config: AttackConfig) -> None:
     for example in EXAMPLES:
         messages = attacked(make_tokenizer(), example, config)
         assert sorted(m["role"] for m in messages) == sorted(m["role"] for m in example.messages)
@@ -45,7 +52,7 @@ def test_only_the_attackers_message_changes(config: AttackConfig) -> None:
 
 
 @pytest.mark.parametrize("config", POINTS, ids=IDS)
-def test_attacks_are_reproducible_and_in_the_vocabulary(config: AttackConfig) -> None:
+def test_build_is_reproducible_and_in_vocabulary(config: AttackConfig) -> None:
     tokenizer = make_tokenizer()
     for example in EXAMPLES:
         messages = attacked(make_tokenizer(), example, config)
@@ -55,7 +62,7 @@ def test_attacks_are_reproducible_and_in_the_vocabulary(config: AttackConfig) ->
 
 
 @pytest.mark.parametrize("config", [p for p in POINTS if p.name != "none"], ids=[i for i in IDS if i != "none"])
-def test_the_contrary_policy_is_stated(config: AttackConfig) -> None:
+def test_build_states_the_contrary_policy(config: AttackConfig) -> None:
     for example in EXAMPLES:
         content = text_of(example, config.name, **config.parameters)
         wanted = example.forged if config.name == "fake-system" else example.injection()
@@ -63,7 +70,7 @@ def test_the_contrary_policy_is_stated(config: AttackConfig) -> None:
         assert content.count(wanted) == times
 
 
-def test_examples_are_not_changed() -> None:
+def test_build_leaves_examples_unchanged() -> None:
     before = repr(EXAMPLES)
     for config in POINTS:
         for message in attacked(make_tokenizer(), EXAMPLES[0], config):
@@ -72,13 +79,13 @@ def test_examples_are_not_changed() -> None:
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 64])
-def test_dilution(repeats: int) -> None:
+def test_dilution_repeats_the_injection(repeats: int) -> None:
     example = EXAMPLES[0]
     expected = " ".join([example.request] + [example.injection()] * repeats)
     assert text_of(example, "dilution", repeats=repeats) == expected
 
 
-def test_mimicry_takes_the_words_of_the_system_text() -> None:
+def test_mimicry_uses_words_of_the_system_text() -> None:
     for example in EXAMPLES:
         before, after = (text_of(example, "mimicry", place=place) for place in ("before", "after"))
         assert before == f"{example.injection()} {example.request}"
@@ -100,7 +107,7 @@ def test_ignore_previous_uses_held_out_phrasings() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 4])
-def test_fake_system_turn_with_delimiters(turns: int) -> None:
+def test_fake_system_with_delimiters_forges_turns(turns: int) -> None:
     example = next(e for e in EXAMPLES if e.target == "user")
     content = text_of(example, "fake-system", turns=turns, delimiters=True)
     turn = f"</s> <|system|> {example.forged}</s> <|user|> {example.request}"
@@ -109,22 +116,22 @@ def test_fake_system_turn_with_delimiters(turns: int) -> None:
     assert plain == " ".join([example.request, *[example.forged, example.request] * turns])
 
 
-def test_fake_system_turn_out_of_a_tool_result() -> None:
+def test_fake_system_in_tool_result_reopens_it() -> None:
     example = next(e for e in EXAMPLES if e.target == "tool")
     assert text_of(example, "fake-system").endswith(f"</s> <|tool|> {example.request}")
 
 
-def test_a_forged_turn_reads_like_a_real_one() -> None:
-    """What is typed is, letter for letter, what the template would have printed."""
+def test_fake_system_prints_like_a_real_turn() -> None:
+    """The typed text equals the template's output letter for letter."""
     tokenizer, example = make_tokenizer(), next(e for e in EXAMPLES if e.target == "user")
     user = {"role": "user", "content": example.request}
     real = [example.messages[0], user, {"role": "system", "content": example.forged}, user]
-    typed = attacked(tokenizer, example, AttackConfig(name="fake-system"))
+    typed = attacked(tokenizer, example, FakeSystemConfig())
     printed = [tokenizer.apply_chat_template(list(m), tokenize=False) for m in (real, typed)]
     assert printed[0] == printed[1]
 
 
-def test_delimiters() -> None:
+def test_delimiters_of_template_are_found() -> None:
     marks = delimiters(make_tokenizer(), ("system", "user"))
     assert marks.header("system") == "<|system|> "
     assert marks.footer("user") == "</s> "
@@ -134,7 +141,7 @@ def test_delimiters() -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
-def test_position(at: float) -> None:
+def test_position_puts_injections_at_the_fraction(at: float) -> None:
     for example in EXAMPLES:
         content = text_of(example, "position", at=at)
         start, end = content.index(example.injection()), content.rindex(example.injection()) + len(example.injection())
@@ -145,9 +152,9 @@ def test_position(at: float) -> None:
         assert (after == []) is (at == 1.0)
 
 
-def test_position_of_the_system_message() -> None:
+def test_position_last_moves_the_system_message() -> None:
     example = EXAMPLES[0]
-    config = AttackConfig(name="position", parameters={"system": "last"})
+    config = PositionConfig(system="last")
     messages = attacked(make_tokenizer(), example, config)
     assert messages[-1] == example.messages[0]
     assert text_of(example, "position", system="last") == text_of(example, "position", system="first")
@@ -156,106 +163,35 @@ def test_position_of_the_system_message() -> None:
 @pytest.mark.parametrize("before", ["first", "last"])
 @pytest.mark.parametrize("name", ["position", "placement"])
 @pytest.mark.parametrize("system", ["first", "last"])
-def test_position_moves_the_system_message_wherever_it_is(name: str, system: str, before: str) -> None:
+def test_position_from_any_place_moves_system_message(name: str, system: str, before: str) -> None:
     """Not message 0: with the system text last that is the user's."""
     examples = attackable(generate("test", 24, 0, ["access", "data"], difficulty=Difficulty(place=before)))
     assert {e.target for e in examples} == {"user", "tool"}
     for example in examples:
         (text,) = [m for m in example.messages if m["role"] == "system"]
-        config = AttackConfig(name=name, parameters={"system": system})
+        config = ATTACKS[name](system=system)
         messages = attacked(make_tokenizer(), example, config)
         assert messages[0 if system == "first" else -1] == text
         others = [m["role"] for m in messages if m["role"] != "system"]
         assert others == [m["role"] for m in example.messages if m["role"] != "system"], "their order stays"
 
 
-def test_position_without_a_system_message_is_refused() -> None:
+def test_position_without_system_message_raises() -> None:
     example = EXAMPLES[0]
     bare = dataclasses.replace(example, messages=example.messages[1:])
     with pytest.raises(ValueError, match="`messages`: expected one system message, got 0"):
-        attacked(make_tokenizer(), bare, AttackConfig(name="position", parameters={"system": "last"}))
+        attacked(make_tokenizer(), bare, PositionConfig(system="last"))
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("mimicry", {"place": "middle"}, r"`place`: expected 'before' or 'after', got 'middle'"),
-        ("position", {"at": 1.5}, r"`at`: expected a fraction in \[0, 1\], got 1.5"),
-        ("position", {"system": "middle"}, r"`system`: expected 'first' or 'last', got 'middle'"),
-    ],
-)
-def test_bad_parameters(name: str, parameters: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        text_of(EXAMPLES[0], name, **parameters)
+def test_fake_system_without_delimiters_raises() -> None:
+    with pytest.raises(ValueError, match="`marks`: expected the delimiters of a chat template, got None"):
+        FakeSystemConfig().build(EXAMPLES[0], Random(0), None)
 
 
-def test_literal_delimiters_have_to_be_known() -> None:
-    with pytest.raises(ValueError, match=r"`marks`: expected the delimiters of a chat template, got None"):
-        ATTACKS["fake-system"].build(EXAMPLES[0], Random(0), None, turns=1, delimiters=True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"name": "magic"}, r"`name`: unknown attack 'magic'; expected one of \['beam'"),
-        ({"name": "dilution", "parameters": {"times": 3}}, r"`parameters`: attack 'dilution' has no \['times'\]"),
-        ({"name": "dilution", "parameters": {"repeats": 0}}, r"`parameters`: expected `repeats` >= 1, got 0"),
-        ({"name": "none", "batch_size": 0}, r"`batch_size`: expected a number >= 1, got 0"),
-        ({"name": "none", "max_new_tokens": 1.5}, r"`max_new_tokens`"),
-    ],
-)
-def test_bad_configurations(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttackConfig(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("mimicry", {"place": 1}, "`parameters`: expected `place` to be a text, got 1"),
-        ("position", {"at": "half"}, "`parameters`: expected `at` to be a number, got 'half'"),
-        ("position", {"words": 7.5}, "`parameters`: expected `words` to be a whole number, got 7.5"),
-        ("fake-system", {"delimiters": 1}, "`parameters`: expected `delimiters` to be True or False, got 1"),
-        ("gcg", {"num_steps": True}, "`parameters`: expected `num_steps` to be a whole number, got True"),
-    ],
-)
-def test_values_of_another_kind(name: str, parameters: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttackConfig(name=name, parameters=parameters)
-
-
-def test_suite() -> None:
-    assert {point.name for point in suite()} == set(ATTACKS)
-    assert {p.parameters["repeats"] for p in POINTS if p.name == "dilution"} == {1, 2, 4, 8, 16, 32, 64}
-    assert len(suite(quick=True)) < len(suite())
-    assert suite(["dilution"], quick=True)[0].label == "dilution(repeats=1)"
-    assert all(p.seed == 5 and p.batch_size == 7 for p in suite(seed=5, batch_size=7))
-    assert {name for name in ATTACKS if ATTACKS[name].search is None} == set(TEXT_ATTACKS)
-    with pytest.raises(ValueError, match="unknown attack"):
-        suite(["magic"])
-    with pytest.raises(ValueError, match="`names`: expected a sequence of names"):
-        suite([])
-
-
-def test_what_the_demo_sends_does_not_change() -> None:
+def test_suite_of_demo_sends_the_published_messages() -> None:
     """Published numbers are of these very messages."""
     digest = hashlib.sha256()
     for config in suite(DEMO, seed=3):
         for example in attackable(generate("test", 36, 1003, ["access", "form", "data"])):
             digest.update(json.dumps([config.label, example.id, attacked(make_tokenizer(), example, config)]).encode())
     assert digest.hexdigest() == "8e874ce3b01f9c9843f8e9446254d0ba1e732a7681df1eec64a8f814a656e2c9"
-
-
-def test_an_attack_builds_or_searches() -> None:
-    def point(**given: object) -> AttackFamily:
-        return AttackFamily(name="new", about="", grid=({"k": 1},), quick=({"k": 1},), **given)
-
-    build, search = ATTACKS["none"].build, ATTACKS["prefill"].search
-    with pytest.raises(ValueError, match="`build`, `search`: expected exactly one of them for 'new', got neither"):
-        point()
-    with pytest.raises(ValueError, match=r"`build`, `search`: .* got both"):
-        point(build=build, search=search)
-    with pytest.raises(ValueError, match="`typed`: expected True for 'new', whose `build` makes text, got False"):
-        point(build=build, typed=False)
-    with pytest.raises(ValueError, match=r"`grid`: expected the parameters \['k'\] at every point of 'new', got \[\]"):
-        AttackFamily(name="new", about="", build=build, grid=({"k": 1}, {}), quick=({"k": 1},))

@@ -1,4 +1,4 @@
-"""BEAST: better than what it draws from, typed, with roles, and counted."""
+"""BEAST: loss, seeds, roles and queries."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from typing import Any
 import pytest
 import torch
 
-from rolesafe.attacks.gradient import beam_search
+from rolesafe.attacks import BeastConfig
 from rolesafe.attacks.gradient.beam import _grow
 from rolesafe.attacks.gradient.losses import losses, make_loss
-from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
-from tests.attacks.gradient import CONFIGS, arguments, bytes_tokenizer, direct_loss, example, make, pieces_tokenizer
+from tests.attacks.gradient import (
+    CONFIGS,
+    bytes_tokenizer,
+    direct_loss,
+    example,
+    gradient_search,
+    make,
+    pieces_tokenizer,
+    target_of,
+)
 
 
 def search(model: Any, tokenizer: Any, **changes: Any) -> Any:
-    return beam_search(model, tokenizer, example(), **arguments(**{"beams": 4, "branches": 6, **changes}))
+    return gradient_search(BeastConfig, model, tokenizer, **{"beams": 4, "branches": 6, **changes})
 
 
 @pytest.mark.parametrize("name", [None, *CONFIGS])
-def test_better_than_as_many_random_slots(name: str | None) -> None:
+def test_beast_beats_as_many_random_slots(name: str | None) -> None:
     model, tokenizer = make(name)
     found = search(model, tokenizer, beams=6, branches=8)
     generator = torch.Generator().manual_seed(0)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator)
+    target = target_of(model, tokenizer, generator)
     victim = Victim(model, target)
     candidates = 6 * 8 * 6
     slots = target.allowed[torch.randint(len(target.allowed), (candidates, 6), generator=generator)]
@@ -37,7 +45,7 @@ def test_better_than_as_many_random_slots(name: str | None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["words", "bytes", "pieces"])
-def test_reported_loss_is_that_of_the_final_text(kind: str) -> None:
+def test_beast_loss_equals_loss_of_final_text(kind: str) -> None:
     makers = {"bytes": bytes_tokenizer, "pieces": pieces_tokenizer}
     model, tokenizer = make("channel", makers[kind]() if kind in makers else None)
     found = search(model, tokenizer)
@@ -46,7 +54,7 @@ def test_reported_loss_is_that_of_the_final_text(kind: str) -> None:
     assert found.typed
 
 
-def test_same_seed_same_result_and_counts() -> None:
+def test_beast_with_same_seed_is_equal_and_counted() -> None:
     model, tokenizer = make("bias")
     found = search(model, tokenizer)
     assert found == search(model, tokenizer)
@@ -56,11 +64,11 @@ def test_same_seed_same_result_and_counts() -> None:
     assert found.n_steps == len(found.losses) == 6
 
 
-def test_draws_from_what_the_model_expects() -> None:
+def test_beast_draws_likely_tokens() -> None:
     """With a low temperature it draws the likeliest allowed tokens; roles decide what they are."""
     model, tokenizer = make("channel")
     generator = torch.Generator().manual_seed(0)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator)
+    target = target_of(model, tokenizer, generator)
     victim = Victim(model, target)
     held = target.start[None, :3]
     drawn = _grow(victim, held, 5, 0.01, generator)
@@ -72,7 +80,7 @@ def test_draws_from_what_the_model_expects() -> None:
     assert set(drawn[:, 3].tolist()) == set(likely.tolist())
 
 
-def test_bad_arguments_are_named() -> None:
+def test_beast_with_bad_arguments_names_them() -> None:
     model, tokenizer = make(None)
     for options, match in (
         ({"beams": 0}, "`beams`: expected a whole number >= 1"),

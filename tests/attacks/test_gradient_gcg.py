@@ -1,4 +1,4 @@
-"""GCG: it lowers the loss, tells the truth about it, passes roles, and its text comes back as its tokens."""
+"""GCG: loss, reported loss, roles, and texts that encode to their tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from rolesafe.attacks import AttackConfig, attack, contains, replies
-from rolesafe.attacks.gradient import gcg_search
+from rolesafe.attacks import ATTACKS, GCGConfig, attack, contains, replies
 from rolesafe.attacks.gradient.gcg import draw, rank_correlation
 from rolesafe.attacks.gradient.losses import OBJECTIVES
 from rolesafe.roles.encoding import encode_one
 from tests.attacks.gradient import (
     CONFIGS,
-    arguments,
     bytes_tokenizer,
     direct_loss,
     example,
+    gradient_search,
     make,
     pieces_tokenizer,
     spied,
@@ -30,13 +29,12 @@ TOKENIZERS = {"words": words_tokenizer, "bytes": bytes_tokenizer, "pieces": piec
 
 
 def search(model: Any, tokenizer: Any, **changes: Any) -> Any:
-    options = arguments(**{"num_steps": 8, "search_width": 24, "topk": 32, **changes})
-    return gcg_search(model, tokenizer, options.pop("chosen", example()), **options)
+    return gradient_search(GCGConfig, model, tokenizer, **{"num_steps": 8, "search_width": 24, "topk": 32, **changes})
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", [None, "bias", "channel"])
-def test_loss_falls(name: str | None, objective: str) -> None:
+def test_gcg_loss_decreases(name: str | None, objective: str) -> None:
     model, tokenizer = make(name)
     found = search(model, tokenizer, objective=objective)
     assert found.n_steps == 8
@@ -50,7 +48,7 @@ def test_loss_falls(name: str | None, objective: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(TOKENIZERS))
 @pytest.mark.parametrize("place", ["suffix", "prefix"])
-def test_reported_loss_is_that_of_the_final_text(place: str, kind: str) -> None:
+def test_gcg_loss_equals_loss_of_final_text(place: str, kind: str) -> None:
     model, tokenizer = make("channel", TOKENIZERS[kind]())
     found = search(model, tokenizer, place=place)
     expected = direct_loss(model, tokenizer, found.messages, example().wanted)
@@ -63,7 +61,7 @@ def test_reported_loss_is_that_of_the_final_text(place: str, kind: str) -> None:
     assert all(c.isascii() for c in content)
 
 
-def test_same_seed_same_result() -> None:
+def test_gcg_with_same_seed_is_equal() -> None:
     model, tokenizer = make("channel")
     torch.manual_seed(1)
     first = search(model, tokenizer, buffer_size=3)
@@ -75,7 +73,7 @@ def test_same_seed_same_result() -> None:
 
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
-def test_batches_and_caches_change_nothing(prefix_cache: bool) -> None:
+def test_gcg_in_batches_without_cache_is_equal(prefix_cache: bool) -> None:
     model, tokenizer = make("channel")
     found = search(model, tokenizer, batch_size=24)
     other = search(model, tokenizer, batch_size=5, prefix_cache=prefix_cache)
@@ -84,7 +82,7 @@ def test_batches_and_caches_change_nothing(prefix_cache: bool) -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_every_pass_has_the_roles_of_the_messages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcg_passes_roles_in_every_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All roles a patched model is given, in every forward pass: the slot's tokens are never privileged."""
     model, tokenizer = make(name)
     calls = spied(model, monkeypatch)
@@ -99,7 +97,7 @@ def test_every_pass_has_the_roles_of_the_messages(name: str, monkeypatch: pytest
     )
 
 
-def test_role_shift_pretends_for_the_slot_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcg_role_shift_changes_slot_roles_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """That loss asks what privileged tokens would look like; the reply is never computed from them."""
     model, tokenizer = make("channel")
     calls = spied(model, monkeypatch)
@@ -113,7 +111,7 @@ def test_role_shift_pretends_for_the_slot_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("n_replace", [1, 3])
-def test_candidates_change_so_many_places_to_steep_tokens(n_replace: int) -> None:
+def test_draw_exchanges_tokens_for_steepest(n_replace: int) -> None:
     generator = torch.Generator().manual_seed(0)
     allowed = torch.arange(10, 60)
     ids = torch.tensor([1, 2, 3, 4, 5])
@@ -130,7 +128,7 @@ def test_candidates_change_so_many_places_to_steep_tokens(n_replace: int) -> Non
     assert seen == steepest
 
 
-def test_queries_are_counted() -> None:
+def test_gcg_queries_are_counted() -> None:
     """One gradient and `search_width` candidates a step; a buffer of k takes k - 1 more at the start."""
     model, tokenizer = make("bias")
     assert search(model, tokenizer, num_steps=4).n_queries == 4 * (24 + 1)
@@ -145,7 +143,7 @@ def _moved(model: Any, tokenizer: Any) -> int:
     return int(buffered < alone)
 
 
-def test_stops_as_soon_as_the_model_gives_in() -> None:
+def test_gcg_early_stop_ends_at_success() -> None:
     """The word that counts is one that the model says anyway, or after some steps."""
     model, tokenizer = make("bias")
     said = replies(model, tokenizer, [search(model, tokenizer, num_steps=1, search_width=1).messages])[0].split()[0]
@@ -167,7 +165,7 @@ def test_stops_as_soon_as_the_model_gives_in() -> None:
     assert stopped.n_queries > stopped.n_steps * 25
 
 
-def test_probe_sampling_runs_the_model_on_fewer() -> None:
+def test_gcg_with_draft_runs_fewer_candidates() -> None:
     model, tokenizer = make("channel")
     whole = search(model, tokenizer, num_steps=6, search_width=64)
     probed = search(model, tokenizer, num_steps=6, search_width=64, draft=model)
@@ -188,15 +186,15 @@ def test_probe_sampling_runs_the_model_on_fewer() -> None:
         search(model, tokenizer, draft=small)
 
 
-def test_probe_sampling_by_the_one_signature(tmp_path: Path) -> None:
+def test_gcg_with_draft_path_reads_the_draft(tmp_path: Path) -> None:
     """The draft is named by its path, so that a configuration stays JSON; a role-aware one keeps its role layer."""
     model, tokenizer = make("channel")
     model.save_pretrained(tmp_path / "draft")
     budget = {"num_steps": 2, "search_width": 32, "length": 3}
 
     def queries(draft: str) -> int:
-        config = AttackConfig(name="gcg", parameters={**budget, "draft": draft}, max_new_tokens=6)
-        (outcome,) = attack(model, tokenizer, [example()], None, config, check_goal=False).outcomes
+        config = GCGConfig(**budget, draft=draft, max_new_tokens=6)
+        (outcome,) = attack(model, tokenizer, [example()], config, check_goal=False).outcomes
         return outcome.n_queries
 
     assert queries(str(tmp_path / "draft")) < queries("")
@@ -213,7 +211,18 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation(x[:1], x[:1]) == -1.0
 
 
-def test_model_is_put_back_into_training() -> None:
+def test_gcg_logs_every_ten_steps(caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = make("bias")
+    search(model, tokenizer, num_steps=1)
+    assert not caplog.records
+    with caplog.at_level("INFO", logger="rolesafe.attacks"):
+        found = search(model, tokenizer, num_steps=12)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(",")[0] for line in lines] == [f"{example().id}: step {step}/12" for step in (10, 12)]
+    assert f"loss {found.losses[-1]:.4f}, " in lines[-1]
+
+
+def test_gcg_restores_training_mode() -> None:
     model, tokenizer = make("bias")
     model.train()
     search(model, tokenizer, num_steps=1)
@@ -221,7 +230,7 @@ def test_model_is_put_back_into_training() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_attacks_on_the_injection_too() -> None:
+def test_gcg_with_injection_carrier_states_it() -> None:
     model, tokenizer = make("bias")
     content = search(model, tokenizer, num_steps=1, carrier="injection").messages[-1]["content"]
     assert content.startswith(f"{example().request} {example().injection()} ")
@@ -239,21 +248,21 @@ def test_attacks_on_the_injection_too() -> None:
         ({"n_replace": 7}, "`n_replace`: expected at most the slot's 6 tokens, got 7"),
         ({"objective": "dpo"}, "`objective`: expected one of"),
         ({"seed": 0.5}, "`seed`: expected a whole number or a text, got 0.5"),
-        ({"length": 3000}, "`length`: the prompt with a slot of 3000 tokens"),
+        ({"length": 3000}, "`length`: expected at most 2048 tokens .* with a slot of 3000"),
         ({"place": "middle"}, "`place`: expected one of"),
     ],
 )
-def test_bad_arguments_are_named(options: dict[str, Any], match: str) -> None:
+def test_gcg_with_bad_arguments_names_them(options: dict[str, Any], match: str) -> None:
     model, tokenizer = make("bias")
     with pytest.raises(ValueError, match=match):
         search(model, tokenizer, **options)
 
 
-def test_benign_examples_say_what_is_missing() -> None:
+def test_gcg_on_benign_example_raises() -> None:
     model, tokenizer = make(None)
     benign = dataclasses.replace(example(), kind="benign", wanted="")
-    with pytest.raises(ValueError, match=r"`wanted`: .* is benign, only protected ones have it"):
-        search(model, tokenizer, chosen=benign, wanted=benign.wanted)
+    with pytest.raises(ValueError, match=r"`wanted`: .* is benign; only protected ones have it"):
+        search(model, tokenizer, example=benign)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +273,10 @@ def test_benign_examples_say_what_is_missing() -> None:
         ("soft-prompt", {"num_steps": 2, "length": 4}),
     ],
 )
-def test_one_signature_for_all_attacks(name: str, parameters: dict[str, Any]) -> None:
+def test_attack_with_gradient_config_returns_outcomes(name: str, parameters: dict[str, Any]) -> None:
     model, tokenizer = make("channel")
-    config = AttackConfig(name=name, parameters=parameters, max_new_tokens=6)
-    result = attack(model, tokenizer, [example(), example("tool")], None, config, check_goal=False)
+    config = ATTACKS[name](**parameters, max_new_tokens=6)
+    result = attack(model, tokenizer, [example(), example("tool")], config, check_goal=False)
     assert result.complete
     assert len(result.outcomes) == 2
     for outcome in result.outcomes:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rolesafe.attacks import GCGConfig
 from rolesafe.attacks.gradient.losses import (
     OBJECTIVES,
     gradient,
@@ -17,17 +18,14 @@ from rolesafe.attacks.gradient.losses import (
     readable_attention,
     token_scores,
 )
-from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
-from tests.attacks.gradient import CONFIGS, PUBLISHED, direct_loss, example, make
+from tests.attacks.gradient import CONFIGS, PUBLISHED, direct_loss, example, make, target_of
 
 NAMES = [None, *CONFIGS, *PUBLISHED]
 
 
 def victim_of(model: Any, tokenizer: Any, *, cached: bool = True, **options: Any) -> Victim:
-    generator = torch.Generator().manual_seed(1)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator, **options)
-    return Victim(model, target, cached=cached)
+    return Victim(model, target_of(model, tokenizer, 1, **options), cached=cached)
 
 
 def slots_of(victim: Victim, n: int = 5, seed: int = 0) -> Tensor:
@@ -37,7 +35,7 @@ def slots_of(victim: Victim, n: int = 5, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("place", ["suffix", "prefix"])
 @pytest.mark.parametrize("name", NAMES)
-def test_loss_is_that_of_the_text(name: str | None, place: str) -> None:
+def test_losses_equal_loss_of_the_text(name: str | None, place: str) -> None:
     model, tokenizer = make(name)
     victim = victim_of(model, tokenizer, place=place)
     slots = slots_of(victim)
@@ -47,7 +45,7 @@ def test_loss_is_that_of_the_text(name: str | None, place: str) -> None:
         assert value == pytest.approx(expected, abs=1e-4)
 
 
-def test_mellowmax_is_between_mean_and_maximum_of_the_tokens() -> None:
+def test_mellowmax_is_between_mean_and_maximum() -> None:
     model, tokenizer = make("bias")
     victim = victim_of(model, tokenizer)
     slot = victim.target.start[None]
@@ -64,7 +62,7 @@ def test_mellowmax_is_between_mean_and_maximum_of_the_tokens() -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", NAMES)
-def test_batches_and_caches_change_no_loss(name: str | None, objective: str) -> None:
+def test_losses_in_batches_with_cache_are_equal(name: str | None, objective: str) -> None:
     model, tokenizer = make(name)
     with readable_attention(model, objective):
         fast, slow = victim_of(model, tokenizer), victim_of(model, tokenizer, cached=False)
@@ -82,7 +80,7 @@ def test_batches_and_caches_change_no_loss(name: str | None, objective: str) -> 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name", NAMES)
-def test_gradient_against_finite_differences(name: str | None, objective: str) -> None:
+def test_gradient_matches_finite_differences(name: str | None, objective: str) -> None:
     """The slope of the loss along the way from one token's embedding to another's is their scores' difference."""
     model, tokenizer = make(name)
     model = model.double()
@@ -113,7 +111,7 @@ def test_gradient_against_finite_differences(name: str | None, objective: str) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_attention_term_is_the_mass_on_the_slot(name: str | None) -> None:
+def test_attention_term_is_mass_on_the_slot(name: str | None) -> None:
     """Against weights taken with the mass on all other keys: the two add up to one."""
     model, tokenizer = make(name)
     with readable_attention(model, "attention"):
@@ -138,7 +136,7 @@ def test_attention_term_is_the_mass_on_the_slot(name: str | None) -> None:
             torch.testing.assert_close(terms, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_plain_attention_is_put_back() -> None:
+def test_readable_attention_is_restored() -> None:
     model, _ = make(None)
     before = model.config._attn_implementation
     assert before != "eager"
@@ -149,7 +147,7 @@ def test_plain_attention_is_put_back() -> None:
         assert model.config._attn_implementation == before
 
 
-def test_role_shift_is_the_distance_to_the_privileged_role() -> None:
+def test_role_shift_is_distance_to_privileged_role() -> None:
     model, tokenizer = make("embeddings")
     victim = victim_of(model, tokenizer)
     slots = slots_of(victim, 3)
@@ -172,15 +170,15 @@ def test_role_shift_is_the_distance_to_the_privileged_role() -> None:
     torch.testing.assert_close(term, torch.zeros(3), rtol=0, atol=1e-5)
 
 
-def test_role_shift_on_a_plain_model_is_the_plain_loss() -> None:
+def test_role_shift_on_plain_model_is_cross_entropy() -> None:
     model, tokenizer = make(None)
     victim = victim_of(model, tokenizer)
     slots = slots_of(victim)
     assert torch.equal(losses(victim, make_loss("role-shift"), slots, 5), losses(victim, make_loss("ce"), slots, 5))
 
 
-def test_integrity_keeps_the_privileged_states_from_any_slot() -> None:
-    """What comes before the slot cannot see it anyway; a system text after it could, and under integrity does not."""
+def test_integrity_keeps_privileged_states() -> None:
+    """A system text after the slot could attend to it, and under integrity does not."""
     model, tokenizer = make("all dedicated")
     victim = victim_of(model, tokenizer)
     target = victim.target
@@ -198,10 +196,10 @@ def test_integrity_keeps_the_privileged_states_from_any_slot() -> None:
     assert torch.equal(states[:, 0, 6:], states[:, 1, 6:])
 
 
-def test_bad_objectives_are_named() -> None:
+def test_make_loss_with_bad_values_names_them() -> None:
     with pytest.raises(ValueError, match=r"`objective`: expected one of .*, got 'dpo'"):
         make_loss("dpo")
     with pytest.raises(ValueError, match="`weight`: expected a finite number >= 0, got -1"):
-        make_loss("attention", weight=-1)
+        GCGConfig(objective="attention", weight=-1)
     with pytest.raises(ValueError, match="`mellowmax_alpha`: expected a finite number > 0, got 0"):
-        make_loss("mellowmax", alpha=0)
+        GCGConfig(objective="mellowmax", mellowmax_alpha=0)

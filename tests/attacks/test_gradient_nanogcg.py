@@ -1,4 +1,4 @@
-"""Our GCG beside nanoGCG, on the same tokens. Skips where nanoGCG is not installed: it is no dependency."""
+"""GCG against nanoGCG on the same tokens; skipped without nanoGCG, which is no dependency."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_as_low_as_nanogcg_and_not_slower(saved: Path) -> None:
+def test_gcg_reaches_nanogcg_loss_in_less_time(saved: Path) -> None:
     """A few steps of both from the same tokens, in every variant."""
     record = benchmark.compare(str(saved), BUDGET)
     assert record["complete"]
@@ -54,7 +54,7 @@ def test_as_low_as_nanogcg_and_not_slower(saved: Path) -> None:
     json.dumps(record, allow_nan=False)
 
 
-def test_ends_after_a_turn_with_what_there_is(saved: Path) -> None:
+def test_compare_stopped_after_a_turn_is_incomplete(saved: Path) -> None:
     kept: list[dict[str, Any]] = []
     record = benchmark.compare(
         str(saved), BUDGET, variants=("mellowmax",), save=lambda r: kept.append(json.loads(json.dumps(r))),
@@ -67,7 +67,7 @@ def test_ends_after_a_turn_with_what_there_is(saved: Path) -> None:
     benchmark.show(record)
 
 
-def test_what_the_two_would_read_differently_is_refused(saved: Path) -> None:
+def test_compare_with_unequal_budget_raises(saved: Path) -> None:
     with pytest.raises(ValueError, match="`topk`: expected at most"):
         benchmark.compare(str(saved), benchmark.Budget(topk=64))
     with pytest.raises(ValueError, match="`width`: expected at least 128"):

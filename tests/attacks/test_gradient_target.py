@@ -15,21 +15,20 @@ from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.roles.encoding import encode_one
 from rolesafe.roles.structure import structure
 from tests.attacks.gradient import CONFIGS, PUBLISHED, bytes_tokenizer, example, make, pieces_tokenizer, words_tokenizer
+from tests.attacks.gradient import target_of as of
 from tests.models import base_model
 
 TOKENIZERS = {"words": words_tokenizer, "bytes": bytes_tokenizer, "pieces": pieces_tokenizer}
 
 
 def target_of(model: Any, tokenizer: Any, **options: Any) -> Target:
-    chosen = options.pop("example", example())
-    options = {"wanted": chosen.wanted, "generator": torch.Generator().manual_seed(1), "length": 8, **options}
-    return Target(model, tokenizer, chosen, **options)
+    return of(model, tokenizer, options.pop("seed", 1), **{"length": 8, **options})
 
 
 @pytest.mark.parametrize("carrier", ["request", "injection"])
 @pytest.mark.parametrize("place", ["suffix", "prefix"])
 @pytest.mark.parametrize("kind", sorted(TOKENIZERS))
-def test_slot_is_what_the_messages_encode_to(kind: str, place: str, carrier: str) -> None:
+def test_target_slot_equals_encoded_messages(kind: str, place: str, carrier: str) -> None:
     model, tokenizer = make("bias", TOKENIZERS[kind]())
     target = target_of(model, tokenizer, place=place, carrier=carrier)
     ids = target.start.tolist()
@@ -49,7 +48,7 @@ def test_slot_is_what_the_messages_encode_to(kind: str, place: str, carrier: str
 
 
 @pytest.mark.parametrize("kind", sorted(TOKENIZERS))
-def test_wanted_tokens_are_those_of_a_written_reply(kind: str) -> None:
+def test_target_wanted_equals_encoded_reply(kind: str) -> None:
     model, tokenizer = make(None, TOKENIZERS[kind]())
     target = target_of(model, tokenizer)
     messages = [*target.messages(target.start.tolist()), {"role": "assistant", "content": example().wanted}]
@@ -59,7 +58,7 @@ def test_wanted_tokens_are_those_of_a_written_reply(kind: str) -> None:
     assert ids[len(prompt) :][: len(target.wanted)] == target.wanted.tolist()
 
 
-def test_attack_on_tool_output_has_the_role_of_the_tool() -> None:
+def test_target_in_tool_output_has_tool_role() -> None:
     model, tokenizer = make("channel")
     chosen = example("tool")
     target = target_of(model, tokenizer, example=chosen)
@@ -68,7 +67,7 @@ def test_attack_on_tool_output_has_the_role_of_the_tool() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(TOKENIZERS))
-def test_no_structural_special_or_unknown_token_is_allowed(kind: str) -> None:
+def test_allowed_ids_exclude_special_tokens(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     allowed = set(allowed_ids(tokenizer, True, len(tokenizer)))
     assert allowed
@@ -78,7 +77,7 @@ def test_no_structural_special_or_unknown_token_is_allowed(kind: str) -> None:
     assert max(allowed_ids(tokenizer, True, 20)) < 20
 
 
-def test_pieces_that_merge_do_not_survive() -> None:
+def test_target_merged_pieces_do_not_survive() -> None:
     """Two letters that the tokenizer has one token for come back as that token."""
     model, tokenizer = make(None, pieces_tokenizer())
     target = target_of(model, tokenizer, init="qxzq")
@@ -93,7 +92,7 @@ def test_pieces_that_merge_do_not_survive() -> None:
     assert not target.survives(ids("</s>"))
 
 
-def test_survivors_come_in_the_order_of_their_losses() -> None:
+def test_target_survivors_are_sorted_by_loss() -> None:
     model, tokenizer = make(None, pieces_tokenizer())
     target = target_of(model, tokenizer, init="qxzq")
     start = target.start.tolist()
@@ -104,31 +103,31 @@ def test_survivors_come_in_the_order_of_their_losses() -> None:
     assert target.sieving
 
 
-def test_first_slot_is_the_same_for_the_same_seed_and_may_be_given() -> None:
+def test_target_start_follows_seed_or_init() -> None:
     model, tokenizer = make(None)
     first, again = (target_of(model, tokenizer).start.tolist() for _ in range(2))
-    other = target_of(model, tokenizer, generator=torch.Generator().manual_seed(2)).start.tolist()
+    other = target_of(model, tokenizer, seed=2).start.tolist()
     assert first == again != other
     given = target_of(model, tokenizer, init="The dog ran .")
     assert given.text(given.start.tolist()) == " The dog ran ."
-    with pytest.raises(ValueError, match="`init`: expected a text that has the same tokens"):
+    with pytest.raises(ValueError, match="`init`: expected a text of allowed tokens"):
         target_of(model, tokenizer, init="xylophone")
 
 
-def test_bad_arguments_are_named() -> None:
+def test_target_with_bad_arguments_names_them() -> None:
     model, tokenizer = make(None)
     for options, match in (
         ({"place": "middle"}, "`place`: expected one of"),
         ({"carrier": "pigeon"}, "`carrier`: expected one of"),
         ({"length": 0}, "`length`: expected a whole number >= 1, got 0"),
         ({"wanted": " "}, "`wanted`: expected the reply that the attacker wants"),
-        ({"length": 5000}, "`length`: the prompt with a slot of 5000 tokens and its reply have .* at most 2048"),
+        ({"length": 5000}, "`length`: expected at most 2048 tokens"),
     ):
         with pytest.raises(ValueError, match=match):
             target_of(model, tokenizer, **options)
 
 
-def test_slot_is_in_the_last_message_of_the_role() -> None:
+def test_target_slot_is_in_last_message_of_role() -> None:
     model, tokenizer = make("bias")
     first, last = example().messages
     before = ({"role": "user", "content": "The dog ran."}, {"role": "assistant", "content": "Done."})
@@ -139,7 +138,7 @@ def test_slot_is_in_the_last_message_of_the_role() -> None:
 
 
 @pytest.mark.parametrize("place", ["suffix", "prefix"])
-def test_slot_alone_where_nothing_has_to_stay(place: str) -> None:
+def test_target_without_request_holds_slot_only(place: str) -> None:
     model, tokenizer = make("bias", pieces_tokenizer())
     target = target_of(model, tokenizer, example=dataclasses.replace(example(), request=""), place=place)
     ids = target.start.tolist()
@@ -151,7 +150,7 @@ def test_slot_alone_where_nothing_has_to_stay(place: str) -> None:
 
 @pytest.mark.parametrize("name", [None, *CONFIGS, *PUBLISHED])
 @pytest.mark.parametrize("as_embeddings", [False, True])
-def test_cache_changes_no_logit(name: str | None, as_embeddings: bool) -> None:
+def test_victim_with_cache_has_equal_logits(name: str | None, as_embeddings: bool) -> None:
     model, tokenizer = make(name)
     target = target_of(model, tokenizer)
     slots = target.allowed[torch.randint(len(target.allowed), (3, 8), generator=torch.Generator().manual_seed(0))]
@@ -173,7 +172,7 @@ def test_cache_changes_no_logit(name: str | None, as_embeddings: bool) -> None:
 
 
 @pytest.mark.parametrize("name", [None, *CONFIGS, *PUBLISHED])
-def test_what_candidates_share_need_not_be_run_again(name: str | None) -> None:
+def test_victim_knowing_slot_has_equal_logits(name: str | None) -> None:
     model, tokenizer = make(name)
     target = target_of(model, tokenizer)
     slots = target.start.repeat(2, 1)
@@ -189,7 +188,7 @@ def test_what_candidates_share_need_not_be_run_again(name: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", [None, *CONFIGS, *PUBLISHED])
-def test_rows_may_go_on_from_several_slots(name: str | None) -> None:
+def test_victim_knowing_several_slots_has_equal_logits(name: str | None) -> None:
     """As the beams of BEAST do: each row has its own slot that is not run again."""
     model, tokenizer = make(name)
     target = target_of(model, tokenizer)
@@ -209,8 +208,8 @@ def test_rows_may_go_on_from_several_slots(name: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "channel"])
-def test_a_slot_that_was_read_is_not_run_once_more(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the gradient's pass found is what `follows` and `knowing` would find, and it is of that very slot alone."""
+def test_victim_reading_slot_runs_it_once(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`follows` and `knowing` reuse the gradient's forward pass, for the same slot object only."""
     model, tokenizer = make(name)
     target = target_of(model, tokenizer)
     victim = Victim(model, target)
@@ -238,7 +237,7 @@ def test_a_slot_that_was_read_is_not_run_once_more(name: str | None, monkeypatch
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "mamba"])
-def test_families_with_other_caches_give_the_same(family: str) -> None:
+def test_victim_with_other_caches_has_equal_logits(family: str) -> None:
     """Sliding windows forget and Mamba keeps states: what cannot be kept is run again."""
     model = base_model(family)
     tokenizer = words_tokenizer(size=model.get_input_embeddings().num_embeddings)
@@ -254,7 +253,7 @@ def test_families_with_other_caches_give_the_same(family: str) -> None:
             torch.testing.assert_close(fast.reply_logits(fast.forward(slots)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_roles_of_the_slot_reach_the_model() -> None:
+def test_victim_role_of_slot_changes_logits() -> None:
     model, tokenizer = make("channel", seed=3)
     config: RoleConfig = model.rolesafe_config
     target = target_of(model, tokenizer)

@@ -1,4 +1,4 @@
-"""What the judge reads in a reply: a secret in every disguise, and no secret in harmless words."""
+"""The judge: secrets in every disguise are leaks, harmless words are not."""
 # ruff: noqa: RUF001, E501 (letters of other scripts are what this is about)
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def test_judge_contains(reply: str, wanted: str, found: bool) -> None:
 
 
 def test_judge_right_reply_is_open_not_coded() -> None:
-    """What makes a reply right is not read out of a code: that would count garbage as an answer."""
+    """A right reply is not decoded, which would count garbage as an answer."""
     assert says("**Gold**, as ｇｏｌｄ", "gold")
     assert not says("dlog", "gold")
     assert not says("Z29sZA==", "gold")

@@ -8,12 +8,21 @@ import pytest
 import torch
 
 from rolesafe import RoleConfig, patch
-from rolesafe.attacks import AttackConfig, AttackResult, attack, attackable, contains, replies
+from rolesafe.attacks import (
+    ATTACKS,
+    AttackResult,
+    PrefillConfig,
+    SearchContext,
+    WorstInsertionConfig,
+    attack,
+    attackable,
+    contains,
+    replies,
+)
 from rolesafe.attacks.best_of_n import by_letters, by_words
 from rolesafe.attacks.judge import words
 from rolesafe.attacks.likelihood import reply_ids, reply_losses
 from rolesafe.attacks.replies import role_config
-from rolesafe.attacks.trajectory import prefill, worst_insertion
 from rolesafe.roles.encoding import encode_one
 from rolesafe.tasks import Example, generate, vocabulary
 from rolesafe.tasks.words import tokens
@@ -27,8 +36,13 @@ TOKENIZER = make_tokenizer()
 
 
 def run(model: object, name: str, **parameters: object) -> AttackResult:
-    config = AttackConfig(name=name, parameters=parameters, batch_size=4, max_new_tokens=6)
-    return attack(model, TOKENIZER, ALL, None, config, check_goal=False)
+    config = ATTACKS[name](**parameters, batch_size=4, max_new_tokens=6)
+    return attack(model, TOKENIZER, ALL, config, check_goal=False)
+
+
+def context_of(model: object, **changes: object) -> SearchContext:
+    given = {"wanted": ACCESS.wanted, "success": "gold", "seed": 0, "batch_size": 8, **changes}
+    return SearchContext(model=model, tokenizer=TOKENIZER, example=ACCESS, **given)
 
 
 def role_aware(seed: int = 0) -> object:
@@ -44,7 +58,7 @@ def role_aware(seed: int = 0) -> object:
 
 
 def test_best_of_n_stops_at_the_first_success() -> None:
-    """A model that gives in where the injection stands in front of the request only."""
+    """The model gives in only if the injection precedes the request."""
 
     def answer(prompt: str) -> str:
         example = next(e for e in EXAMPLES if contains(prompt, e.messages[0]["content"]))
@@ -71,7 +85,7 @@ def test_best_of_n_spends_its_budget_and_no_more() -> None:
     assert len({p for call in model.calls for p in call}) > 9 * len(EXAMPLES)  # the variants differ
 
 
-def test_variants_of_words_are_in_the_vocabulary() -> None:
+def test_by_words_stays_in_the_vocabulary() -> None:
     known, rng = set(vocabulary()), Random(0)
     texts = [by_words(ACCESS, rng, 0.4)[-1]["content"] for _ in range(200)]
     assert all(set(tokens(t)) <= known for t in texts)
@@ -81,7 +95,7 @@ def test_variants_of_words_are_in_the_vocabulary() -> None:
     assert any(ACCESS.injection() in by_words(ACCESS, rng, 0.0)[-1]["content"] for _ in range(20))
 
 
-def test_variants_of_letters() -> None:
+def test_by_letters_keeps_the_request() -> None:
     rng = Random(0)
     texts = [by_letters(ACCESS, rng, 0.4)[-1]["content"] for _ in range(50)]
     assert all(ACCESS.request in t for t in texts)
@@ -94,7 +108,7 @@ def test_variants_of_letters() -> None:
 
 
 @pytest.mark.parametrize("make", [make_model, role_aware])
-def test_losses_are_those_of_one_conversation_at_a_time(make) -> None:
+def test_reply_losses_equal_unpadded_losses(make) -> None:
     """Against the model's own loss on the ids of each conversation and its reply, without padding."""
     model = make()
     conversations = [e.messages for e in EXAMPLES]
@@ -112,7 +126,7 @@ def test_losses_are_those_of_one_conversation_at_a_time(make) -> None:
         assert loss == pytest.approx(model(**inputs, labels=labels).loss.item(), rel=1e-4)
 
 
-def test_a_reply_without_tokens() -> None:
+def test_reply_ids_of_empty_reply_raises() -> None:
     with pytest.raises(ValueError, match="`reply`: expected a text with at least one token"):
         reply_ids(TOKENIZER, ACCESS.messages, "", None)
 
@@ -123,9 +137,7 @@ def test_a_reply_without_tokens() -> None:
 @pytest.mark.parametrize("make", [make_model, role_aware])
 def test_worst_insertion_finds_the_best_place(make) -> None:
     model = make()
-    found = worst_insertion(
-        model, TOKENIZER, ACCESS, wanted=ACCESS.wanted, success="gold", seed=0, max_new_tokens=2, batch_size=3
-    )
+    found = WorstInsertionConfig(max_new_tokens=2).search(context_of(model, batch_size=3))
     parts = ACCESS.request.split()
     every = [
         ACCESS.with_target(" ".join([*parts[:at], ACCESS.injection(), *parts[at:]])) for at in range(len(parts) + 1)
@@ -137,15 +149,13 @@ def test_worst_insertion_finds_the_best_place(make) -> None:
     assert found.n_queries == len(every) + min(8, len(every))
 
 
-def test_worst_insertion_asks_further_places_where_the_best_one_fails() -> None:
+def test_worst_insertion_asks_further_places() -> None:
     """The places are ranked by loss; a reply decides, down to the last of the tries."""
     model = make_model()
 
     def search(success: str, tries: int):
-        return worst_insertion(
-            model, TOKENIZER, ACCESS, wanted=ACCESS.wanted, success=success, seed=0, max_new_tokens=4, batch_size=1,
-            words=20, tries=tries,
-        )  # fmt: skip
+        config = WorstInsertionConfig(words=20, tries=tries, max_new_tokens=4)
+        return config.search(context_of(model, success=success, batch_size=1))
 
     best = search("nowhere", 1)
     many = search("nowhere", 20)
@@ -155,14 +165,12 @@ def test_worst_insertion_asks_further_places_where_the_best_one_fails() -> None:
     assert search(said, 20).n_queries - search(said, 20).n_steps == 1  # the first one is a success already
 
 
-def test_worst_insertion_draws_places_of_a_long_text() -> None:
+def test_worst_insertion_samples_a_long_text() -> None:
     model = make_model()
-    options = {"wanted": ACCESS.wanted, "success": "gold", "max_new_tokens": 1, "batch_size": 8, "words": 60}
-    found = [worst_insertion(model, TOKENIZER, ACCESS, seed=s, places=5, tries=1, **options) for s in (0, 0, 1)]
+    config = WorstInsertionConfig(places=5, tries=1, words=60, max_new_tokens=1)
+    found = [config.search(context_of(model, seed=seed)) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert found[0].n_steps == 5
-    with pytest.raises(ValueError, match="`tries`: expected a number >= 1, got 0"):
-        worst_insertion(model, TOKENIZER, ACCESS, seed=0, tries=0, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------- prefill
@@ -170,9 +178,9 @@ def test_worst_insertion_draws_places_of_a_long_text() -> None:
 
 @pytest.mark.parametrize("make", [make_model, role_aware])
 def test_prefill_continues_the_wanted_reply(make) -> None:
-    """The continuation is the model's own greedy one, token by token, with the assistant's role on what was given."""
+    """The continuation equals greedy decoding token by token, with the assistant's role on the prefill."""
     model = make()
-    found = prefill(model, TOKENIZER, ACCESS, wanted="It is gold.", success="gold", seed=0, max_new_tokens=6, k=2)
+    found = PrefillConfig(k=2, max_new_tokens=6).search(context_of(model, wanted="It is gold."))
     config = role_config(model)
     encoded = encode_one(TOKENIZER, found.messages, config=config, add_generation_prompt=True)
     ids = [*encoded.input_ids, *TOKENIZER("It is", add_special_tokens=False)["input_ids"]]
@@ -192,11 +200,11 @@ def test_prefill_continues_the_wanted_reply(make) -> None:
     ("wanted", "k", "given"), [("It is gold.", 8, 2), ("It is gold.", 1, 1), ("gold. Done.", 3, 0)]
 )
 def test_prefill_never_gives_the_violation(wanted: str, k: int, given: int) -> None:
-    found = prefill(make_model(), TOKENIZER, ACCESS, wanted=wanted, success="gold", seed=0, max_new_tokens=6, k=k)
+    found = PrefillConfig(k=k, max_new_tokens=6).search(context_of(make_model(), wanted=wanted))
     assert found.n_steps == given
 
 
-def test_prefill_stops_before_the_first_piece_of_the_violation() -> None:
+def test_prefill_ends_before_the_violation() -> None:
     """A word of several tokens: none of them is given, or the rest would follow by itself."""
     from rolesafe.attacks.trajectory import _before
 
@@ -207,7 +215,7 @@ def test_prefill_stops_before_the_first_piece_of_the_violation() -> None:
     assert _before(tokenizer, ids, "gold") == len(ids)
 
 
-def test_prefill_counts_only_what_the_model_wrote() -> None:
+def test_prefill_counts_generated_tokens_only() -> None:
     """A model that ends every reply at once never loses to a prefill, however long."""
     result = run(Scripted(lambda prompt: ""), "prefill", k=8)
     assert result.rate.k == 0
@@ -216,8 +224,8 @@ def test_prefill_counts_only_what_the_model_wrote() -> None:
 
 
 def test_prefill_leaves_out_what_does_not_fit() -> None:
-    config = AttackConfig(name="prefill", max_new_tokens=4)
-    result = attack(make_model(positions=40), TOKENIZER, ALL, None, config, check_goal=False)
+    config = PrefillConfig(max_new_tokens=4)
+    result = attack(make_model(positions=40), TOKENIZER, ALL, config, check_goal=False)
     assert result.left_out
     assert {o.id for o in result.outcomes} | set(result.left_out) == {e.id for e in EXAMPLES}
 
@@ -225,18 +233,19 @@ def test_prefill_leaves_out_what_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("prefill", {"k": 0}, "`k`: expected a number of tokens >= 1, got 0"),
-        ("best-of-n", {"n": 0}, "`n`: expected a number of variants >= 1, got 0"),
+        ("prefill", {"k": 0}, "`k`: expected a whole number >= 1, got 0"),
+        ("best-of-n", {"n": 0}, "`n`: expected a whole number >= 1, got 0"),
         ("best-of-n", {"augment": "lines"}, "`augment`: expected one of"),
-        ("best-of-n", {"strength": 2.0}, r"`strength`: expected a number in \[0, 1\], got 2.0"),
-        ("worst-insertion", {"places": 0}, "`places`: expected a number >= 1, got 0"),
-        ("worst-insertion", {"words": -3}, "`words`: expected a number of words >= 0, got -3"),
+        ("best-of-n", {"strength": 2.0}, r"`strength`: expected a finite number in \[0, 1\], got 2.0"),
+        ("worst-insertion", {"places": 0}, "`places`: expected a whole number >= 1, got 0"),
+        ("worst-insertion", {"tries": 0}, "`tries`: expected a whole number >= 1, got 0"),
+        ("worst-insertion", {"words": -3}, "`words`: expected a whole number >= 0, got -3"),
     ],
 )
-def test_bad_parameters(name: str, parameters: dict[str, object], message: str) -> None:
+def test_search_with_bad_parameters_names_them(name: str, parameters: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(make_model(), name, **parameters)
 
 
-def test_protected_examples_are_what_searches_get() -> None:
+def test_attackable_examples_have_wanted_reply() -> None:
     assert all(isinstance(e, Example) and e.wanted for e in EXAMPLES)

@@ -8,25 +8,32 @@ import pytest
 import torch
 
 from rolesafe import RoleConfig, patch
-from rolesafe.attacks import replies
-from rolesafe.attacks.gradient import gcg_search, soft_search
+from rolesafe.attacks import GCGConfig, SoftPromptConfig, replies
 from rolesafe.attacks.gradient.soft import _project, ask_in_embeddings
-from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.roles.encoding import encode_one
 from rolesafe.training.tiny import tiny_llama
-from tests.attacks.gradient import CONFIGS, arguments, direct_loss, example, make, spied, words_tokenizer
+from tests.attacks.gradient import (
+    CONFIGS,
+    direct_loss,
+    example,
+    gradient_search,
+    make,
+    spied,
+    target_of,
+    words_tokenizer,
+)
 
 
 def search(model: Any, tokenizer: Any, **changes: Any) -> Any:
-    return soft_search(model, tokenizer, example(), **arguments(**{"num_steps": 40, **changes}))
+    return gradient_search(SoftPromptConfig, model, tokenizer, **{"num_steps": 40, **changes})
 
 
 @pytest.mark.parametrize("name", [None, "bias", "embeddings", "channel"])
-def test_lower_than_gcg(name: str | None) -> None:
+def test_soft_prompt_loss_is_below_gcg(name: str | None) -> None:
     model, tokenizer = make(name)
     soft = search(model, tokenizer)
-    hard = gcg_search(model, tokenizer, example(), **arguments(num_steps=10, search_width=32, topk=64))
+    hard = gradient_search(GCGConfig, model, tokenizer, num_steps=10, search_width=32, topk=64)
     assert soft.losses[0] == pytest.approx(hard.losses[0], abs=1e-4)
     assert soft.losses[-1] < hard.losses[-1]
     assert not soft.typed
@@ -35,24 +42,23 @@ def test_lower_than_gcg(name: str | None) -> None:
     assert len(soft.losses) == 41
 
 
-def test_a_model_that_cannot_see_the_slot_is_not_moved() -> None:
+def test_soft_prompt_hidden_from_reply_has_no_effect() -> None:
     """Every head dedicated: the reply reads the privileged channel alone, whatever the embeddings are."""
     model, tokenizer = make("all dedicated")
     found = search(model, tokenizer)
     assert found.losses[-1] == pytest.approx(found.losses[0], abs=1e-4)
 
 
-def test_first_loss_and_messages_are_those_of_the_start() -> None:
+def test_soft_prompt_messages_are_those_of_the_start() -> None:
     model, tokenizer = make("channel")
     found = search(model, tokenizer, num_steps=1)
     assert found.losses[0] == pytest.approx(direct_loss(model, tokenizer, found.messages, example().wanted), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", [None, "channel"])
-def test_embeddings_of_tokens_get_the_reply_of_the_tokens(name: str | None) -> None:
+def test_soft_prompt_of_tokens_gets_their_reply(name: str | None) -> None:
     model, tokenizer = make(name)
-    generator = torch.Generator().manual_seed(0)
-    target = Target(model, tokenizer, example(), wanted=example().wanted, length=6, generator=generator)
+    target = target_of(model, tokenizer)
     soft = model.get_input_embeddings()(target.start).detach()
     answer = ask_in_embeddings(Victim(model, target), tokenizer, 12)(soft)
     assert answer == replies(model, tokenizer, [target.messages(target.start.tolist())], max_new_tokens=12)[0]
@@ -61,7 +67,7 @@ def test_embeddings_of_tokens_get_the_reply_of_the_tokens(name: str | None) -> N
 
 @pytest.mark.parametrize("method", ["adam", "sign"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_a_ball_bounds_what_is_reached(norm: str, method: str) -> None:
+def test_soft_prompt_in_ball_is_bounded(norm: str, method: str) -> None:
     model, tokenizer = make("bias")
     reached = [search(model, tokenizer, norm=norm, eps=eps, method=method).losses[-1] for eps in (1e-4, 0.3)]
     free = search(model, tokenizer, method=method)
@@ -69,14 +75,14 @@ def test_a_ball_bounds_what_is_reached(norm: str, method: str) -> None:
     assert free.losses[-1] < reached[1] < reached[0] - 0.02
 
 
-def test_projection_is_onto_the_ball() -> None:
+def test_project_moves_onto_the_ball() -> None:
     shift = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
     torch.testing.assert_close(_project(shift, "l2", 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
     torch.testing.assert_close(_project(shift, "linf", 0.35), torch.tensor([[0.35, 0.35], [0.3, 0.35]]))
     assert torch.equal(_project(shift, "none", 1.0), shift)
 
 
-def test_stops_early_and_is_deterministic() -> None:
+def test_soft_prompt_stops_early_and_is_equal() -> None:
     """On a model that sees the slot well the wanted reply becomes the greedy one long before the last step."""
     tokenizer = words_tokenizer()
     model = patch(tiny_llama(len(tokenizer), seed=0).eval(), RoleConfig())
@@ -87,7 +93,7 @@ def test_stops_early_and_is_deterministic() -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_roles_are_passed_and_the_slot_is_never_privileged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soft_prompt_slot_is_never_privileged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = make(name)
     calls = spied(model, monkeypatch)
     found = search(model, tokenizer, num_steps=2)
@@ -97,7 +103,7 @@ def test_roles_are_passed_and_the_slot_is_never_privileged(name: str, monkeypatc
     assert all((given == roles[: given.shape[1]]).all() for given in calls)
 
 
-def test_bad_arguments_are_named() -> None:
+def test_soft_prompt_with_bad_arguments_names_them() -> None:
     model, tokenizer = make(None)
     for options, match in (
         ({"norm": "l1"}, "`norm`: expected one of"),

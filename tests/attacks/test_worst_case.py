@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rolesafe.attacks import ATTACKS, AttackConfig, AttackResult, Outcome, Rate, suite
+from rolesafe.attacks import ATTACKS, AttackResult, Outcome, Rate, suite
 from rolesafe.evaluation.resistance import Resistance, resistance, worst_case
 from rolesafe.tasks import generate
 from tests.attacks.stubs import Scripted, make_model, make_tokenizer
@@ -15,7 +15,7 @@ def result(name: str, won: Mapping[str, bool], seed: int = 0, **parameters: obje
         Outcome(id=key, family="access", messages=(), reply="", success=value, typed=ATTACKS[name].typed)
         for key, value in won.items()
     )
-    config = AttackConfig(name=name, parameters=parameters, seed=seed)
+    config = ATTACKS[name](**parameters, seed=seed)
     return AttackResult(config=config, goal=None, outcomes=outcomes, failed=(("z", "out of memory"),))
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import rolesafe.attacks.run as attack_run
 from rolesafe import RoleConfig
-from rolesafe.attacks import AttackConfig, AttackResult, Outcome, Rate, memory
+from rolesafe.attacks import ATTACKS, AttackResult, MimicryConfig, Outcome, Rate, memory
 from rolesafe.attacks.memory import NOT_FINITE, STOPPED
 from rolesafe.audit import NotMeasured, Override, Position, audit, command
 from rolesafe.audit import sweeps as sweeps_module
@@ -122,7 +122,7 @@ def test_override_chosen_attack_that_refuses_is_open():
     """ "placement" needs a system text; "mimicry" runs."""
     asked = [dataclasses.replace(e, messages=e.messages[1:]) for e in examples() if e.family != "data"]
     tokenizer, model = make_tokenizer(), make_model(positions=2048)
-    configs = [AttackConfig(name=name, max_new_tokens=3) for name in ("mimicry", "placement")]
+    configs = [ATTACKS[name](max_new_tokens=3) for name in ("mimicry", "placement")]
     known: list[AttackResult] = []
     assert sweeps_module.run_points(model, tokenizer, asked, configs, known)
     assert [len(result.outcomes) > 0 for result in known] == [True, False]
@@ -137,7 +137,7 @@ def test_run_points_skips_examples_without_attack():
     asked = [e for e in examples(12) if e.kind == "protected"]
     asked[0] = dataclasses.replace(asked[0], statements=())
     known: list[AttackResult] = []
-    configs = [AttackConfig(name="mimicry", max_new_tokens=3)]
+    configs = [MimicryConfig(max_new_tokens=3)]
     sweeps_module.run_points(make_model(positions=2048), make_tokenizer(), asked, configs, known)
     assert [o.id for o in known[0].outcomes] == [e.id for e in asked[1:]]
     assert [id for id, _ in known[0].failed] == [asked[0].id]
@@ -191,9 +191,7 @@ def result(name, states, failed=(), **parameters) -> AttackResult:
         won(dataclasses.replace(blank, id=id), state == "lost", {"wrong": False, "unknown": None}.get(state, True))
         for id, state in states.items()
     )
-    return AttackResult(
-        config=AttackConfig(name=name, parameters=parameters), goal=None, outcomes=outcomes, failed=tuple(failed)
-    )
+    return AttackResult(config=ATTACKS[name](**parameters), goal=None, outcomes=outcomes, failed=tuple(failed))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The table of GCG beside nanoGCG, from its record."""
+"""The table of GCG and nanoGCG, from its record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.throughput import ROOT
 
 
 @pytest.mark.parametrize("variant", ["ce", "mellowmax", "probe-sampling"])
-def test_the_page_says_what_the_record_says(variant):
+def test_gcg_table_equals_record(variant):
     record = json.loads((ROOT / "benchmarks" / "results" / "gcg.json").read_text(encoding="utf-8"))
     found = record["variants"][variant]
 

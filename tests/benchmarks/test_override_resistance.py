@@ -147,7 +147,7 @@ def test_an_interrupted_job_goes_on_with_the_attack_it_was_in(finished, tmp_path
     assert Kept(other.path, "another").results == [], "what another model did is not kept"
     module = sys.modules["rolesafe.evaluation.resistance"]  # the package has a function of that name
     attack = module.attack
-    monkeypatch.setattr(module, "attack", lambda *args, **named: asked.append(args[4].name) or attack(*args, **named))
+    monkeypatch.setattr(module, "attack", lambda *args, **named: asked.append(args[3].name) or attack(*args, **named))
     run_job(TINY, tmp_path / "records", out / "models", job, lambda update: None)
     assert not path.exists()
     assert asked[0] == "dilution", "the one that was cut short, not the first"

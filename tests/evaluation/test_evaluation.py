@@ -112,7 +112,7 @@ def test_resistance_done_of_other_examples_is_refused() -> None:
     whole = resistance(model, tokenizer, EXAMPLES, SUITE)
     assert part != whole.results
     assert resistance(model, tokenizer, EXAMPLES, SUITE, done=part) == whole
-    with pytest.raises(ValueError, match="`done`: expected outcomes of `conversations` only"):
+    with pytest.raises(ValueError, match="`done`: expected outcomes of `examples` only"):
         resistance(model, tokenizer, few, SUITE, done=whole.results)
 
 
@@ -132,7 +132,7 @@ def test_resistance_interrupted_retry_keeps_results() -> None:
 def test_resistance_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="`attacks`: expected at least one, got none"):
         resistance(Scripted(str), make_tokenizer(), EXAMPLES, [])
-    with pytest.raises(ValueError, match="`conversations`: expected at least one example"):
+    with pytest.raises(ValueError, match="`examples`: expected at least one example"):
         resistance(Scripted(str), make_tokenizer(), [], SUITE)
 
 

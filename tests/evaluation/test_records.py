@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rolesafe.attacks import AttackConfig, AttackResult, Outcome, Rate
+from rolesafe.attacks import ATTACKS, AttackResult, Outcome, Rate
 from rolesafe.evaluation import AttackPoint, Environment, Resistance, Results, Run, Store, Utility
 from rolesafe.evaluation.records import counted
 from tests.report.study import measured, study
@@ -22,7 +22,7 @@ def result(name: str, won: dict[str, bool], **changes: object) -> AttackResult:
         Outcome(id=id, family="secret", messages=({"role": "user", "content": "?"},), reply="", success=w)
         for id, w in won.items()
     )
-    return AttackResult(config=AttackConfig(name=name), goal=None, outcomes=outcomes, **changes)  # type: ignore[arg-type]
+    return AttackResult(config=ATTACKS[name](), goal=None, outcomes=outcomes, **changes)  # type: ignore[arg-type]
 
 
 def run_of(*results: AttackResult, **changes: object) -> Run:

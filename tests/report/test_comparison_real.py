@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rolesafe.attacks import AttackConfig
+from rolesafe.attacks import BestOfNConfig, DilutionConfig, MimicryConfig, NoAttackConfig, PrefillConfig
 from rolesafe.config import RoleConfig
 from rolesafe.evaluation import Results, Run, Store, environment, resistance, utility
 from rolesafe.patching import patch
@@ -14,12 +14,12 @@ from tests.attacks.stubs import make_model, make_tokenizer
 from tests.report.html_reader import Reader
 
 ATTACKS = [
-    AttackConfig(name="none", max_new_tokens=4),
-    AttackConfig(name="mimicry", max_new_tokens=4),
-    AttackConfig(name="dilution", parameters={"repeats": 1}, max_new_tokens=4),
-    AttackConfig(name="dilution", parameters={"repeats": 4}, max_new_tokens=4),
-    AttackConfig(name="prefill", max_new_tokens=4),
-    AttackConfig(name="best-of-n", parameters={"n": 4}, max_new_tokens=4),
+    NoAttackConfig(max_new_tokens=4),
+    MimicryConfig(max_new_tokens=4),
+    DilutionConfig(repeats=1, max_new_tokens=4),
+    DilutionConfig(repeats=4, max_new_tokens=4),
+    PrefillConfig(max_new_tokens=4),
+    BestOfNConfig(n=4, max_new_tokens=4),
 ]
 
 

@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 
-from rolesafe.attacks import attackable, contains
-from rolesafe.attacks.builders import dilution, fake_system, ignore_previous, mimicry, none
+from rolesafe.attacks import (
+    DilutionConfig,
+    FakeSystemConfig,
+    IgnorePreviousConfig,
+    MimicryConfig,
+    NoAttackConfig,
+    attackable,
+    contains,
+)
 from rolesafe.evaluation.sep import sep
 from rolesafe.tasks import SETS, Example, load_set
 from rolesafe.tasks.sets.rules import RULES, demand, kept
@@ -79,11 +86,11 @@ def test_every_set_can_be_attacked(name: str, tmp_path: Path) -> None:
         assert contains(example.wanted, example.violation)
         assert not example.twin or example.twin in {e.id for e in found}
         for attacked in (
-            none(example, Random(0), None),
-            mimicry(example, Random(0), None, place="after"),
-            ignore_previous(example, Random(0), None, repeats=1),
-            dilution(example, Random(0), None, repeats=2),
-            fake_system(example, Random(0), None, turns=1, delimiters=False),
+            NoAttackConfig().build(example, Random(0), None),
+            MimicryConfig(place="after").build(example, Random(0), None),
+            IgnorePreviousConfig(repeats=1).build(example, Random(0), None),
+            DilutionConfig(repeats=2).build(example, Random(0), None),
+            FakeSystemConfig(turns=1, delimiters=False).build(example, Random(0), None),
         ):
             assert [m["role"] for m in attacked] == [m["role"] for m in example.messages]
             changed = [a["role"] for a, b in zip(attacked, example.messages, strict=True) if a != b]

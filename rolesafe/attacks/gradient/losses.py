@@ -1,6 +1,6 @@
-"""What gradient attacks minimise: the loss of the wanted reply, and terms that know how role-aware attention defends.
+"""Objectives of gradient attacks: the loss of the wanted reply, and terms against role-aware attention.
 
-Legend: n candidates, L tokens of the slot, W of the wanted reply, H query heads, T queries, S keys, d hidden size.
+Legend: n candidates, L tokens of the slot, W tokens of the reply, H query heads, T queries, S keys, d hidden size.
 """
 
 from __future__ import annotations
@@ -9,41 +9,42 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
-from rolesafe.attacks.gradient.target import check_number
+from rolesafe.attacks.gradient.config import Objective
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attention import Problem, RoleIndex
 from rolesafe.attention.reference import reference_mass
-from rolesafe.patching.apply import is_patched
+from rolesafe.patching import is_patched
 from rolesafe.patching.observe import observing
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 Loss = Callable[[Victim, Tensor], Tensor]
-"""From a slot, (n, L) ids or (n, L, d) embeddings, to the losses (n,), in fp32 at least."""
+"""Maps a slot, (n, L) ids or (n, L, d) embeddings, to the losses (n,), in fp32 or wider."""
 
-OBJECTIVES = ("ce", "mellowmax", "attention", "role-shift")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
-def make_loss(objective: str, *, weight: float = 1.0, alpha: float = 1.0) -> Loss:
-    """The loss of that name.
+def make_loss(objective: Objective, *, weight: float = 1.0, alpha: float = 1.0) -> Loss:
+    """Return the loss of that name.
 
     Args:
         objective: ``"ce"``: mean negative log-likelihood of the wanted tokens. ``"mellowmax"``: their mellowmax, a
-            smooth maximum: the worst token counts most. ``"attention"``: ``"ce"`` less the attention mass that the
-            reply gives to the slot (AttnGCG, arXiv 2410.09040). ``"role-shift"``: ``"ce"`` and the distance of the
-            slot's hidden states to those of the same tokens in the most privileged role: a slot that looks like system
-            text to the layers above. On a model without roles that distance is 0 and it is ``"ce"``.
-        weight: Of the term that is added to ``"ce"``.
-        alpha: Sharpness of ``"mellowmax"``: 0 would be the mean, infinity the maximum.
+            smooth maximum that weights the worst token most. ``"attention"``: ``"ce"`` minus the attention mass of the
+            reply on the slot (AttnGCG, arXiv 2410.09040). ``"role-shift"``: ``"ce"`` plus the distance of the slot's
+            hidden states to those of the same tokens in the most privileged role. Equal to ``"ce"`` on a model without
+            roles.
+        weight: Weight of the term that is added to ``"ce"``, >= 0.
+        alpha: Sharpness of ``"mellowmax"``, > 0: towards 0 the mean, towards infinity the maximum.
 
     Raises:
-        ValueError: The name is not known, or a number is not positive.
+        ValueError: `objective` is unknown.
     """
-    check_number("weight", weight, positive=False)
-    check_number("mellowmax_alpha", alpha)
     if objective == "ce":
         return lambda victim, slot: reply_loss(victim, victim.forward(slot))
     if objective == "mellowmax":
@@ -56,9 +57,9 @@ def make_loss(objective: str, *, weight: float = 1.0, alpha: float = 1.0) -> Los
 
 
 @contextmanager
-def readable_attention(model: Any, objective: str) -> Iterator[None]:
-    """Within the context a plain model (None: no model) computes its attention so that ``"attention"`` can read it."""
-    if objective != "attention" or model is None or is_patched(model):
+def readable_attention(model: PreTrainedModel, objective: Objective) -> Iterator[None]:
+    """Compute the attention of a plain model eagerly within the context if the objective ``"attention"`` reads it."""
+    if objective != "attention" or is_patched(model):
         yield
         return
     before = model.config._attn_implementation
@@ -70,7 +71,7 @@ def readable_attention(model: Any, objective: str) -> Iterator[None]:
 
 
 def reply_loss(victim: Victim, output: Any, alpha: float | None = None) -> Tensor:
-    """(n,): mean negative log-likelihood of the wanted tokens, or with `alpha` their mellowmax.
+    """Return the mean negative log-likelihood (n,) of the wanted tokens, or with `alpha` their mellowmax.
 
     Mellowmax is ``log(mean(exp(alpha x))) / alpha`` (Asadi and Littman, arXiv 1612.05628).
     """
@@ -83,13 +84,13 @@ def reply_loss(victim: Victim, output: Any, alpha: float | None = None) -> Tenso
 
 
 def attention_loss(victim: Victim, slot: Tensor, weight: float) -> Tensor:
-    """(n,): ``"ce"`` less `weight` times the mass on the slot, meaned over layers, heads and places of the reply."""
+    """Return ``"ce"`` minus `weight` times the mass on the slot, mean over layers, heads and reply tokens: (n,)."""
     masses: list[Tensor] = []
     count, length = len(victim.target.wanted), slot.shape[1]
     first = len(victim.target.before)
 
     def see(module: Any, problem: Problem) -> None:
-        # Only the last queries predict the reply; order is aligned at the bottom right, so they can stand alone.
+        # Only the last queries predict the reply; causal order is aligned at the bottom right, so they suffice.
         masses.append(_on_slot(reference_mass(_last_queries(problem, count)), first, length))
 
     if victim.patched:
@@ -101,21 +102,23 @@ def attention_loss(victim: Victim, slot: Tensor, weight: float) -> Tensor:
         masses += [_on_slot(mass[:, :, -count:], first, length) for mass in attentions]
     if not masses:
         raise ValueError(
-            f"`objective`: 'attention' needs a model whose attention can be read, got {type(victim.model).__name__}, "
-            "which shows none; use another objective"
+            "`objective`: expected a model with readable attention for 'attention', got "
+            f"{type(victim.model).__name__}. Use another objective."
         )
     return reply_loss(victim, output) - weight * torch.stack(masses).mean(0)
 
 
 def role_shift_loss(victim: Victim, slot: Tensor, weight: float) -> Tensor:
-    """(n,): ``"ce"`` plus `weight` times the cosine distance, meaned over layers and the slot, of the slot's hidden
-    states to what they would be in the most privileged role."""
+    """Return ``"ce"`` plus `weight` times the distance of the slot's hidden states to those in a privileged role: (n,).
+
+    The distance is the cosine distance, mean over layers and slot tokens; the role is the most privileged one.
+    """
     if not victim.patched:
         return reply_loss(victim, victim.forward(slot))
     privileged = victim.model.rolesafe_config.privileged_ids
     if not privileged:
         raise ValueError(
-            "`objective`: 'role-shift' imitates a privileged role, and the model's configuration has none; use 'ce'"
+            "`objective`: expected a model with a privileged role for 'role-shift', got one without. Use 'ce'."
         )
     output = victim.forward(slot, output_hidden_states=True)
     like = victim.forward(slot, role=privileged[0], whole=False, output_hidden_states=True)
@@ -128,11 +131,16 @@ def role_shift_loss(victim: Victim, slot: Tensor, weight: float) -> Tensor:
 
 
 def losses(victim: Victim, loss: Loss, candidates: Tensor, batch_size: int, like: Tensor | None = None) -> Tensor:
-    """`loss` (n,) of `candidates` (n, L), `batch_size` at a time, without gradients.
+    """Return `loss` (n,) of `candidates` (n, L), `batch_size` at a time, without gradients.
 
-    Where most candidates differ from the slot `like` (L,) in a place or two, those that begin alike share a batch, and
-    the tokens that all of it shares with `like` are not run again. Where each begins with one of several slots `like`
-    (k, L'), these are not run again.
+    Args:
+        victim: The model with its target.
+        loss: The loss to compute.
+        candidates: (n, L) int64 slots.
+        batch_size: Maximum number of candidates in a batch.
+        like: A slot (L,) that most candidates differ from in one or two tokens: candidates with the same beginning
+            share a batch, and the tokens shared with `like` are not run again. Or slots (k, L'), one of which is the
+            beginning of each candidate: these are not run again.
     """
     with torch.inference_mode():
         if like is None:
@@ -158,10 +166,9 @@ def losses(victim: Victim, loss: Loss, candidates: Tensor, batch_size: int, like
 
 
 def gradient(victim: Victim, loss: Loss, ids: Tensor) -> tuple[float, Tensor]:
-    """The loss of the slot `ids` (L,), and its gradient (L, d) with respect to the slot's input embeddings.
+    """Return the loss of the slot `ids` (L,), and its gradient (L, d) with respect to the slot's input embeddings.
 
-    What the loss would change by if a token's one-hot vector moved towards another token is this gradient times that
-    token's embedding (see :func:`token_scores`): no (L, V) one-hot is needed.
+    The gradient with respect to one-hot vectors is this one times the embeddings, see :func:`token_scores`.
     """
     with torch.enable_grad(), victim.reading(ids):
         embeddings = victim.model.get_input_embeddings()(ids).detach()[None].requires_grad_()
@@ -171,14 +178,14 @@ def gradient(victim: Victim, loss: Loss, ids: Tensor) -> tuple[float, Tensor]:
 
 
 def token_scores(victim: Victim, slopes: Tensor) -> Tensor:
-    """(L, V'): gradient of the loss with respect to the one-hot vectors of the slot, for the allowed tokens."""
+    """Return the gradient (L, V') with respect to the one-hot vectors of the slot, for the allowed tokens."""
     with torch.no_grad():
         table = victim.model.get_input_embeddings()(victim.target.allowed)
         return slopes @ table.to(slopes.dtype).T
 
 
 def _on_slot(mass: Tensor, first: int, length: int) -> Tensor:
-    """(n,): mass (n, H, W, S) on the slot, meaned over heads and queries. Keys count from the first token."""
+    """Return the part (n,) of a mass (n, H, W, S) that is on the slot, mean over heads and queries."""
     return _wide(mass[..., first : first + length].sum(-1).mean((1, 2)))
 
 
@@ -187,7 +194,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _last_queries(problem: Problem, count: int) -> Problem:
-    """The problem of the last `count` queries alone."""
+    """Return the problem of the last `count` queries."""
     roles = problem.roles
     return dataclasses.replace(
         problem,

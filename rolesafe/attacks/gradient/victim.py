@@ -1,4 +1,4 @@
-"""Runs a model on a target with many slots at once: the tokens before the slot are run once and kept.
+"""Forward passes of a model on a target with many slots; the tokens before the slot are run once and cached.
 
 Legend: P tokens before the slot, L of the slot, A after it up to the reply, W of the wanted reply, n candidates,
 V vocabulary, d hidden size.
@@ -11,20 +11,23 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from rolesafe.attacks.gradient.target import Target
-from rolesafe.patching.apply import is_patched
+from rolesafe.patching import is_patched
 from rolesafe.patching.caches import cache_argument, cache_class, change_rows, output_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class _Read:
-    """What a pass found: the tokens that the model would have replied, (n, W) if it ran so far, and its cache."""
+    """Hold the greedy reply tokens of a pass, (n, W) if it ran that far, and its cache."""
 
     slot: Tensor
     greedy: Tensor | None
@@ -32,19 +35,19 @@ class _Read:
 
 
 class Victim:
-    """A model with a target.
+    """Run a model on a target.
 
     Args:
-        model: In evaluation mode. A patched one is given the roles of the whole sequence.
-        target: What to run it on.
-        cached: Whether the keys and values of the tokens before the slot are kept. Families whose cache is not made of
-            keys and values alone are always run from the start.
+        model: A model in evaluation mode. A patched one gets the roles of the whole sequence.
+        target: The conversation to run it on.
+        cached: Keep the keys and values of the tokens before the slot. Families with more in their cache than keys
+            and values are always run from the start.
 
     Attributes:
-        n_queries: Sequences run so far.
+        n_queries: Number of sequences run so far.
     """
 
-    def __init__(self, model: Any, target: Target, *, cached: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, target: Target, *, cached: bool = True) -> None:
         self.model = model
         self.target = target
         self.patched = is_patched(model)
@@ -58,7 +61,7 @@ class Victim:
         self._cache: Any = None
         if cached and len(target.before):
             roles = {"role_ids": target.roles_before[None]} if self.patched else {}
-            # Not in inference mode: the gradient of a slot goes through these keys.
+            # not inference mode: the gradient of a slot goes through these keys
             with torch.no_grad():
                 output = model(input_ids=target.before[None], use_cache=True, **roles)
             cache: Any = output_cache(output)
@@ -68,14 +71,14 @@ class Victim:
 
     @property
     def is_cached(self) -> bool:
-        """Whether the tokens before the slot are run only once."""
+        """Return True if the tokens before the slot are run only once."""
         return self._cache is not None
 
     @contextmanager
     def reading(self, slot: Tensor) -> Iterator[None]:
-        """Within the context the next :meth:`forward` is of `slot`, and what it finds is kept until there is another.
+        """Keep the result of the next :meth:`forward` within the context, which must be of `slot`.
 
-        :meth:`follows` and :meth:`knowing` then do not run this very slot (the same object) once more.
+        :meth:`follows` and :meth:`knowing` then do not run this slot (the same object) again.
         """
         self._read, self._reading = None, slot
         try:
@@ -95,11 +98,11 @@ class Victim:
 
     @contextmanager
     def knowing(self, ids: Tensor) -> Iterator[Callable[..., None]]:
-        """Within the context the keys and values of the slot `ids` (L,), or of several (k, L), are kept too.
+        """Keep the keys and values of the slot `ids` (L,), or of several (k, L), within the context.
 
-        What it yields is called with a number of tokens, and for several slots with the one that each row goes on from
-        (n,): the slots of ids that :meth:`forward` is given from then on begin with that many of `ids`, and are run
-        from there only. Without a cache, or with one that forgets (sliding windows), the number is disregarded.
+        Yields a function of a number of tokens and, for several slots, the index of the slot (n,) that each row begins
+        with. The slots that :meth:`forward` gets afterwards must begin with this number of tokens of `ids`, and are run
+        from there. Without a cache, or with sliding windows, the whole slots are run.
         """
         if not self.is_cached or any(type(layer) is not DynamicLayer for layer in self._cache.layers):
             yield lambda shared, rows=None: None
@@ -125,18 +128,16 @@ class Victim:
             self._shared, self._rows, self._known = 0, None, None
 
     def forward(self, slot: Tensor, *, role: int | None = None, whole: bool = True, **options: Any) -> Any:
-        """What the model returns for the tokens from the slot on (from the first token on without a cache).
+        """Return the model's output for the tokens from the slot on (from the first token on without a cache).
 
         Args:
             slot: (n, L) int64 ids, or (n, L, d) embeddings.
-            role: Role of the slot instead of that of the message.
-            whole: Run what follows the slot too, up to the last but one wanted token; False: stop after the slot.
+            role: Role id of the slot; default: the role of the message.
+            whole: Run the tokens after the slot, up to the last but one wanted token; False: stop after the slot.
             options: Further arguments of the model.
 
-        Within :meth:`knowing` the tokens before the first one that differs are left out, of slots of ids.
-
         Returns:
-            Its output; where the family allows it, `logits` hold the last W positions (1 if not `whole`) alone.
+            The output. Its logits hold the last W positions only (1 if not `whole`) if the family can limit them.
         """
         target, n, length = self.target, slot.shape[0], slot.shape[1]
         self.n_queries += n
@@ -162,12 +163,12 @@ class Victim:
         return output
 
     def reply_logits(self, output: Any) -> Tensor:
-        """(n, W, V): what the model says at the places of the wanted tokens, of a `whole` output."""
+        """Return the logits (n, W, V) that predict the wanted tokens, of a `whole` output."""
         logits: Tensor = output.logits[:, -len(self.target.wanted) :]
         return logits
 
     def follows(self, slot: Tensor) -> bool:
-        """Whether the wanted reply is the greedy one for a slot (L,) or (L, d)."""
+        """Return True if the wanted reply is the greedy one for a slot (L,) or (L, d)."""
         if self._read is not None and self._read.slot is slot and self._read.greedy is not None:
             greedy = self._read.greedy[0]
         else:
@@ -176,7 +177,7 @@ class Victim:
         return bool((greedy == self.target.wanted).all())
 
     def next_logits(self, slot: Tensor) -> Tensor:
-        """(n, V): what the model expects after a slot of ids (n, L); L may be 0."""
+        """Return the logits (n, V) of the token after a slot of ids (n, L); L may be 0."""
         if slot.shape[1]:
             return self.forward(slot, whole=False).logits[:, -1]
         target = self.target
@@ -188,13 +189,13 @@ class Victim:
         return logits.expand(len(slot), -1)
 
     def role_ids(self, length: int, role: int | None = None) -> Tensor:
-        """(1, P + L + A + W) roles for a slot of `length` tokens."""
+        """Return the roles (1, P + L + A + W) with a slot of `length` tokens."""
         target = self.target
         slot = torch.full_like(target.before[:1], target.role if role is None else role).expand(length)
         return torch.cat([target.roles_before, slot, target.roles_after])[None]
 
     def _kept(self, n: int) -> dict[str, Any]:
-        """The kept keys and values for n sequences, as an argument: the model does not write into them."""
+        """Return the cached keys and values for n sequences as an argument; the model does not write into them."""
         known = self._known if self._shared else self._cache
         length = len(self.target.before) + self._shared
         rows = self._rows if self._shared else None

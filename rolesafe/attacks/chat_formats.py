@@ -1,7 +1,7 @@
-"""How well-known chat formats mark their turns: what an attacker types to look like a turn of another role.
+"""Structural strings of well-known chat formats, from the published chat templates of these model families.
 
-From the published chat templates of these model families. The structure of the tokenizer under attack itself is read
-off its own template (:mod:`rolesafe.attacks.delimiters`), known here or not.
+An attacker types them to imitate a turn of another role. The delimiters of the tokenizer under attack come from its own
+template (:mod:`rolesafe.attacks.delimiters`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Layout:
-    """The turns of one chat format.
+    """Hold the turns of one chat format.
 
     Attributes:
         system, user, assistant: Text around a turn of that role.
@@ -28,7 +28,7 @@ class Layout:
 
     @property
     def strings(self) -> tuple[str, ...]:
-        """All structural strings of the format."""
+        """Return all structural strings of the format."""
         turns = (*self.system, *self.user, *self.assistant)
         return tuple(dict.fromkeys(text for text in (*turns, *self.others) if text.strip()))
 
@@ -36,7 +36,7 @@ class Layout:
 def _turns(
     before: str, after: str, system: str = "system", user: str = "user", assistant: str = "assistant"
 ) -> tuple[Turn, Turn, Turn]:
-    """The three turns of a format that names the role between fixed texts; ``{}`` stands for the role."""
+    """Return the turns of a format with the role name, written ``{}``, between fixed texts."""
     first, second, third = ((before.replace("{}", role), after) for role in (system, user, assistant))
     return first, second, third
 
@@ -142,5 +142,5 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def structural_strings() -> tuple[str, ...]:
-    """Every structural string of :data:`LAYOUTS`, without repetitions."""
+    """Return every structural string of :data:`LAYOUTS` once."""
     return tuple(dict.fromkeys(text for layout in LAYOUTS.values() for text in layout.strings))
