@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.example import Message
-from rolesafe.tasks.families import Case
+from rolesafe.tasks.rule_families import Case
 from rolesafe.tasks.words import Split, filler
 
 MAX_FACTS: Final = 4

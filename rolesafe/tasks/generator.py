@@ -9,7 +9,7 @@ from random import Random
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.difficulty import Difficulty, around, placed, shaped, small_talk
 from rolesafe.tasks.example import Example, Kind, Message, TrainingRecord
-from rolesafe.tasks.families import BUILDERS, Case, neutral
+from rolesafe.tasks.rule_families import BUILDERS, Case, neutral
 from rolesafe.tasks.words import PLACES, SECRETS, SPLITS, Split, filler, filler_words, tokens
 
 FAMILIES: tuple[str, ...] = tuple(BUILDERS)

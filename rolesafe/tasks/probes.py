@@ -10,8 +10,8 @@ from random import Random
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.difficulty import Difficulty, shaped
 from rolesafe.tasks.example import Example
-from rolesafe.tasks.families import data
 from rolesafe.tasks.generator import build, check, check_even, check_split, to_example, trigger
+from rolesafe.tasks.rule_families import data
 from rolesafe.tasks.words import Split
 
 PROBE = "probe"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from rolesafe.report.text import MOST_MARKS, shorten, visible
+
 from rolesafe.terminal import as_text, one_line, run_main
 
 

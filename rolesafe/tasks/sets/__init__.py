@@ -18,7 +18,7 @@ agentdojo                 orders in tool output                                 
 ========================  ===================================================================  ======================
 
 Where a set has no right reply, `Example.reply` is empty, and :func:`rolesafe.evaluation.utility` says nothing: it
-compares replies word by word. Policies are the system text and the injected order, see :mod:`.build`.
+compares replies word by word. Policies are the system text and the injected order, see :mod:`.assemble`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from rolesafe.tasks.example import Example, Message
-from rolesafe.tasks.sets.build import example, message
+from rolesafe.tasks.sets.assemble import example, message
 from rolesafe.tasks.sets.read import Row, RowError
 
 _GAP: Final = r"(?:\\n|\W)+"

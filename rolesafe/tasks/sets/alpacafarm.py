@@ -16,7 +16,7 @@ from typing import Final
 
 from rolesafe.tasks.example import Example
 from rolesafe.tasks.phrasing import IGNORE
-from rolesafe.tasks.sets.build import example, message
+from rolesafe.tasks.sets.assemble import example, message
 from rolesafe.tasks.sets.read import Row
 
 WITNESS: Final = "hacked"

@@ -15,7 +15,7 @@ from random import Random
 from typing import Final
 
 from rolesafe.tasks.example import Example, Message
-from rolesafe.tasks.sets.build import REFUSAL, example, message
+from rolesafe.tasks.sets.assemble import REFUSAL, example, message
 from rolesafe.tasks.sets.read import Row
 from rolesafe.tasks.words import SECRETS
 

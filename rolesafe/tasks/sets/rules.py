@@ -28,7 +28,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from rolesafe.tasks.example import Example, Message
-from rolesafe.tasks.sets.build import REFUSAL, example, message
+from rolesafe.tasks.sets.assemble import REFUSAL, example, message
 from rolesafe.tasks.sets.read import Row, RowError
 
 RULES: Final = {

@@ -14,7 +14,7 @@ instruction (benign twin: it must). Three layouts are read:
 from __future__ import annotations
 
 from rolesafe.tasks.example import Example
-from rolesafe.tasks.sets.build import example, message
+from rolesafe.tasks.sets.assemble import example, message
 from rolesafe.tasks.sets.read import Row, RowError
 
 

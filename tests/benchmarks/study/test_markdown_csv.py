@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.override_resistance.run_report import write_comparison
+from benchmarks.override_resistance.run_report.build import build_comparison
+from benchmarks.override_resistance.run_report.csv_export import COLUMNS, render_csv
+from benchmarks.override_resistance.run_report.curves import SWEEPS
+from benchmarks.override_resistance.run_report.markdown import render_markdown
+from benchmarks.override_resistance.run_report.wording import figure, measured, outcome, p_value, ratio
+from benchmarks.override_resistance.targets import worst_mean
 from rolesafe.attacks import ATTACKS, Rate
 from rolesafe.evaluation import Results, Verdict
-from rolesafe.evaluation.comparison import worst_mean
-from rolesafe.report import write_comparison
-from rolesafe.report.comparison.build import build_comparison
-from rolesafe.report.comparison.curves import SWEEPS
-from rolesafe.report.comparison.markdown import render_markdown
-from rolesafe.report.comparison.table import COLUMNS, render_csv
-from rolesafe.report.comparison.words import figure, measured, outcome, p_value, ratio
 from rolesafe.report.view import percent
-from tests.report.study import POINTS, study
-from tests.report.test_comparison_page import spoiled
+from tests.benchmarks.study.drawn import POINTS, study
+from tests.benchmarks.study.test_html import spoiled
 
 
 @pytest.fixture(scope="module")

@@ -1,80 +1,55 @@
-"""Write every figure of docs/override-resistance.md, and of the README's part about it, from the committed records.
-
-    python -m benchmarks.override_resistance.page
-
-A figure stands between `<!-- NAME -->` and `<!-- end -->`; this replaces what is between them.
-"""
+"""Generated parts of pages about the study; ``python -m benchmarks.pages`` writes them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from benchmarks.override_resistance import compact
 from benchmarks.override_resistance import table as tables
+from benchmarks.override_resistance.clusters import clusters, distance, sentences, template
 from benchmarks.override_resistance.data import conversations
 from benchmarks.override_resistance.measure import attacks, examples_of, stratified
 from benchmarks.override_resistance.rejudge import rejudged
+from benchmarks.override_resistance.run_report.markdown import target_lines
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.table import ROWS, cell, is_fixed, trials
-from benchmarks.override_resistance.templates import clusters, distance, sentences, template
+from benchmarks.override_resistance.targets import Plan, verdicts
 from rolesafe.attacks import Rate, attackable, attacked
-from rolesafe.evaluation import Plan, Results, Run, verdicts
+from rolesafe.evaluation import Results, Run
 from rolesafe.evaluation.statistics import clustered_interval, effective_trials, losing_seeds_bound
-from rolesafe.report.comparison.markdown import target_lines
-from rolesafe.report.comparison.view import ComparisonView, Heat, SizeView
 
-ROOT = Path(__file__).parents[2]
-RECORDS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "override-resistance.md", ROOT / "README.md")
-
-_BLOCK = re.compile(r"<!-- ([a-z][\w: .+-]*) -->\n.*?<!-- end -->", re.S)
-
-
-def filled(text: str) -> str:
-    """Return `text` with every block written anew.
-
-    Raises:
-        ValueError: A block has a name that is none.
-    """
-
-    def one(found: re.Match[str]) -> str:
-        kind, *arguments = found[1].split(":")
-        if kind not in BLOCKS:
-            raise ValueError(f"`text`: expected blocks out of {sorted(BLOCKS)}, got {found[1]!r}")
-        return f"<!-- {found[1]} -->\n{BLOCKS[kind](*arguments)}\n<!-- end -->"
-
-    return _BLOCK.sub(one, text)
+RECORDS = Path(__file__).parents[1] / "results"
 
 
 @cache
 def load(name: str) -> Results:
-    """The record of a name, ``"main"`` for that of the whole study."""
-    return Results.load(RECORDS / f"override_resistance{'' if name == 'main' else '_' + name}.json")
+    """Return the record of a name, ``"main"`` for that of the whole study."""
+    return compact.load(RECORDS / f"override_resistance{'' if name == 'main' else '_' + name}.json")
 
 
 @cache
 def labels(name: str) -> dict[str, str]:
-    """The template of every example in a record."""
+    """Return the template of every example in a record."""
     return clusters(load(name).settings, load(name).seeds)
 
 
 @cache
 def caption(name: str) -> str:
-    """Where a table comes from: file, commit, seeds, examples and what they are worth, judge."""
+    """Return the source of a table: file, commit, seeds, examples and their effective number, judge."""
     results = load(name)
     commits = " / ".join(part[:7] for part in (results.environment.commit or "unknown").split(" / "))
     seeds = ", ".join(map(str, results.seeds))
     counts = []
-    for what, row in (("fixed texts", ROWS["all fixed texts"]), ("searches", ROWS["**worst case**"])):
+    for kind, row in (("fixed texts", ROWS["all fixed texts"]), ("searches", ROWS["**worst case**"])):
         runs = results.of(results.sizes[0], results.models[0])
         n = sum((row.rate(run) or Rate(0, 0)).n for run in runs)
         worth = trials(row, runs, n, results.settings, labels(name))
-        if n and (what == "fixed texts" or results.settings["searched"]):
-            counts.append(f"{what} on n = {n}, worth {worth:.0f} independent ones")
+        if n and (kind == "fixed texts" or results.settings["searched"]):
+            counts.append(f"{kind} on n = {n}, worth {worth:.0f} independent ones")
     judged = any(point.right for run in results.runs for point in run.attacks)
     judge = "judged by the second judge" if judged else "judged by the first judge"
     file = f"override_resistance{'' if name == 'main' else '_' + name}.json"
@@ -83,49 +58,37 @@ def caption(name: str) -> str:
 
 
 def table(name: str, size: str) -> str:
-    """The table of one size of a record."""
+    """Return the table of one size of a record."""
     return f"{caption(name)}\n\n{tables.table(load(name), size, labels(name))}"
 
 
 def targets(name: str) -> str:
-    """Which targets a record meets, intervals by template."""
+    """Return the table of the targets, with intervals by template."""
     results = load(name)
-    plan = Plan.of(results)
-    found = [verdicts(results, size, plan, labels(name)) for size in results.sizes]
-    nothing = {"mechanisms": (), "curves": (), "masses": (), "transcripts": ()}
-    view = ComparisonView(
-        candidate=plan.candidate,
-        baseline=plan.baseline,
-        sizes=tuple(
-            SizeView(label=size, best=None, heat=Heat(families=(), untyped=(), rows=()), **nothing)
-            for size in results.sizes
-        ),
-        verdicts=tuple(zip(*found, strict=True)),
-        n_seeds=len(results.seeds),
-    )
-    return "\n".join(target_lines(view))
+    found = [verdicts(results, size, Plan.of(results), labels(name)) for size in results.sizes]
+    return "\n".join(target_lines(list(zip(*found, strict=True)), results.sizes))
 
 
 def seeds(name: str, size: str) -> str:
-    """Examples lost to fixed texts, and to all attacks, seed by seed; and the bound where no seed lost any."""
+    """Return examples lost to fixed texts and to all attacks by seed, and the bound where no seed lost any."""
     results = load(name)
     head = f"| lost, by seed | {' | '.join(map(str, results.seeds))} |"
     lines = [head, f"| :-- |{' --: |' * len(results.seeds)}"]
     clean = []
     for model in results.models:
-        for what, choose in (("fixed texts", is_fixed), ("all attacks", None)):
+        for kind, choose in (("fixed texts", is_fixed), ("all attacks", None)):
             runs = {run.seed: run for run in results.of(size, model)}
             cells = [_lost(runs[s].worst(choose)) if s in runs and runs[s].complete else "-" for s in results.seeds]
             if set(cells) != {"-"}:
-                lines.append(f"| {model}, {what} | {' | '.join(cells)} |")
-            if what == "all attacks" and all(one.startswith("0 of") for one in cells):
+                lines.append(f"| {model}, {kind} | {' | '.join(cells)} |")
+            if kind == "all attacks" and all(one.startswith("0 of") for one in cells):
                 clean.append((model, len(cells)))
-    said = [
+    bounds = [
         f"`{model}` lost nothing with {n} of {n} seeds: up to {losing_seeds_bound(n):.0%} of seeds may lose something "
         "(95%)."
         for model, n in clean
     ]
-    return "\n".join([*lines, *(["", *said] if said else [])])
+    return "\n".join([*lines, *(["", *bounds] if bounds else [])])
 
 
 def _lost(found: dict[str, bool]) -> str:
@@ -133,7 +96,7 @@ def _lost(found: dict[str, bool]) -> str:
 
 
 def rows(name: str, size: str, models: str, *wanted: str) -> str:
-    """Some rows of a table for some mechanisms, with the caption."""
+    """Return some rows of a table for some mechanisms, with the caption."""
     results, chosen = load(name), models.split(" ")
     head = ["examples lost", *(f"`{model}`" if model == "channel" else model for model in chosen)]
     lines = [head, [":--", *["--:"] * len(chosen)]]
@@ -147,7 +110,7 @@ _ROW = {"fixed texts": "all fixed texts", "fixed texts and searches": "**worst c
 
 
 def transferred() -> str:
-    """The table of texts sent to another model."""
+    """Return the table of texts found on one model and sent to another."""
     record = json.loads((RECORDS / "transfer.json").read_text(encoding="utf-8"))
     whole = [c for c in record["counts"] if c["search"] is None]
     study = Study(searched=30)
@@ -171,7 +134,7 @@ def _interval(rate: Rate, worth: float) -> str:
 
 
 def budget() -> str:
-    """GCG with a larger budget and with the usual one, on the same examples."""
+    """Return the table of GCG with a larger and the usual budget, on the same examples."""
     lines = ["| lost to GCG | n | 100 steps of 64 | 250 steps of 512 |", "| :-- | --: | --: | --: |"]
 
     def won(run: Run) -> dict[str, bool]:
@@ -189,7 +152,7 @@ def budget() -> str:
 
 
 def facts() -> str:
-    """What a sceptic counts: templates, distinct inputs, unread codes, distance of test and training, noise."""
+    """Return counts of templates, distinct inputs, unreadable codes, test sentences near training, and noise."""
     from rolesafe import RoleConfig
     from rolesafe.roles.encoding import encode_one
     from rolesafe.tasks import vocabulary
@@ -220,7 +183,7 @@ def facts() -> str:
     near = Counter(min(distance(s, other) for other in known) for s in sentences(e.messages for e in asked))
     far = ", ".join(f"{words} for {n}" for words, n in sorted(near.items()))
     kinds = [len(set(map(template, some))) for some in (asked, every)]
-    said = [
+    lines = [
         f"- **Examples.** The {len(asked)} attacked examples of seed 0 are {kinds[0]} templates of system text and "
         f"attacker's message, with other places and secrets in them; the {len(every)} of three seeds are {kinds[1]}, "
         f"worth {effective_trials(map(template, every)):.0f} independent ones.",
@@ -234,7 +197,7 @@ def facts() -> str:
         f"- **Noise in training.** {study.noise:.0%} of the training rows have 1 to 24 random words of the vocabulary "
         "in the attacker's message, which is what GCG writes here. All arms are trained against it.",
     ]
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 BLOCKS: dict[str, Callable[..., str]] = {
@@ -247,13 +210,3 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "facts": facts,
     "rejudged": lambda: rejudged([RECORDS / "demo.json", RECORDS / "demo_fresh_seeds.json"]),
 }
-
-
-def main(pages: Sequence[Path] = PAGES) -> None:
-    """Write the pages anew."""
-    for page in pages:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

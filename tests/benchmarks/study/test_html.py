@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from benchmarks.override_resistance.run_report.build import build_comparison
+from benchmarks.override_resistance.run_report.html import render_comparison
+from benchmarks.override_resistance.run_report.markdown import render_markdown
+from benchmarks.override_resistance.targets import worst_mean, worst_outcomes
 from rolesafe.attacks import Rate
 from rolesafe.evaluation import Results, Run, holm, seed_mean, versus
-from rolesafe.evaluation.comparison import worst_mean, worst_outcomes
-from rolesafe.report.comparison.build import build_comparison
-from rolesafe.report.comparison.markdown import render_markdown
-from rolesafe.report.comparison.page import render_comparison
 from rolesafe.report.view import percent
-from tests.report.html_reader import Reader
-from tests.report.study import POINTS, measured, study
+from tests.benchmarks.study.drawn import POINTS, measured, study
+from tests.benchmarks.study.html_reader import Reader
 
 HOSTILE = (
     "<script>alert(1)</script>",

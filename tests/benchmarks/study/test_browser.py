@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from rolesafe.report.comparison.build import build_comparison
-from rolesafe.report.comparison.page import render_comparison
-from tests.report.browser import Browser, find_browser
-from tests.report.study import WEAKNESS, study
-from tests.report.test_comparison_page import HOSTILE, spoiled
+from benchmarks.override_resistance.run_report.build import build_comparison
+from benchmarks.override_resistance.run_report.html import render_comparison
+from tests.benchmarks.study.browser import Browser, find_browser
+from tests.benchmarks.study.drawn import WEAKNESS, study
+from tests.benchmarks.study.test_html import HOSTILE, spoiled
 
 WIDTHS = (360, 390, 1280)
 

@@ -1,6 +1,6 @@
-"""Which examples of the study differ in nothing but their words, and how far its test is from its training.
+"""Templates of the study's examples, and the distance between test and training sentences.
 
-Examples of one template stand or fall together, so the tables' intervals take them as one cluster.
+Examples of one template are not independent: intervals take them as one cluster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SLOTS = frozenset((*PLACES, *SECRETS))
 
 
 def template(example: Example) -> str:
-    """Return the system text and the attacker's message of `example` with its places and secrets left open."""
+    """Return the system text and the attacker's message of `example` with blanks for places and secrets."""
     said = (m["content"] for m in example.messages if m["role"] in ("system", example.target))
     return " | ".join(map(opened, said))
 
@@ -28,7 +28,7 @@ def opened(text: str) -> str:
 
 
 def clusters(settings: Mapping[str, Any], seeds: Iterable[int]) -> dict[str, str]:
-    """Return the template of every example that a record of these settings and seeds was asked, by id."""
+    """Return the template of every example of a record with these settings and seeds, by id."""
     count, families = settings["examples"], tuple(settings["families"])
     place = Difficulty(place=settings.get("place", "first"))
     found: dict[str, str] = {}
@@ -55,13 +55,13 @@ def _ids(kind: str, count: int, families: tuple[str, ...], seed: int) -> tuple[s
 
 
 def sentences(conversations: Iterable[Sequence[Message]]) -> set[tuple[str, ...]]:
-    """Return every sentence of the conversations as a tuple of words, places and secrets left open."""
+    """Return every sentence of the conversations as a tuple of words, with blanks for places and secrets."""
     texts = (message["content"] for messages in conversations for message in messages)
     return {tuple(opened(s).split()) for text in texts for s in re.findall(r"[^.?!]+[.?!]", text)}
 
 
 def distance(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many words have to be added, dropped or exchanged to make `other` of `one`."""
+    """Return the edit distance between two sentences, in words."""
     before = list(range(len(other) + 1))
     for i, word in enumerate(one, 1):
         now = [i]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.override_resistance.run_report import write_comparison
 from rolesafe.attacks import AttackConfig
 from rolesafe.config import RoleConfig
 from rolesafe.evaluation import Results, Run, Store, environment, resistance, utility
 from rolesafe.patching import patch
-from rolesafe.report import write_comparison
 from rolesafe.tasks import generate
 from tests.attacks.stubs import make_model, make_tokenizer
-from tests.report.html_reader import Reader
+from tests.benchmarks.study.html_reader import Reader
 
 ATTACKS = [
     AttackConfig(name="none", max_new_tokens=4),

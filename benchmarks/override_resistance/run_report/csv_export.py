@@ -1,4 +1,4 @@
-"""The study as CSV in long form: one line per size, mechanism, seed and attack point."""
+"""The report as CSV in long form: one line per size, mechanism, seed and attack point."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import unicodedata
 from collections.abc import Iterator
 
 from rolesafe.evaluation import AttackPoint, Rate, Results, Run
-from rolesafe.report.text import visible
+from rolesafe.terminal import visible
 
 COLUMNS = (
     *("size", "mechanism", "seed", "attack", "parameters", "attack_seed", "typed", "complete"),
     *("k", "n", "success", "low", "high", "left_out", "failed", "queries", "mean_steps"),
     *("utility_k", "utility_n", "utility", "false_refusals"),
 )
-"""Utility stands in every line: attack success says nothing without it."""
+"""Every line has the utility, because attack success cannot be read without it."""
 
 _FORMULA = ("=", "+", "-", "\u2212", "@")
-"""What a formula starts with: the minus sign of mathematics (U+2212), too."""
+"""First characters of a formula; U+2212 is the minus sign of mathematics."""
 
 
 def render_csv(results: Results) -> str:
-    """`results` as CSV text (RFC 4180). The last line of a run is its worst case over all that can be typed.
+    """Return `results` as CSV text (RFC 4180). A run ends with its worst case over typed, then over all attacks.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front, also behind a line break and behind a
+    An apostrophe is put before text that a spreadsheet would read as a formula, also after a line break and after
     ``;``, which separates cells where the comma is the decimal sign.
     """
     target = io.StringIO()
@@ -85,7 +85,7 @@ def _share(rate: Rate) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Return `text` with an apostrophe in front of whatever a spreadsheet could take for a formula.
+    """Return `text` with an apostrophe before each part that a spreadsheet could read as a formula.
 
     Spreadsheets skip white space in front of a formula and read the wide and small forms of its first sign, too.
     """

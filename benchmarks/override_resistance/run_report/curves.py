@@ -6,23 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.override_resistance.run_report.view import Curves, Scale
+from benchmarks.override_resistance.settings import PLACED
+from benchmarks.override_resistance.targets import placed_points
 from rolesafe.evaluation import AttackPoint, Rate, Run, seed_mean
-from rolesafe.evaluation.comparison import PLACED, placed_points
-from rolesafe.report.comparison.view import Curves, Scale
 
 Groups = Mapping[str, Sequence[Run]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A parameter that is drawn as an axis.
+    """Attack parameter drawn as an axis.
 
     Attributes:
-        title: Of the chart.
-        attacks: Whose points are drawn: the first of them that was run.
-        parameter: Along the axis; a number.
-        where: What the other parameters must be.
-        scale: Of the axis.
+        title: Title of the chart.
+        attacks: Candidates; the first one that was run is drawn.
+        parameter: Numeric parameter along the axis.
+        where: Values of other parameters.
+        scale: Scale of the axis.
         percent: Whether the parameter is a share.
     """
 
@@ -46,11 +47,11 @@ SWEEPS = (
 )
 
 STEPS = 12
-"""Positions along the axis of a search."""
+"""Number of intervals along the axis of a search."""
 
 
 def curves_of(groups: Groups) -> tuple[Curves, ...]:
-    """All curves with at least two positions: the sweeps, the place of the system text, the steps of searches."""
+    """Return all curves with two positions or more: sweeps, place of the system text, steps of searches."""
     found = [_sweep(groups, sweep) for sweep in SWEEPS]
     found.append(_places(groups))
     points = [point for runs in groups.values() for run in runs for point in run.attacks]
@@ -140,7 +141,7 @@ def _search(groups: Groups, attack: str) -> Curves:
 
 
 def _first_wins(run: Run, attack: str) -> list[int | None]:
-    """For each example the fewest steps after which a search of this attack had won; ``None``: never."""
+    """Return for each example the fewest steps after which a search of this attack had won; None: never."""
     found: dict[str, int | None] = {}
     for point in run.attacks:
         if point.attack == attack and point.n_steps:

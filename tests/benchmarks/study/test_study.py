@@ -15,6 +15,7 @@ from benchmarks.override_resistance import __main__ as command
 from benchmarks.override_resistance import page, settings
 from benchmarks.override_resistance import transfer as transferring
 from benchmarks.override_resistance.arms import ARMS, BASELINES, ON_TOP, SECOND_SIZE, trained
+from benchmarks.override_resistance.clusters import clusters, distance, template
 from benchmarks.override_resistance.compact import compact
 from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
@@ -23,12 +24,11 @@ from benchmarks.override_resistance.measure import attacks, examples_of, stratif
 from benchmarks.override_resistance.rejudge import rejudged
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
 from benchmarks.override_resistance.table import table
-from benchmarks.override_resistance.templates import clusters, distance, template
+from benchmarks.override_resistance.targets import PUBLISHED
 from benchmarks.override_resistance.train import obtain
 from benchmarks.throughput import ROOT
 from rolesafe.attacks import AttackResult, Rate, attackable
 from rolesafe.evaluation import Results, Store
-from rolesafe.evaluation.comparison import PUBLISHED
 from rolesafe.mechanisms import get_strength
 from rolesafe.tasks import generate, training_conversations, vocabulary
 from rolesafe.tasks.words import PLACES, SECRETS, tokens

@@ -1,4 +1,4 @@
-"""A study on disk: one file per run, so that separate processes can write it and an interrupted one can go on."""
+"""Records of a study on disk: one file per run, written by separate processes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 
 @dataclass(frozen=True)
 class Store:
-    """A directory with the JSON of one run per file.
+    """Directory with the JSON of one run per file.
 
     Attributes:
-        directory: Where the files lie; made when the first one is saved.
+        directory: Created by the first :meth:`save`.
     """
 
     directory: Path
 
     def path(self, key: Key) -> Path:
-        """The file of a run.
+        """Return the path of a run.
 
         Raises:
-            ValueError: The size or model is no name that can be part of a file's.
+            ValueError: Size or model cannot be part of a file name.
         """
         size, model, seed = key
         parts = {"size": size, "model": model} if size else {"model": model}
@@ -43,10 +43,10 @@ class Store:
         return self.directory / f"{'--'.join(parts.values())}--{seed}.json"
 
     def save(self, results: Results) -> Path:
-        """Write the record of one run, as a whole or not at all; an earlier one of the same run is replaced.
+        """Write the record of one run atomically; an earlier record of the same run is replaced.
 
         Raises:
-            ValueError: `results` has not exactly one run.
+            ValueError: `results` does not have exactly one run.
         """
         if len(results.runs) != 1:
             raise ValueError(f"`results`: expected one run, got {len(results.runs)}; save them one by one")
@@ -56,19 +56,19 @@ class Store:
         return path
 
     def load(self, key: Key) -> Results | None:
-        """The record of a run; ``None`` where there is none yet."""
+        """Return the record of a run, or None."""
         path = self.path(key)
         return Results.load(path) if path.exists() else None
 
     def read(self, planned: Collection[Key] | None = None) -> Results:
-        """All runs in one record, in the order of `planned`, or of the files' names without it.
+        """Return all runs as one record, in the order of `planned` (default: of the file names).
 
         Args:
-            planned: The runs of the study. The record is complete only if all of them are there and finished; files of
-                other runs are left out.
+            planned: Runs of the study. The record is complete only if all of them are finished; other files are
+                ignored.
 
         Raises:
-            ValueError: There is nothing to read, a file is no such record, or they are of different studies.
+            ValueError: There is no file, a file is not a record, or files belong to different studies.
             OSError: A file cannot be read.
         """
         if planned is None:

@@ -1,20 +1,23 @@
-"""The study as Markdown, for a page of documentation."""
+"""The report as Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from benchmarks.override_resistance.run_report.view import Against, ComparisonView, SizeView
+from benchmarks.override_resistance.run_report.wording import NOTHING, against, detail, measured, outcome, titles
 from rolesafe.evaluation import SeedMean
-from rolesafe.report.comparison.view import Against, ComparisonView, SizeView
-from rolesafe.report.comparison.words import NOTHING, against, measured, outcome, titles
+from rolesafe.evaluation.verdict import Verdict
 from rolesafe.report.markdown import cell, escape, line
 from rolesafe.report.view import percent
 
 
 def render_markdown(view: ComparisonView) -> str:
-    """`view` as Markdown tables with the notes that belong to them; text from elsewhere is escaped."""
+    """Return `view` as Markdown tables with their notes; untrusted text is escaped."""
     parts = []
     if view.partial is not None:
         parts += [f"**Partial:** {escape(view.partial)}", ""]
-    parts += target_lines(view)
+    parts += target_lines(view.verdicts, [size.label for size in view.sizes])
     for size in view.sizes:
         if size.label:
             parts += ["", f"### Size {escape(size.label)}"]
@@ -29,16 +32,21 @@ def render_markdown(view: ComparisonView) -> str:
     return "\n".join([*parts, ""])
 
 
-def target_lines(view: ComparisonView) -> list[str]:
-    """Return the table of the targets, line by line."""
-    several = len(view.sizes) > 1
+def target_lines(rows: Sequence[Sequence[Verdict]], sizes: Sequence[str]) -> list[str]:
+    """Return the table of the targets as lines.
+
+    Args:
+        rows: For each target the verdicts of all sizes.
+        sizes: Labels of the sizes.
+    """
+    several = len(sizes) > 1
     header = ["target", *(["size"] if several else []), "to reach", "measured", "", ""]
     lines = [line(header), line([":--"] * len(header))]
-    for title, row in zip(titles(view), view.verdicts, strict=True):
-        for size, one in zip(view.sizes, row, strict=True):
-            label = [escape(size.label)] if several else []
+    for title, row in zip(titles(rows), rows, strict=True):
+        for size, one in zip(sizes, row, strict=True):
+            label = [escape(size)] if several else []
             value, span = measured(one)
-            values = [one.target, f"{value} ({span})" if span else value, f"**{outcome(one)}**", escape(one.about)]
+            values = [one.target, f"{value} ({span})" if span else value, f"**{outcome(one)}**", escape(detail(one))]
             lines.append(line([escape(title), *label, *values]))
     return lines
 

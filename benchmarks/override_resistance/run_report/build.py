@@ -1,26 +1,35 @@
-"""From the record of a study to what its report shows."""
+"""Build the report of a run from its record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmarks.override_resistance.run_report.curves import curves_of
+from benchmarks.override_resistance.run_report.view import (
+    Against,
+    ComparisonView,
+    Heat,
+    Mass,
+    Mechanism,
+    Part,
+    SizeView,
+)
+from benchmarks.override_resistance.targets import Plan, best_published, verdicts, worst_outcomes
 from rolesafe.evaluation import Rate, Results, Run, SeedMean, Versus, holm, seed_mean, versus
-from rolesafe.evaluation.comparison import Plan, best_published, verdicts, worst_case, worst_mean, worst_outcomes
+from rolesafe.evaluation.evidence import worst_case, worst_mean
 from rolesafe.evaluation.records import counted
 from rolesafe.report.build import listed, missing_notes, setting_groups, transcripts
-from rolesafe.report.comparison.curves import curves_of
-from rolesafe.report.comparison.view import Against, ComparisonView, Heat, Mass, Mechanism, Part, SizeView
 
 Groups = Mapping[str, Sequence[Run]]
 """The runs of each mechanism at one size, in order of appearance."""
 
 
 def build_comparison(results: Results, plan: Plan | None = None) -> ComparisonView:
-    """What a report shows of a study; sizes and mechanisms stand in their order of appearance.
+    """Return the contents of the report; sizes and mechanisms keep their order of appearance.
 
     Args:
         results: The record.
-        plan: Which models are compared with which; default: what the record says, see :meth:`Plan.of`.
+        plan: Roles of the models; default: :meth:`Plan.of`.
     """
     plan = plan or Plan.of(results)
     by_size = [verdicts(results, size, plan) for size in results.sizes]
@@ -90,13 +99,13 @@ def _mean(runs: Sequence[Run], rate: Callable[[Run], Rate | None]) -> SeedMean |
 
 
 def _bound(run: Run) -> Rate | None:
-    """The bound, where there was an attack that nobody can type; otherwise it is the worst case once more."""
+    """Return the bound of a run with untyped attacks; without them it equals the worst case."""
     untyped = any(not point.typed and point.success.n for point in run.attacks)
     return run.bound if run.complete and untyped else None
 
 
 def _tests(groups: Groups, other: str | None) -> dict[str, Against]:
-    """The worst case of every mechanism against that of `other`."""
+    """Compare the worst case of every mechanism with that of `other`."""
     if other is None or other not in groups:
         return {}
     base = worst_outcomes(groups[other])
@@ -114,7 +123,7 @@ def _tests(groups: Groups, other: str | None) -> dict[str, Against]:
 
 
 def _config(run: Run) -> str:
-    """What differs from a configuration that is at rest."""
+    """Return the configuration values that differ from an inactive role layer."""
     if run.mechanism is None:
         return ""
     from rolesafe.config import RoleConfig
@@ -139,7 +148,7 @@ def _heat(groups: Groups) -> Heat:
 
 
 def _family(run: Run, family: str) -> Rate:
-    """Per-sample OR over the points of a family; nothing where one was not finished."""
+    """Return the per-sample OR over the points of a family; ``Rate(0, 0)`` where one is not finished."""
     points = [point for point in run.attacks if point.attack == family]
     if not all(point.complete for point in points) or (points and points[-1] is run.attacks[-1] and not run.complete):
         return Rate(0, 0)
@@ -185,7 +194,7 @@ def _notes(results: Results) -> tuple[str, ...]:
 
 
 def _differing_suites(results: Results) -> list[str]:
-    """A worst case over fewer attacks looks better: what a mechanism was not attacked with is said."""
+    """Name attacks that some mechanisms were spared: a worst case over fewer attacks looks better."""
     families = {
         name: {p.attack for run in results.runs if run.model == name and run.complete for p in run.attacks}
         for name in results.models

@@ -1,11 +1,12 @@
-"""What the report of many mechanisms shows, whatever writes it."""
+"""Contents of a run's report, shared by HTML and Markdown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from rolesafe.evaluation import SeedMean, Verdict, Versus
+from rolesafe.evaluation import SeedMean, Versus
+from rolesafe.evaluation.verdict import Verdict
 from rolesafe.report.view import Transcript
 
 Part = Literal["", "baseline", "candidate", "published"]
@@ -13,7 +14,7 @@ Part = Literal["", "baseline", "candidate", "published"]
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """One mechanism against another one, with p values that are corrected for the number of mechanisms (Holm)."""
+    """Comparison of two mechanisms; the p values are Holm-corrected for the number of mechanisms."""
 
     versus: Versus
     p_mcnemar: float
@@ -22,20 +23,20 @@ class Against:
 
 @dataclass(frozen=True, kw_only=True)
 class Mechanism:
-    """A line of the table. ``None``: not measured.
+    """Row of the table. None: not measured.
 
     Attributes:
-        name: Of the mechanism.
-        part: What it is in the comparison.
-        seeds: That it was measured with.
-        n_parameters: Of the whole model.
-        config: Its configuration in words; empty for a plain model.
-        utility: Benign questions answered right.
+        name: Name of the mechanism.
+        part: Role in the comparison.
+        seeds: Training seeds.
+        n_parameters: Parameters of the whole model.
+        config: Configuration in words; empty for a plain model.
+        utility: Benign questions answered rightly.
         refused: False refusals.
         sep: SEP score, of the probes executed in the instruction.
         sep_all: SEP score, of all probes.
-        worst: Per-sample worst case over all attacks that can be typed.
-        bound: The same with those that nobody can type.
+        worst: Per-sample worst case over all typed attacks.
+        bound: The same with untyped attacks.
         against_baseline: Its worst case against the baseline's.
         against_best: Its worst case against that of the best published mechanism.
     """
@@ -61,8 +62,8 @@ class Heat:
 
     Attributes:
         families: Names of the attack families.
-        untyped: Those of them that nobody can type.
-        rows: One per mechanism: its success for each family; ``None``: not measured.
+        untyped: Those that no user can type.
+        rows: One per mechanism: success for each family; None: not measured.
     """
 
     families: tuple[str, ...]
@@ -78,11 +79,11 @@ class Curves:
     """Attack success along one parameter, one curve per mechanism.
 
     Attributes:
-        title: What was varied.
-        about: What a reader has to know, in a sentence.
-        scale: Of the axis; "places" has names, at equal distances.
-        ticks: The positions on the axis with their labels.
-        lines: For each mechanism (position, success) pairs, ascending; empty where it was not measured.
+        title: Title of the chart.
+        about: One sentence on how it was measured.
+        scale: Scale of the axis; "places" has names at equal distances.
+        ticks: Positions on the axis with their labels.
+        lines: For each mechanism (position, success) pairs, ascending; empty: not measured.
     """
 
     title: str
@@ -105,13 +106,13 @@ class SizeView:
     """All mechanisms at one model size.
 
     Attributes:
-        label: Of the size; empty where there is only one.
+        label: Label of the size; empty where there is only one.
         best: The best published mechanism.
-        mechanisms: The lines of the table; all other tuples have the same order.
+        mechanisms: Rows of the table; all other tuples have the same order.
         heat: Attack success by family.
         curves: Attack success along parameters.
-        masses: Attention mass, for the mechanisms where it was measured.
-        transcripts: Attacked conversations with the replies of the baseline, the best published and the candidate.
+        masses: Attention mass, where it was measured.
+        transcripts: Attacked conversations with the replies of baseline, best published and candidate.
     """
 
     label: str
@@ -125,18 +126,18 @@ class SizeView:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonView:
-    """A whole report.
+    """Contents of the report.
 
     Attributes:
-        candidate: The mechanism that the verdicts are about.
-        baseline: The model without roles.
+        candidate: Mechanism that the verdicts are about.
+        baseline: Model without roles.
         sizes: One view per model size.
         verdicts: For each target the verdicts of all sizes, in their order.
-        n_seeds: Seeds that are in the means.
-        partial: Why the study is not complete; ``None`` where it is.
-        notes: What a reader of the figures has to know, one sentence each.
+        n_seeds: Number of seeds in the means.
+        partial: Why the run is not complete; None where it is.
+        notes: Caveats, one sentence each.
         settings: Names and values in groups.
-        command: What reproduces the study.
+        command: Command that reproduces the run.
     """
 
     candidate: str
