@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import steering
@@ -35,12 +35,11 @@ def pages(root: Path = ROOT) -> Iterator[Path]:
         yield from (path for path in sorted(folder.glob(pattern)) if _BLOCK.search(path.read_text(encoding="utf-8")))
 
 
-def filled(text: str, *, skip: Collection[str] = ()) -> str:
+def filled(text: str) -> str:
     """Return `text` with every generated part written anew.
 
     Args:
         text: Markdown.
-        skip: Names of parts to leave as they are.
 
     Raises:
         ValueError: A part has an unknown name.
@@ -50,8 +49,6 @@ def filled(text: str, *, skip: Collection[str] = ()) -> str:
         kind, *arguments = found[1].split(":")
         if kind not in BLOCKS:
             raise ValueError(f"`text`: expected parts out of {sorted(BLOCKS)}, got {found[1]!r}")
-        if kind in skip:
-            return found[0]
         return f"<!-- {found[1]} -->\n{BLOCKS[kind](*arguments)}\n<!-- end -->"
 
     return _BLOCK.sub(one, text)

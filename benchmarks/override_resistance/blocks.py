@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.override_resistance import compact
 from benchmarks.override_resistance import table as tables
-from benchmarks.override_resistance.clusters import clusters, distance, sentences, template
+from benchmarks.override_resistance.clusters import clusters, nearest, sentences, template
 from benchmarks.override_resistance.data import conversations
 from benchmarks.override_resistance.measure import attacks, examples_of, stratified
 from benchmarks.override_resistance.rejudge import rejudged
@@ -180,7 +180,7 @@ def facts() -> str:
     codes = [code for code, counts in unread.items() if min(counts) > 0]
     trained = conversations(study, study.sizes[0], 0)
     known = sentences(trained)
-    near = Counter(min(distance(s, other) for other in known) for s in sentences(e.messages for e in asked))
+    near = Counter(nearest(s, known) for s in sentences(e.messages for e in asked))
     far = ", ".join(f"{words} for {n}" for words, n in sorted(near.items()))
     kinds = [len(set(map(template, some))) for some in (asked, every)]
     lines = [

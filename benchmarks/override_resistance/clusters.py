@@ -6,7 +6,7 @@ Examples of one template are not independent: intervals take them as one cluster
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -69,3 +69,13 @@ def distance(one: Sequence[str], other: Sequence[str]) -> int:
             now.append(min(before[j] + 1, now[-1] + 1, before[j - 1] + (word != target)))
         before = now
     return before[-1]
+
+
+def nearest(one: Sequence[str], known: Collection[Sequence[str]]) -> int:
+    """Return the smallest edit distance between `one` and a sentence of `known`, in words."""
+    words, best = set(one), len(one)
+    for other in known:
+        # words that `other` lacks are a lower bound
+        if max(abs(len(one) - len(other)), len(words.difference(other))) < best:
+            best = min(best, distance(one, other))
+    return best

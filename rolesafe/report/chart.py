@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 from rolesafe.report.view import Row, View, percent
 from rolesafe.terminal import visible
@@ -84,7 +85,8 @@ def draw_png(
         "xtick.color": theme.soft,
         "ytick.color": theme.soft,
     }
-    with rc_context(settings):
+    with rc_context(settings), catch_warnings():
+        filterwarnings("ignore", "Glyph", UserWarning)  # a name in a script that the font lacks
         figure = Figure(figsize=size, dpi=dpi, facecolor=theme.paper)
         FigureCanvasAgg(figure)  # pyplot has global state and opens windows
         draw(figure, theme)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 from benchmarks.override_resistance.run_report.view import Curves, Mechanism, SizeView
 from benchmarks.override_resistance.run_report.wording import NOTHING
 from rolesafe.evaluation import SeedMean
-from rolesafe.report.chart import COLOURS, LIGHT, Theme, clean, draw_png, short
+from rolesafe.report.chart import COLOURS, DARK, LIGHT, Theme, clean, draw_png, short
 from rolesafe.report.view import interval, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ATTACK, USE = COLOURS[:2]
+ATTACK = COLOURS[0]
+USE = {LIGHT: COLOURS[1], DARK: COLOURS[5]}
+"""Colour of utility by theme; that of attack success is readable in both."""
+
 COLUMNS = 2
 """Panels in a row: readable on a phone."""
 
@@ -27,14 +30,15 @@ def draw_overview(mechanisms: tuple[Mechanism, ...], *, theme: Theme = LIGHT, dp
 
     def draw(figure: Figure, theme: Theme) -> None:
         height = figure.get_figheight()
-        axes = figure.add_axes((0.03, 0.35 / height, 0.94, 1 - 0.65 / height))
-        for x, title, colour in ((80, "worst case", ATTACK), (100, "utility", USE)):
+        axes = figure.add_axes((0.06, 0.35 / height, 0.87, 1 - 0.65 / height))
+        use = USE[theme]
+        for x, title, colour in ((80, "worst case", ATTACK), (100, "utility", use)):
             axes.text(x, -0.75, title, ha="right", fontsize=9, color=colour)
         for y, one in enumerate(mechanisms):
             weight = "bold" if one.part == "candidate" else "normal"
             axes.text(0, y - 0.25, short(one.name), fontsize=10, fontweight=weight)
             axes.axhline(y, color=theme.grid, linewidth=1, zorder=0)
-            for mean, colour, x, marker in ((one.utility, USE, 100, "D"), (one.worst, ATTACK, 80, "o")):
+            for mean, colour, x, marker in ((one.utility, use, 100, "D"), (one.worst, ATTACK, 80, "o")):
                 text = NOTHING if mean is None else percent(mean.value)
                 axes.text(x, y - 0.25, text, ha="right", fontsize=9, color=colour)
                 if mean is not None:
@@ -66,7 +70,7 @@ def draw_panels(curves: Curves, size: SizeView, baseline: str, *, theme: Theme =
             one = size.mechanisms[index]
             useful = NOTHING if one.utility is None else f"{100 * one.utility.value:.0f}%"
             axes.set_title(short(one.name), loc="left", fontsize=9, fontweight="bold")
-            axes.set_title(f"utility {useful}", loc="right", fontsize=8, color=USE)
+            axes.set_title(f"utility {useful}", loc="right", fontsize=8, color=USE[theme])
             if one.name != baseline and behind:
                 _line(axes, curves, behind, theme.soft, behind=True)
             _line(axes, curves, curves.lines[index], ATTACK, behind=False)

@@ -1,4 +1,4 @@
-"""A real browser without a window: what a page looks like and what it complains about."""
+"""Headless browser: layout of a page, console messages and screenshots."""
 
 from __future__ import annotations
 
@@ -29,23 +29,16 @@ onload = () => {
     const box = one.getBoundingClientRect();
     return box.width > 0 && (box.right > width + 1 || box.left < -1) && !inside(one); });
   const scrolling = [...page.querySelectorAll(".wide")];
-  const labels = [...page.querySelectorAll("svg")].flatMap(svg => { const box = svg.getBoundingClientRect();
-    return [...svg.querySelectorAll("text")].filter(one => {
-      const own = one.getBoundingClientRect();
-      return own.width > 0 && (own.right > box.right + 2 || own.left < box.left - 2); })
-    .map(one => one.textContent); });
   Object.assign(report, {
     width, content: page.documentElement.scrollWidth, height: page.documentElement.scrollHeight,
-    wide: wide.slice(0, 5).map(one => one.outerHTML.slice(0, 120)), labels: labels.slice(0, 5),
-    drawings: page.querySelectorAll("svg").length,
-    drawn: [...page.querySelectorAll("svg")].filter(one => one.getBoundingClientRect().height > 20).length,
+    wide: wide.slice(0, 5).map(one => one.outerHTML.slice(0, 120)),
+    images: page.images.length,
+    drawn: [...page.images].filter(one => one.naturalWidth > 0 && one.getBoundingClientRect().height > 20).length,
     scrolls: scrolling.filter(one => one.scrollWidth > one.clientWidth).length,
     colours: new Set([...page.querySelectorAll("td.cell")].map(one => view.getComputedStyle(one).backgroundColor)).size,
     smallest: Math.min(...[...page.querySelectorAll("main *")].filter(one => one.childElementCount == 0
-      && one.textContent.trim() && one.getBoundingClientRect().height > 0).map(one => {
-        const svg = one.ownerSVGElement;
-        const scale = svg ? svg.getBoundingClientRect().width / svg.viewBox.baseVal.width : 1;
-        return scale * parseFloat(view.getComputedStyle(one).fontSize); })),
+      && one.textContent.trim() && one.getBoundingClientRect().height > 0).map(one =>
+        parseFloat(view.getComputedStyle(one).fontSize))),
     text: page.body.innerText.length, scripts: page.scripts.length, ran: typeof view.ran,
   });
   document.body.dataset.report = JSON.stringify(report);
@@ -56,7 +49,7 @@ onload = () => {
 
 @dataclass(frozen=True)
 class Browser:
-    """A browser's program, and a folder for what it writes."""
+    """Program of a browser, and a folder for its files."""
 
     program: str
     folder: Path
@@ -75,13 +68,13 @@ class Browser:
         return done
 
     def complaints(self, page: Path) -> list[str]:
-        """What the page makes the browser write to its console."""
+        """Return the console messages of a page."""
         done = self._run("--virtual-time-budget=3000", "--dump-dom", page.as_uri())
         assert "</html>" in done.stdout
         return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
     def measure(self, page: Path, width: int, *, opened: bool = True) -> dict[str, object]:
-        """Sizes of the page in a frame of `width` pixels; `opened`: with all that can be folded out."""
+        """Return sizes of the page in a frame of `width` pixels, with all details open if `opened`."""
         source = escape(page.read_text(encoding="utf-8"), quote=True)
         frame = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{source}"></iframe>'
         script = MEASURE.replace("OPEN", "true" if opened else "false")
@@ -96,7 +89,7 @@ class Browser:
         return report
 
     def screenshot(self, page: Path, width: int, height: int) -> tuple[int, int, int]:
-        """Width and height of a picture of the page, and how many colours it has."""
+        """Return width, height and number of colours of a screenshot."""
         target = self.folder / f"page-{width}.png"
         self._run(f"--window-size={width},{height}", f"--screenshot={target}", page.as_uri())
         with Image.open(target) as picture:
@@ -105,7 +98,7 @@ class Browser:
 
 
 def find_browser(folder: Path) -> Browser:
-    """A browser, or a skipped test that says why."""
+    """Return a browser, or skip the test."""
     program = next((found for name in NAMES if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")

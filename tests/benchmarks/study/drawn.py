@@ -1,4 +1,4 @@
-"""A study to report on: many mechanisms, three seeds, two sizes, drawn from a seeded model of who gives in to what."""
+"""Synthetic study: many mechanisms, three seeds and two sizes, with seeded random outcomes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEAKNESS = {
     "instaboost": 2.2,
     "spotlight": 2.4,
 }
-"""Logit of giving in to an attack of middling strength."""
+"""Logit of losing to an attack of medium strength."""
 
 POINTS: tuple[tuple[str, dict[str, Any], float, bool], ...] = (
     ("none", {}, -7.0, True),
@@ -49,7 +49,7 @@ POINTS: tuple[tuple[str, dict[str, Any], float, bool], ...] = (
     *(("prefill", {"k": k}, 0.6 * k, False) for k in (1, 3)),
     ("soft-prompt", {"num_steps": 100}, 2.4, False),
 )
-"""Attack, parameters, strength, and whether somebody can type it."""
+"""Attack, parameters, strength, typed."""
 
 N = 48
 SIZES = {"0.2M": 0.0, "1.5M": -0.5}
@@ -61,7 +61,7 @@ def study(
     seeds: tuple[int, ...] = (0, 1, 2),
     sizes: tuple[str, ...] = tuple(SIZES),
 ) -> Results:
-    """The whole study."""
+    """Return the record of the study."""
     return Results(
         runs=tuple(measured(name, seed, size) for size in sizes for name in mechanisms for seed in seeds),
         environment=Environment(
@@ -81,7 +81,7 @@ def study(
 
 
 def measured(name: str, seed: int, size: str = "", **changes: Any) -> Run:
-    """One run. Every example has a weakness of its own, so what mechanisms give in to is correlated."""
+    """Return one run; outcomes of an example are correlated between mechanisms."""
     draw = Random(f"{name}/{seed}/{size}")
     examples = tuple(f"secret/test/{seed}/{i}/protected" for i in range(N))
     own = {id: Random(f"{id}/{size}").gauss(0, 1) for id in examples}

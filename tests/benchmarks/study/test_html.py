@@ -1,7 +1,8 @@
-"""The page of a study: self-contained, well formed, harmless, and its numbers are those of the records."""
+"""HTML report of a run: self-contained, well formed, escaped, with the numbers of the record."""
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from html import unescape
@@ -9,15 +10,18 @@ from typing import Any
 
 import pytest
 
+from benchmarks.override_resistance.run_report import html as html_report
 from benchmarks.override_resistance.run_report.build import build_comparison
+from benchmarks.override_resistance.run_report.charts import draw_overview, draw_panels
 from benchmarks.override_resistance.run_report.html import render_comparison
 from benchmarks.override_resistance.run_report.markdown import render_markdown
-from benchmarks.override_resistance.targets import worst_mean, worst_outcomes
+from benchmarks.override_resistance.targets import worst_outcomes
 from rolesafe.attacks import Rate
 from rolesafe.evaluation import Results, Run, holm, seed_mean, versus
+from rolesafe.evaluation.evidence import worst_mean
 from rolesafe.report.view import percent
 from tests.benchmarks.study.drawn import POINTS, measured, study
-from tests.benchmarks.study.html_reader import Reader
+from tests.report.html_reader import Reader
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -36,12 +40,19 @@ HOSTILE = (
     "\u0e49" * 400 + "line\nline\r\n\t\u2028",
 )
 TAGS = """html head meta title style body main h1 h2 h3 h4 p b span div section article figure figcaption details
-summary table thead tbody tr th td dl dt dd pre svg text line path circle"""
+summary table thead tbody tr th td dl dt dd pre picture source img"""
 
 
 @pytest.fixture(scope="module")
 def small() -> Results:
     return study(("plain", "air", "channel"), (0, 1), ("0.2M", "1.5M"))
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the charts by an empty image: drawing takes most of the time."""
+    for name in ("draw_overview", "draw_panels"):
+        monkeypatch.setattr(html_report, name, lambda *args, **named: b"\x89PNG")
 
 
 def spoiled(results: Results, text: str) -> Results:
@@ -82,13 +93,13 @@ def rendered(results: Results) -> str:
     return render_comparison(build_comparison(results))
 
 
-@pytest.fixture(scope="module")
-def harmless(small: Results) -> Reader:
+@pytest.fixture
+def harmless(small: Results, no_drawing: None) -> Reader:
     return Reader(rendered(spoiled(small, "harmless")))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:24]))
-def test_hostile_text_stays_text(small: Results, harmless: Reader, text: str) -> None:
+def test_page_hostile_text_is_escaped(small: Results, harmless: Reader, text: str) -> None:
     html = rendered(spoiled(small, text))
     page = Reader(html)
     assert page.faults == []
@@ -96,7 +107,8 @@ def test_hostile_text_stays_text(small: Results, harmless: Reader, text: str) ->
     assert set(page.tags) <= set(TAGS.split())
     named = [name for name, _ in page.attributes]
     assert named == [name for name, _ in harmless.attributes], "the text made or broke an attribute"
-    assert not [name for name in named if name.startswith("on") or name in ("href", "src", "action", "formaction")]
+    assert not [name for name in named if name.startswith("on") or name in ("href", "action", "formaction")]
+    assert all(v.startswith("data:image/png;base64,") for n, v in page.attributes if n in ("src", "srcset"))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", html)
     html.encode("utf-8")
     styles = [value for name, value in page.attributes if name == "style"]
@@ -104,14 +116,16 @@ def test_hostile_text_stays_text(small: Results, harmless: Reader, text: str) ->
     assert all(re.fullmatch(r"--v: \d+\.\d%", style) for style in styles)
 
 
-def test_hostile_text_can_be_read(small: Results) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_page_hostile_text_is_visible(small: Results) -> None:
     """Escaped, not swallowed: as a name, a message, a reply, a setting and a command."""
     page = Reader(rendered(spoiled(small, HOSTILE[0])))
     assert page.text.count(HOSTILE[0]) > 100
     assert "<script" not in rendered(spoiled(small, HOSTILE[0]))
 
 
-def test_huge_texts_make_no_huge_page(small: Results) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_page_huge_replies_are_cut(small: Results) -> None:
     text = "W" * 20_000
     huge = replace(small, runs=tuple(_with_replies(run, text) for run in small.runs))
     assert len(rendered(huge)) < len(rendered(small)) + 2 * 60 * 4_200
@@ -124,13 +138,18 @@ def _with_replies(run: Run, text: str) -> Run:
     )
 
 
-def test_page_needs_nothing_else(small: Results) -> None:
+def test_page_loads_nothing_external(small: Results) -> None:
     html = rendered(small)
     page = Reader(html)
     assert page.faults == []
     assert "script" not in page.tags
-    for outside in ("http:", "https:", "//", "url(", "@import", "src=", "href=", "data:image", "@font-face"):
-        assert outside not in html.replace("img-src data:", ""), outside
+    loaded = [value for name, value in page.attributes if name in ("src", "srcset")]
+    assert len(loaded) == 2 * 2 * 5, "light and dark: the overview and four curves of two sizes"
+    for value in loaded:
+        assert base64.b64decode(value.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+        html = html.replace(value, "")
+    for outside in ("http:", "https:", "//", "url(", "@import", "href=", "data:image", "@font-face"):
+        assert outside not in html, outside
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
     assert policy is not None
     assert policy.group(1).startswith("default-src 'none'; ")
@@ -138,10 +157,6 @@ def test_page_needs_nothing_else(small: Results) -> None:
     assert html.index("Content-Security-Policy") < html.index("<style>")
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert "prefers-color-scheme: dark" in html
-
-
-def test_ids_of_the_drawings_do_not_clash(small: Results) -> None:
-    assert [name for name, _ in Reader(rendered(small)).attributes if name == "id"] == []
 
 
 # -------------------------------------------------------------------------------------------------------- the numbers
@@ -164,7 +179,8 @@ def tables(html: str) -> list[list[list[str]]]:
     return found
 
 
-def test_table_holds_the_figures_of_the_records(small: Results) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_page_table_matches_the_record(small: Results) -> None:
     lines = {row[0].split()[0]: row for row in tables(rendered(small))[0][1:]}
     assert list(lines) == ["plain", "air", "channel"]
     for name, row in lines.items():
@@ -187,7 +203,7 @@ def test_table_holds_the_figures_of_the_records(small: Results) -> None:
     assert float(lines["channel"][3].split("x")[0]) == pytest.approx(ratio, abs=0.006)
 
 
-def test_tests_are_those_of_the_outcomes_corrected_for_their_number() -> None:
+def test_p_values_are_holm_corrected() -> None:
     results = study(("plain", "bias", "drip", "air", "channel"), (0, 1), ("",))
     lines = {one.name: one for one in build_comparison(results).sizes[0].mechanisms}
     for other, chosen in (("plain", "against_baseline"), ("air", "against_best")):
@@ -201,7 +217,8 @@ def test_tests_are_those_of_the_outcomes_corrected_for_their_number() -> None:
         assert getattr(lines[other], chosen) is None
 
 
-def test_heatmap_is_the_worst_case_of_each_family(small: Results) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_heatmap_is_the_worst_case_by_family(small: Results) -> None:
     html = rendered(small)
     heat = tables(html)[1]
     names = list(dict.fromkeys(attack for attack, *_ in POINTS if attack != "none"))
@@ -220,31 +237,40 @@ def test_heatmap_is_the_worst_case_of_each_family(small: Results) -> None:
             assert cell == (f"{value:.0f}" if not 0 < value < 0.5 else "<1")
 
 
-def test_attack_success_never_stands_without_utility(small: Results) -> None:
-    html = rendered(small)
-    for panel in re.findall(r"<figure>(.*?)</figure>", html, re.DOTALL):
-        assert re.search(r"utility \d+%", panel)
-    shown = [" ".join(table[0]) for table in tables(html) if "worst case" in " ".join(table[0])]
+@pytest.mark.usefixtures("no_drawing")
+def test_tables_have_utility_before_attack_success(small: Results) -> None:
+    shown = [" ".join(table[0]) for table in tables(rendered(small)) if "worst case" in " ".join(table[0])]
     assert len(shown) == 4, "two tables for each of two sizes"
     assert all(head.index("utility") < head.index("worst case") for head in shown)
 
 
-def test_curves_say_what_they_draw(small: Results) -> None:
-    """The words of every drawing hold its values, and the drawn points lie where the values are."""
-    html = rendered(small)
-    view = build_comparison(small)
-    dilution = view.sizes[0].curves[0]
-    labels = re.findall(r'aria-label="(Repetitions of the injection[^"]*)"', html)
-    for line, label in zip(dilution.lines, labels, strict=False):
+@pytest.mark.usefixtures("no_drawing")
+def test_alternative_text_has_the_numbers_of_a_chart(small: Results) -> None:
+    curves = build_comparison(small).sizes[0].curves[0]
+    described = [value for name, value in Reader(rendered(small)).attributes if name == "alt"]
+    (text,) = [value for value in described if value.startswith(curves.title)][:1]
+    for line in curves.lines:
         for x, mean in line:
-            assert f"{x:g}: {percent(mean.value)}" in label
-    panel = re.findall(r'<svg[^>]*class="panel".*?</svg>', html, re.DOTALL)[1]
-    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)" r="2.6" class="dot">', panel)]
-    values = [mean.value for _, mean in dilution.lines[1]]
-    assert len(heights) == len(values) == 7
-    zero, full = 134 - 23, 9
-    for y, value in zip(heights, values, strict=True):
-        assert y == pytest.approx(zero - (zero - full) * value, abs=0.01)
+            assert f"{x:g}: {percent(mean.value)}" in text
+    assert "channel: worst case" in described[0]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:24]))
+def test_charts_hostile_names_can_be_drawn(text: str) -> None:
+    (size,) = build_comparison(spoiled(study(("plain", "channel"), (0,), ("",)), text)).sizes
+    assert draw_overview(size.mechanisms, dpi=40).startswith(b"\x89PNG")
+    assert draw_panels(size.curves[0], size, f"plain {text}", dpi=40).startswith(b"\x89PNG")
+
+
+def test_charts_draw_other_results_differently(small: Results) -> None:
+    sizes = build_comparison(small).sizes
+    assert draw_overview(sizes[0].mechanisms, dpi=40) == draw_overview(sizes[0].mechanisms, dpi=40)
+    assert draw_overview(sizes[0].mechanisms, dpi=40) != draw_overview(sizes[1].mechanisms, dpi=40)
+    for one, other in zip(sizes[0].curves, sizes[1].curves, strict=True):
+        drawn = draw_panels(one, sizes[0], "plain", dpi=40)
+        assert drawn == draw_panels(one, sizes[0], "plain", dpi=40)
+        assert drawn != draw_panels(other, sizes[1], "plain", dpi=40)
+        assert drawn != draw_panels(one, sizes[0], "air", dpi=40), "the baseline is drawn behind"
 
 
 def test_search_curve_is_cumulative(small: Results) -> None:
@@ -261,7 +287,8 @@ def test_search_curve_is_cumulative(small: Results) -> None:
             assert share == pytest.approx(sum(won) / len(won))
 
 
-def test_mass_is_the_mean_of_the_seeds(small: Results) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_attention_mass_is_the_mean_over_seeds(small: Results) -> None:
     mass = build_comparison(small).sizes[0].masses[0]
     maps = [run.attention_mass for run in small.of("0.2M", "plain")]
     assert mass.layers[1][2] == pytest.approx(sum(m[1][2] for m in maps if m) / 2)
@@ -271,6 +298,7 @@ def test_mass_is_the_mean_of_the_seeds(small: Results) -> None:
 # ------------------------------------------------------------------------------------------------ what is not there
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -282,7 +310,7 @@ def test_mass_is_the_mean_of_the_seeds(small: Results) -> None:
     ],
     ids=["nothing", "no plan", "one run", "no attack", "unfinished"],
 )
-def test_what_is_missing_is_said(small: Results, changes: dict[str, Any]) -> None:
+def test_page_incomplete_results_render(small: Results, changes: dict[str, Any]) -> None:
     changes = {"settings": {}, **changes}
     results = replace(small, **changes)
     page = Reader(rendered(results))
@@ -292,7 +320,7 @@ def test_what_is_missing_is_said(small: Results, changes: dict[str, Any]) -> Non
     render_markdown(build_comparison(results))
 
 
-def test_other_suites_are_mentioned(small: Results) -> None:
+def test_notes_name_missing_attacks(small: Results) -> None:
     """A mechanism that was spared an attack looks better than it is."""
     spared = replace(small.runs[0], attacks=tuple(p for p in small.runs[0].attacks if p.attack != "gcg"))
     one = replace(small, runs=tuple(r for r in small.runs if r.model != "plain"))
@@ -301,7 +329,7 @@ def test_other_suites_are_mentioned(small: Results) -> None:
     assert build_comparison(small).notes == ()
 
 
-def test_failures_and_left_out_examples_are_mentioned(small: Results) -> None:
+def test_notes_count_failed_and_left_out(small: Results) -> None:
     point = small.runs[0].attacks[1]
     changed = replace(point, n_left_out=3, failed=(("a", "out of memory"), ("b", "out of memory")))
     run = replace(small.runs[0], attacks=(small.runs[0].attacks[0], changed, *small.runs[0].attacks[2:]))
@@ -312,5 +340,6 @@ def test_failures_and_left_out_examples_are_mentioned(small: Results) -> None:
     )
 
 
-def test_results_out_of_their_file_look_the_same(small: Results) -> None:
+@pytest.mark.usefixtures("no_drawing")
+def test_page_after_json_round_trip_is_equal(small: Results) -> None:
     assert rendered(Results.from_json(small.to_json())) == rendered(small)

@@ -1,4 +1,4 @@
-"""The study as CSV and Markdown, and the files that are written."""
+"""Report of a run as CSV and Markdown, and the written files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from benchmarks.override_resistance.run_report.build import build_comparison
 from benchmarks.override_resistance.run_report.csv_export import COLUMNS, render_csv
 from benchmarks.override_resistance.run_report.curves import SWEEPS
 from benchmarks.override_resistance.run_report.markdown import render_markdown
-from benchmarks.override_resistance.run_report.wording import figure, measured, outcome, p_value, ratio
-from benchmarks.override_resistance.targets import worst_mean
+from benchmarks.override_resistance.run_report.wording import detail, figure, measured, outcome, p_value, ratio
 from rolesafe.attacks import ATTACKS, Rate
-from rolesafe.evaluation import Results, Verdict
+from rolesafe.evaluation import Results
+from rolesafe.evaluation.evidence import worst_mean
+from rolesafe.evaluation.verdict import Measured, NotMeasured, Verdict
 from rolesafe.report.view import percent
 from tests.benchmarks.study.drawn import POINTS, study
 from tests.benchmarks.study.test_html import spoiled
@@ -32,7 +33,7 @@ def small() -> Results:
 # ----------------------------------------------------------------------------------------------------------------- CSV
 
 
-def test_csv_has_a_line_per_mechanism_seed_and_point(small: Results) -> None:
+def test_csv_has_a_line_per_run_and_point(small: Results) -> None:
     lines = list(csv.DictReader(io.StringIO(render_csv(small), newline="")))
     assert len(lines) == 2 * 3 * 2 * (len(POINTS) + 2)
     assert tuple(lines[0]) == COLUMNS
@@ -54,7 +55,7 @@ def test_csv_has_a_line_per_mechanism_seed_and_point(small: Results) -> None:
         at += 2
 
 
-def test_csv_takes_hostile_text_as_text(small: Results) -> None:
+def test_csv_hostile_text_is_escaped(small: Results) -> None:
     for text in ('=cmd|"/c calc"!A1', "@SUM(1)", "+1", "-1", 'a,"b"\r\nc', "x\x00y\u202e"):
         lines = list(csv.DictReader(io.StringIO(render_csv(spoiled(small, text)), newline="")))
         assert len(lines) == 2 * 3 * 2 * (len(POINTS) + 2)
@@ -82,7 +83,7 @@ def test_csv_takes_hostile_text_as_text(small: Results) -> None:
         ),
     ],
 )
-def test_render_csv_no_cell_starts_a_formula(small: Results, text: str) -> None:
+def test_csv_no_cell_starts_a_formula(small: Results, text: str) -> None:
     """A spreadsheet skips white space, reads wide forms, and splits at `;` where the comma is the decimal sign."""
     for name in (text, f"x;{text}"):
         table = render_csv(replace(small, runs=(replace(small.runs[0], model=name),), complete=False))
@@ -96,7 +97,7 @@ def test_render_csv_no_cell_starts_a_formula(small: Results, text: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ Markdown
 
 
-def test_markdown_holds_the_figures(small: Results) -> None:
+def test_markdown_matches_the_record(small: Results) -> None:
     text = render_markdown(build_comparison(small))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     worst = {name: worst_mean(small.of("1.5M", name)) for name in ("plain", "air", "channel")}
@@ -110,7 +111,7 @@ def test_markdown_holds_the_figures(small: Results) -> None:
     assert "of 12,480 tries" in text
 
 
-def test_markdown_tables_keep_their_columns(small: Results) -> None:
+def test_markdown_hostile_text_keeps_columns(small: Results) -> None:
     for results in (small, spoiled(small, "a | b\n# c <b> `d` **e** [f](g) $h$")):
         widths: list[int] = []
         for line in render_markdown(build_comparison(results)).splitlines():
@@ -126,38 +127,27 @@ def test_markdown_tables_keep_their_columns(small: Results) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "value", "span", "state"),
+    ("found", "passed", "clear", "expected"),
     [
-        ({"unit": "ratio"}, "\u2013", "", "not measured"),
-        (
-            {"unit": "ratio", "measured": 0.034, "interval": (0.01, 0.08), "met": True},
-            "0.034x",
-            "0.010 to 0.08",
-            "met, uncertain",
-        ),
-        (
-            {"unit": "ratio", "measured": 0.0, "interval": (0.0, float("inf")), "met": True, "clear": True},
-            "0.00x",
-            "0.00 to \u221e",
-            "met",
-        ),
-        (
-            {"unit": "points", "measured": -3.21, "interval": (-5.0, 0.01), "met": False},
-            "-3.2 points",
-            "-5.0 to 0.0",
-            "missed, uncertain",
-        ),
-        ({"unit": "tries", "measured": 0.0}, "0", "", "too few"),
-        ({"unit": "tries", "measured": 1200.0, "met": False, "clear": True}, "1,200", "", "missed"),
+        (NotMeasured("none won"), None, False, ("\u2013", "", "not measured", "none won")),
+        (Measured(value=0.034, interval=(0.01, 0.08), unit="ratio"), True, False,
+         ("0.034x", "0.010 to 0.080", "met, uncertain", "n")),
+        (Measured(value=0.0, interval=(0.0, float("inf")), unit="ratio"), True, True,
+         ("0.00x", "0.00 to \u221e", "met", "n")),
+        (Measured(value=-3.21, interval=(-5.0, 0.01), unit="points"), False, False,
+         ("-3.2 points", "-5.0 to 0.0", "missed, uncertain", "n")),
+        (Measured(value=0.0, unit="tries"), None, False, ("0", "", "too few", "n")),
+        (Measured(value=1200.0, unit="tries"), False, True, ("1,200", "", "missed", "n")),
     ],
-)
-def test_verdicts_in_words(verdict: dict[str, object], value: str, span: str, state: str) -> None:
-    one = Verdict(name="x", target="y", **verdict)  # type: ignore[arg-type]
-    assert measured(one) == (value, span.replace("0.08", "0.080"))
-    assert outcome(one) == state
+)  # fmt: skip
+def test_wording_of_verdicts(
+    found: Measured | NotMeasured, passed: bool | None, clear: bool, expected: tuple[str, ...]
+) -> None:
+    one = Verdict(claim="x", target="y", measured=found, passed=passed, clear=clear, text="n")
+    assert (*measured(one), outcome(one), detail(one)) == expected
 
 
-def test_numbers_in_words() -> None:
+def test_wording_of_numbers() -> None:
     assert [ratio(x) for x in (0.0, 0.0123, 0.123, 1.0, 12.4)] == ["0.00", "0.012", "0.12", "1.00", "12"]
     assert [p_value(x) for x in (0.0004, 0.0123, 0.5, 1.0)] == ["< 0.001", "0.012", "0.50", "1.00"]
     assert figure(-0.04, "points") == "0.0"
@@ -166,7 +156,7 @@ def test_numbers_in_words() -> None:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def test_report_is_three_files(small: Results, tmp_path: Path) -> None:
+def test_write_comparison_writes_three_files(small: Results, tmp_path: Path) -> None:
     written = write_comparison(small, tmp_path / "new")
     assert [path.name for path in written] == [f"override-resistance.{end}" for end in ("html", "md", "csv")]
     assert {path.name for path in (tmp_path / "new").iterdir()} == {path.name for path in written}
@@ -176,7 +166,7 @@ def test_report_is_three_files(small: Results, tmp_path: Path) -> None:
     assert table.read_bytes().decode("utf-8") == render_csv(small)
 
 
-def test_curves_are_of_attacks_that_exist() -> None:
+def test_sweeps_are_in_the_attack_grids() -> None:
     for sweep in SWEEPS:
         for attack in sweep.attacks:
             grid = [p for p in ATTACKS[attack].grid if all(p.get(name) == value for name, value in sweep.where.items())]

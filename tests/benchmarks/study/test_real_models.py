@@ -1,17 +1,18 @@
-"""From real attacks on real (tiny, untrained) models to the files of a study, through the store of its runs."""
+"""End to end: attacks on tiny untrained models, the store, and the report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from benchmarks.override_resistance.run_report import write_comparison
+from benchmarks.override_resistance.store import Store
 from rolesafe.attacks import AttackConfig
 from rolesafe.config import RoleConfig
-from rolesafe.evaluation import Results, Run, Store, environment, resistance, utility
+from rolesafe.evaluation import Results, Run, environment, resistance, utility
 from rolesafe.patching import patch
 from rolesafe.tasks import generate
 from tests.attacks.stubs import make_model, make_tokenizer
-from tests.benchmarks.study.html_reader import Reader
+from tests.report.html_reader import Reader
 
 ATTACKS = [
     AttackConfig(name="none", max_new_tokens=4),
@@ -23,7 +24,7 @@ ATTACKS = [
 ]
 
 
-def test_attacks_to_files(tmp_path: Path) -> None:
+def test_attacks_on_real_models_give_a_report(tmp_path: Path) -> None:
     tokenizer, examples = make_tokenizer(), generate("test", 8, 0)
     store = Store(tmp_path / "runs")
     for name in ("plain", "channel"):

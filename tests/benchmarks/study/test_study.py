@@ -1,9 +1,8 @@
-"""The study of override resistance, at a size that shows that it works and nothing else."""
+"""The study of override resistance, as a smoke test."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,26 +11,22 @@ from random import Random
 import pytest
 
 from benchmarks.override_resistance import __main__ as command
-from benchmarks.override_resistance import page, settings
+from benchmarks.override_resistance import settings
 from benchmarks.override_resistance import transfer as transferring
 from benchmarks.override_resistance.arms import ARMS, BASELINES, ON_TOP, SECOND_SIZE, trained
-from benchmarks.override_resistance.clusters import clusters, distance, template
-from benchmarks.override_resistance.compact import compact
+from benchmarks.override_resistance.compact import compact, load
 from benchmarks.override_resistance.data import noise, training_rows
 from benchmarks.override_resistance.job import run_job
 from benchmarks.override_resistance.kept import Kept
 from benchmarks.override_resistance.measure import attacks, examples_of, stratified
-from benchmarks.override_resistance.rejudge import rejudged
 from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
+from benchmarks.override_resistance.store import Store
 from benchmarks.override_resistance.table import table
-from benchmarks.override_resistance.targets import PUBLISHED
 from benchmarks.override_resistance.train import obtain
-from benchmarks.throughput import ROOT
-from rolesafe.attacks import AttackResult, Rate, attackable
-from rolesafe.evaluation import Results, Store
+from rolesafe.attacks import AttackResult, attackable
+from rolesafe.evaluation import Results
 from rolesafe.mechanisms import get_strength
 from rolesafe.tasks import generate, training_conversations, vocabulary
-from rolesafe.tasks.words import PLACES, SECRETS, tokens
 from rolesafe.training.tiny import tiny_tokenizer
 from rolesafe.workers import Update
 
@@ -43,7 +38,7 @@ TINY = Study(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Directory of a finished study, what its jobs told, and its results."""
+    """Directory, updates and results of a finished study."""
     out = tmp_path_factory.mktemp("study")
     told: list[Update] = []
     for job in TINY.jobs:
@@ -52,7 +47,7 @@ def finished(tmp_path_factory):
     return out, told, Results.load(out / "results.json")
 
 
-def test_every_arm_is_measured_under_the_same_attacks(finished):
+def test_run_job_attacks_all_arms_alike(finished):
     out, told, results = finished
     assert [run.key for run in results.runs] == list(TINY.jobs)
     assert results.complete
@@ -70,8 +65,8 @@ def test_every_arm_is_measured_under_the_same_attacks(finished):
         assert "instaboost" in (out / name).read_text(encoding="utf-8")
 
 
-def test_the_system_text_of_the_examples_may_stand_last():
-    """The same rules and requests, and a study of its own: its records are of other conversations."""
+def test_study_place_last_moves_the_system_text():
+    """Rules and requests stay the same; the settings differ, because the conversations do."""
     first, last = (examples_of(replace(TINY, place=place), 0) for place in ("first", "last"))
     assert first[0].messages[0]["role"] == "system"
     assert all(e.messages[-1]["role"] == "system" for e in last)
@@ -85,8 +80,8 @@ def test_the_system_text_of_the_examples_may_stand_last():
         replace(TINY, place="middle")
 
 
-def test_what_was_found_on_one_arm_is_sent_to_the_others(finished, tmp_path, monkeypatch):
-    """Counted by search and by example; a text that won wins again on the model that it was found on."""
+def test_transfer_sends_found_texts_to_targets(finished, tmp_path, monkeypatch):
+    """Counts by search and by example; a text that won wins again on its own model."""
     out, _, _ = finished
     told: list[Update] = []
     job = ("0.1M", "plain", 0)
@@ -119,15 +114,15 @@ def test_what_was_found_on_one_arm_is_sent_to_the_others(finished, tmp_path, mon
     assert told[-1].run == counts
 
 
-def test_a_record_that_cannot_be_read_is_told_before_anything_runs(tmp_path):
+def test_run_unreadable_record_raises_first(tmp_path):
     path = Store(tmp_path / "records").path(TINY.jobs[0])
     path.parent.mkdir()
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"`out`: .*{path.name}.*move it away"):
+    with pytest.raises(ValueError, match=rf"`out`: .*{path.name}"):
         command.run(TINY, tmp_path, tmp_path / "models")
 
 
-def test_an_interrupted_job_goes_on_with_the_attack_it_was_in(finished, tmp_path, monkeypatch):
+def test_run_job_interrupted_resumes_at_the_attack(finished, tmp_path, monkeypatch):
     out, _, results = finished
 
     def interrupt(update: Update) -> None:
@@ -156,7 +151,7 @@ def test_an_interrupted_job_goes_on_with_the_attack_it_was_in(finished, tmp_path
     assert [(p.attack, p.success) for p in again.attacks] == [(p.attack, p.success) for p in before.attacks]
 
 
-def test_steering_stands_on_the_plain_model(finished):
+def test_steering_arm_reuses_the_plain_model(finished):
     out, _, results = finished
     rows, *models = sorted((path.name for path in (out / "models").iterdir()), key=lambda name: name[0] != "r")
     assert rows.startswith("rows--"), "encoded once for all arms"
@@ -167,18 +162,16 @@ def test_steering_stands_on_the_plain_model(finished):
     assert steered.mechanism["boost"] == 9.0
 
 
-def test_a_compact_record_says_the_same_without_text(finished):
+def test_compact_record_gives_the_same_table(finished, tmp_path):
     _, _, results = finished
-    small = Results.from_json(compact(results))
-    assert small.sizes == results.sizes
+    (tmp_path / "small.json").write_text(compact(results))
+    small = load(tmp_path / "small.json")
     for run, whole in zip(small.runs, results.runs, strict=True):
-        assert (run.key, run.utility, run.worst()) == (whole.key, whole.utility, whole.worst())
-        assert all(point.samples == () for point in run.attacks)
+        assert (run.key, run.utility.right, run.worst()) == (whole.key, whole.utility.right, whole.worst())
     assert table(small, "0.1M") == table(results, "0.1M")
-    assert len(compact(results)) < len(results.to_json()) / 2
 
 
-def test_finished_jobs_are_not_run_again(finished, monkeypatch):
+def test_run_finished_jobs_are_kept(finished, monkeypatch):
     out, _, results = finished
     (out / "study.json").unlink(missing_ok=True)
 
@@ -187,12 +180,12 @@ def test_finished_jobs_are_not_run_again(finished, monkeypatch):
         yield from ()
 
     monkeypatch.setattr(command, "updates", updates)
-    monkeypatch.setattr(command, "FORGING_TRIES", 200)
+    monkeypatch.setattr(command, "report", lambda study, out: None)
     command.run(TINY, out, out / "models")
     assert Store(out / "records").read(TINY.jobs).runs == results.runs
 
 
-def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch):
+def test_run_other_settings_in_out_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "updates", lambda *args: (_ for _ in ()))
     command.run(TINY, tmp_path, tmp_path / "models")
     command.run(replace(TINY, arms=("plain",)), tmp_path, tmp_path / "models")
@@ -200,7 +193,7 @@ def test_other_settings_in_the_same_directory_are_refused(tmp_path, monkeypatch)
         command.run(replace(TINY, gcg_steps=3), tmp_path, tmp_path / "models")
 
 
-def test_a_failed_job_loses_no_other(tmp_path, monkeypatch, capsys):
+def test_run_failed_job_keeps_the_others(tmp_path, monkeypatch, capsys):
     def updates(work, jobs, workers):
         yield Update(jobs[0], "failed", 0.0, error="out of luck", trace="Traceback")
         yield Update(jobs[1], "training", 0.5)
@@ -212,7 +205,7 @@ def test_a_failed_job_loses_no_other(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "failed" / "0.1M-plain-0.txt").read_text(encoding="utf-8") == "Traceback"
 
 
-def test_noise_changes_what_an_attacker_writes_and_nothing_else():
+def test_noise_changes_the_last_message_only():
     words = vocabulary(TINY.families)
     for messages in training_conversations(40, 0, TINY.families, difficulty=TINY.training):
         changed = noise(messages, words, Random(0))
@@ -223,7 +216,7 @@ def test_noise_changes_what_an_attacker_writes_and_nothing_else():
         assert [m["role"] for m in changed] == [m["role"] for m in messages]
 
 
-def test_all_arms_of_a_seed_see_the_same_rows(tmp_path):
+def test_training_rows_are_the_same_for_all_arms(tmp_path):
     tokenizer = tiny_tokenizer(vocabulary(TINY.families))
     made = rows_of(TINY, "0.1M", 0, tokenizer, tmp_path)
     assert rows_of(TINY, "0.1M", 0, tokenizer, tmp_path) == made, "read from the file"
@@ -237,7 +230,7 @@ def test_all_arms_of_a_seed_see_the_same_rows(tmp_path):
         assert all(row["labels"][i] == row["input_ids"][i] for i in learned)
 
 
-def test_a_shorter_training_has_the_first_rows_of_a_longer_one(tmp_path, monkeypatch):
+def test_training_rows_shorter_is_a_prefix(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer(vocabulary(TINY.families))
     for size, steps in (("0.1M", 6), ("0.4M", 4)):
         chosen = settings.SIZES[size]
@@ -251,7 +244,7 @@ def test_a_shorter_training_has_the_first_rows_of_a_longer_one(tmp_path, monkeyp
     assert [rows_of(study, size, 0, tokenizer, other) for size in ("0.4M", "0.1M")] == [short, long]
 
 
-def test_rows_of_another_tokenizer_or_text_are_not_taken(tmp_path):
+def test_training_rows_depend_on_tokenizer_and_text(tmp_path):
     """Of the same size and template, in the same folder."""
     words = vocabulary(TINY.families)
     one, other = (tiny_tokenizer([*words, more]) for more in ("aaa", "zzz"))
@@ -270,14 +263,14 @@ def rows_of(*args):
     return [{name: values.tolist() for name, values in row.items()} for row in training_rows(*args)]
 
 
-def test_models_of_another_study_are_refused(finished, tmp_path):
+def test_obtain_model_of_another_study_raises(finished, tmp_path):
     out, _, _ = finished
     with pytest.raises(ValueError, match=r"0\.1M--plain--0 that was trained with other noise; give another directory"):
         obtain(replace(TINY, noise=0.0), "0.1M", "plain", 0, out / "models", lambda fraction: None)
 
 
-def test_a_checkpoint_is_retrained_and_its_role_layer_comes_in_by_degrees(finished, tmp_path):
-    """The plain model of the study stands for a checkpoint that somebody else trained."""
+def test_obtain_pretrained_anneals_the_role_layer(finished, tmp_path):
+    """The plain model of the study serves as the pretrained checkpoint."""
     out, _, _ = finished
     study = replace(TINY, sizes=("pretrained",), base=str(out / "models" / "0.1M--plain--0"), arms=("channel",))
     model, _, _ = obtain(study, "pretrained", "channel", 0, tmp_path, lambda fraction: None)
@@ -287,7 +280,7 @@ def test_a_checkpoint_is_retrained_and_its_role_layer_comes_in_by_degrees(finish
     assert str(tmp_path.parent) not in json.dumps(study.to_dict()), "no path of this machine in a record"
 
 
-def test_a_size_that_is_trained_on_ordinary_text_too(tmp_path, monkeypatch):
+def test_obtain_size_with_ordinary_text_uses_bpe(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("Once upon a time there was a little fox. " * 200)
     small = replace(SIZES["30M"], hidden=32, layers=1, heads=2, head_dim=16)
@@ -301,20 +294,20 @@ def test_a_size_that_is_trained_on_ordinary_text_too(tmp_path, monkeypatch):
     assert tokenizer.decode(tokenizer("Ünseen wörds, too.")["input_ids"]) == "Ünseen wörds, too."
 
 
-def test_searches_see_every_family():
+def test_stratified_has_every_family():
     chosen = stratified(attackable(generate("test", 60, 0, TINY.families)), 6)
     assert sorted(e.family for e in chosen) == sorted(2 * TINY.families)
 
 
-def test_every_search_has_its_attack():
+def test_attacks_every_search_has_a_config():
     _, found = attacks(replace(TINY, searches=tuple(SEARCHES)), 0)
     assert len(found) == len({config.label for config in found}) == len(SEARCHES)
     budgets = [c.parameters for c in found if c.name == "gcg"]
     assert all(p["num_steps"] == 2 and p["search_width"] == 4 for p in budgets)
 
 
-def test_arms():
-    assert set(BASELINES) == {"ise", "air", "aside", "pft", "drip"} == set(PUBLISHED)
+def test_arms_baselines_are_the_published_ones():
+    assert BASELINES == ("ise", "air", "aside", "pft", "drip")
     assert trained("pasta") == "plain"
     assert trained("channel") == "channel"
     assert set(SECOND_SIZE) <= set(ARMS)
@@ -322,7 +315,7 @@ def test_arms():
         assert (arm.config is None) == (arm.kind == "plain")
 
 
-def test_settings_survive_json_and_name_their_command():
+def test_study_to_dict_and_command():
     study = replace(TINY, quick=False)
     assert json.loads(json.dumps(study.to_dict())) == study.to_dict()
     assert study.command == (
@@ -352,78 +345,11 @@ def test_settings_survive_json_and_name_their_command():
         ({"text": "some.txt"}, "`text`: expected a file .* for no other"),
     ],
 )
-def test_bad_settings_say_so(changes, message):
+def test_study_bad_settings_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
 
 
-RECORDS = ROOT / "benchmarks" / "results"
-
-
-def test_pages_have_the_figures_of_the_records():
-    """Every block of both pages but the slow one, which the next test looks at."""
-    for path in page.PAGES:
-        text = path.read_text(encoding="utf-8")
-        quick = re.sub(r"<!-- facts -->.*?<!-- end -->", "", text, flags=re.S)
-        assert page.filled(quick) == quick, f"{path.name}: run python -m benchmarks.override_resistance.page"
-        assert "<!-- " in quick
-
-
-def test_facts_of_the_page_are_counted():
-    text = page.PAGES[0].read_text(encoding="utf-8")
-    asked = attackable(examples_of(Study(), 0))
-    said = f"The {len(asked)} attacked examples of seed 0 are {len(set(map(template, asked)))} templates"
-    assert said in text
-    assert f"{len(tiny_tokenizer(vocabulary(Study().families)))} tokens." in text
-    assert "5 of 6 encoded attacks" in text
-
-
-def test_a_block_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"`text`: expected blocks out of .* got 'tables:deep'"):
-        page.filled("<!-- tables:deep -->\nold\n<!-- end -->")
-
-
-def test_examples_of_one_template_differ_in_places_and_secrets_only():
-    asked = generate("test", 24, 3, ("access", "form", "data"))
-    labels = clusters({"examples": 24, "families": ["access", "form", "data"]}, [3 - 1000])
-    assert {e.id for e in asked} <= set(labels)
-    for example in asked:
-        assert labels[example.id] == template(example)
-        words = {word for m in example.messages for word in tokens(m["content"])}
-        assert not set(tokens(template(example))) & (words & {*PLACES, *SECRETS})
-    assert distance(("the", "code", "is", "_"), ("the", "code", "was", "a", "_")) == 2
-
-
-def test_first_seed_of_a_study_is_in_its_command():
+def test_study_command_has_the_first_seed():
     study = replace(Study(), seeds=(101, 102))
     assert study.command == "python -m benchmarks.override_resistance --seeds 2 --first-seed 101 --out DIR"
-
-
-def test_replies_of_a_record_are_judged_anew(tmp_path):
-    example = next(e for e in generate("test", 12, 7, ("access",)) if e.kind == "protected")
-    replies = [f"_{example.violation}_", example.reply, "", example.violation]
-    kept = [{"id": example.id, "reply": reply, "success": reply == example.violation} for reply in replies]
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps({"runs": [{"attacks": [{"samples": kept}]}]}))
-    assert rejudged([path]).splitlines()[-1] == "| `record.json` | 4 | 1 | 2 | 1 | 1 |"
-    kept[0]["id"] = "riddle/test/7/1/0/protected"
-    path.write_text(json.dumps({"runs": [{"attacks": [{"samples": kept}]}]}))
-    with pytest.raises(ValueError, match="`ids`: expected examples of the generator"):
-        rejudged([path])
-
-
-def test_record_with_the_system_text_last_says_what_was_sent():
-    """The attack `position` had moved message 0, the user's: its places are exchanged to what they were."""
-    results = Results.load(RECORDS / "override_resistance_last.json")
-    assert "relabelled" in results.settings
-    for run in results.runs:
-        places = [p.parameters["system"] for p in run.attacks if p.attack == "position"]
-        assert sorted(set(places)) == ["first", "last", "middle"]
-        assert places.count("last") == 5
-        assert run.worst_case == Rate(sum(run.worst().values()), len(run.worst()))
-
-
-def test_the_record_is_of_the_usual_command():
-    results = Results.load(RECORDS / "override_resistance.json")
-    assert results.settings["command"] == Study().command
-    assert {run.key for run in results.runs} == set(Study().jobs)
