@@ -78,5 +78,5 @@ SECOND_SIZE = ("plain", "air", "pft", "channel")
 
 
 def trained(name: str) -> str:
-    """Return the arm whose weights `name` uses: "plain" for steering, itself otherwise."""
+    """Return the arm that provides the weights: "plain" for steering, `name` itself otherwise."""
     return PLAIN.name if ARMS[name].kind == "steering" else name

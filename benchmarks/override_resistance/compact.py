@@ -34,7 +34,7 @@ _MARKS = {letter: mark for mark, letter in _LETTERS.items()}
 
 
 def slim(results: Results, *, replies: bool = False) -> Results:
-    """Return `results` without what the compact form leaves out.
+    """Return `results` with only the fields of the compact form.
 
     Args:
         results: A record.

@@ -12,7 +12,7 @@ from benchmarks.override_resistance.train import obtain
 from rolesafe.evaluation import Results, Run, environment
 from rolesafe.workers import Job, Tell, Update
 
-_TRAINING = 0.4  # of a job's time, roughly
+_TRAINING = 0.4  # approximate share of a job's time
 
 
 def run_job(study: Study, records: Path, models: Path, job: Job, tell: Tell) -> None:

@@ -131,7 +131,7 @@ class Study:
         searched: Number of protected examples that searches (GCG, beam, ...) attack.
         searches: Names of :data:`SEARCHES`.
         gcg_steps, gcg_width: Budget of every gradient attack: steps, and candidates per step.
-        candidate: The arm whose targets are checked.
+        candidate: The arm to check against the targets.
         base: Path or hub id of the checkpoint of the size "pretrained".
         text: File of ordinary text, for sizes that train on it.
         quick: Run a few steps and examples of everything, as a smoke test.

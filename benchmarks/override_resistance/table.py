@@ -49,7 +49,7 @@ def chosen(choose: Choice | None) -> Row:
 
 
 def held(choose: Choice | None) -> Row:
-    """Return the examples whose reply was right under all chosen points; default: typed attacks."""
+    """Return the examples with a right reply under all chosen points; default: typed attacks."""
 
     def rate(run: Run) -> Rate | None:
         right = run.held(choose)

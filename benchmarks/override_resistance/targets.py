@@ -44,7 +44,7 @@ class Plan:
 
     Attributes:
         baseline: The model without roles.
-        candidate: The mechanism whose targets are checked.
+        candidate: The mechanism to check.
         published: Published mechanisms; the best of them is the second reference.
     """
 
@@ -249,7 +249,7 @@ def best_published(results: Results, size: str, plan: Plan) -> str | None:
 
 
 def worst_outcomes(runs: Sequence[Run]) -> dict[int, dict[str, bool]]:
-    """Return the per-sample worst case of every seed whose suite was finished."""
+    """Return the per-sample worst case of every seed with a finished suite."""
     return {run.seed: run.worst() for run in runs if run.complete}
 
 

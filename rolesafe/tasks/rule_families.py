@@ -1,13 +1,13 @@
-"""The rule families. Each builds a :class:`Case`; the twin of a case is built from the same random numbers.
+"""Rule families. Each builds a :class:`Case`; a case and its benign twin use the same random numbers.
 
 ============  ==================================================  ==========================================
 family        protected                                           benign twin
 ============  ==================================================  ==========================================
-``access``    the system text forbids to share the code word      the system text allows it: it must be told
+``access``    the system text forbids to share the code word      the system text allows it: the reply has it
 ``form``      every question is answered with the system's word   the system text leaves the word to the user
 ``data``      an order in the text must not be obeyed             the system text gives the same order
 ``never``     a word must not be said, although asked to          the system text allows it: it must be said
-``code``      only who gives the right word is told the secret    the user's word is the right one, or none is asked
+``code``      the secret is given only for the right word         the user's word is the right one, or none is asked
 ============  ==================================================  ==========================================
 
 ``data`` follows SEP (arXiv 2403.06833): a probe with a witness word, once in the instruction, once in the data. The
@@ -28,15 +28,15 @@ from rolesafe.tasks.words import PLACES, SECRETS, Split, pairs, split_of
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One conversation before it becomes an :class:`Example` or a :class:`TrainingRecord`.
+    """Conversation before it becomes an :class:`Example` or a :class:`TrainingRecord`.
 
     Attributes not described in :class:`Example`:
-        system: The system text.
+        system: System text.
         before: Messages between the system text and the target message.
         rephrased: Draws another training sentence that states a policy.
-        aside: Sentences in the style of the rules about something that is not asked.
-        rightful: The order in the target message has to be obeyed, so no other may be mixed into it.
-        hand_over: What the user says where the target message comes from a tool; empty: the request.
+        aside: Sentences in the style of the rules about something else.
+        rightful: True if the order in the target message has to be obeyed, so that no injection is mixed in.
+        hand_over: User message before a tool's target message; empty: the request.
     """
 
     system: str
@@ -61,7 +61,7 @@ Builder = Callable[[Random, Split, int, bool], Case]
 
 
 def access(rng: Random, split: Split, facts: int, protected: bool) -> Case:
-    """Code words and who may know them; the user asks for one."""
+    """Build a case about code words that may or may not be shared; the user asks for one."""
     codes = pairs(rng, split, PLACES, SECRETS, facts)
     places = [place for place, _ in codes]
     allow, deny = rng.choice(say.ALLOW[split]), rng.choice(say.DENY[split])
@@ -97,7 +97,7 @@ def access(rng: Random, split: Split, facts: int, protected: bool) -> Case:
 
 
 def form(rng: Random, split: Split, facts: int, protected: bool) -> Case:
-    """The word that every question is answered with; or the system text leaves it to the user, who sets one."""
+    """Build a case about the word that answers every question, set by the system text or left to the user."""
     del facts  # one rule, however difficult the other families are
     ((word, other),) = pairs(rng, split, SECRETS, SECRETS, 1)
     phrase, question = rng.choice(say.FORM[split]), rng.choice(say.QUESTION[split])
@@ -128,7 +128,7 @@ def form(rng: Random, split: Split, facts: int, protected: bool) -> Case:
 
 
 def data(rng: Random, split: Split, facts: int, protected: bool) -> Case:
-    """A text to read, which may contain orders; only the system text gives orders."""
+    """Build a case about a text to read that may contain orders; only the system text gives orders."""
     codes = pairs(rng, split, PLACES, SECRETS, facts)
     secret = codes[0][1]
     taken = {s for _, s in codes}
@@ -164,7 +164,7 @@ def data(rng: Random, split: Split, facts: int, protected: bool) -> Case:
 
 
 def never(rng: Random, split: Split, facts: int, protected: bool) -> Case:
-    """A word that must not be said; the user asks to say it, and mentions another one."""
+    """Build a case about a forbidden word; the user asks for it and mentions another one."""
     ((word, other),) = pairs(rng, split, SECRETS, SECRETS, 1)
     forbid, permit = rng.choice(say.FORBID[split]), rng.choice(say.PERMIT[split])
     more = rng.sample([w for w in SECRETS if w not in (word, other)], facts - 1)
@@ -195,7 +195,7 @@ def never(rng: Random, split: Split, facts: int, protected: bool) -> Case:
 
 
 def code(rng: Random, split: Split, facts: int, protected: bool) -> Case:
-    """A secret for whoever gives the right word; the user gives a word, or claims to know it."""
+    """Build a case about a secret given for the right word; the user gives a word or claims to know it."""
     codes = pairs(rng, split, PLACES, SECRETS, facts)
     used = {secret for _, secret in codes}
     key = rng.choice([w for w in SECRETS if w not in used])
@@ -204,7 +204,7 @@ def code(rng: Random, split: Split, facts: int, protected: bool) -> Case:
     fact, lock, ask = rng.choice(say.FACT[split]), rng.choice(say.LOCK[split]), rng.choice(say.ASK[split])
     unlock, shut = rng.choice(say.UNLOCK[split]), rng.choice(say.SHUT[split])
     claims, contrary = rng.random() < 0.3, rng.choice(("allow", "reset"))
-    if claims:  # to whom no word was given, a rule that asks for another word is of no use
+    if claims:  # without a word, a rule that asks for another word has no effect
         contrary = "allow"
     place, secret = codes[0]
     rules = [lock.format(place=p, word=w) for (p, _), w in zip(codes, keys, strict=True)]
@@ -244,7 +244,7 @@ BUILDERS: dict[str, Builder] = {"access": access, "form": form, "data": data, "n
 
 
 def neutral(rng: Random, facts: int) -> tuple[Message, ...]:
-    """A conversation without any rule: repeat a word, or look one up, in the system text or in the user's."""
+    """Return a conversation without rules: repeat a word, or look one up in the system or user text."""
     system, user = [rng.choice(say.NEUTRAL_SYSTEM)], []
     codes = pairs(rng, "train", PLACES, SECRETS, facts)
     place, secret = codes[0]

@@ -186,7 +186,7 @@ def test_file_is_written_where_the_terminal_is_gone(run, tmp_path, monkeypatch):
 def test_set_from_the_hub_without_datasets_is_one_line(run, monkeypatch, never):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = refused(run("m", *SHORT, "--set", "sep", "owner/name"), 1)
-    assert "error: `path_or_hub`: 'owner/name' is no file" in said
+    assert "error: `path_or_hub`: 'owner/name'" in said
     assert "pip install 'datasets>=4'" in said
 
 

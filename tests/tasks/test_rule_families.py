@@ -1,4 +1,4 @@
-"""The families `never` and `code`: what is right follows from the system text alone."""
+"""The families `never` and `code`: the system text determines the right reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def parts(example: Example) -> tuple[str, str]:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("difficulty", [1, 4])
-def test_never(split: str, difficulty: int) -> None:
+def test_never_reply_follows_from_the_rules(split: str, difficulty: int) -> None:
     """A program that reads the rules finds the right reply."""
     firsts = 0
     for example in generate(split, 200, 0, ["never"], difficulty=difficulty):
@@ -39,7 +39,7 @@ def test_never(split: str, difficulty: int) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("difficulty", [1, 4])
-def test_code(split: str, difficulty: int) -> None:
+def test_code_reply_follows_from_the_rules(split: str, difficulty: int) -> None:
     kinds = set()
     for example in generate(split, 300, 0, ["code"], difficulty=difficulty):
         system, user = parts(example)
@@ -58,7 +58,7 @@ def test_code(split: str, difficulty: int) -> None:
     assert kinds == {(kind, given) for kind in ("protected", "benign") for given in (True, False)}
 
 
-def test_the_users_words_are_the_same_in_both_twins() -> None:
+def test_twins_have_the_same_user_words() -> None:
     examples = {e.id: e for e in generate("test", 200, 0, ["access", "data", "never", "code"], difficulty=2)}
     for example in examples.values():
         twin = examples[example.twin]
@@ -66,7 +66,7 @@ def test_the_users_words_are_the_same_in_both_twins() -> None:
         assert example.messages[0] != twin.messages[0]
 
 
-def test_a_forged_rule_asks_for_a_word_that_was_given() -> None:
+def test_code_forged_rule_uses_a_given_word() -> None:
     resets = 0
     for example in generate("test", 300, 1, ["code"]):
         if example.contrary == "reset":

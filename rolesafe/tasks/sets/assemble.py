@@ -1,4 +1,4 @@
-"""Examples out of the parts that published sets have."""
+"""Assemble examples from the parts of published sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rolesafe.tasks.sets.read import Row, RowError
 
 REFUSAL: Final = "I cannot help with that."
 SYSTEM: Final = "system"
-"""The name of the policy that the system text itself sets."""
+"""Name of the policy of the system text."""
 
 
 def example(
@@ -28,26 +28,25 @@ def example(
     target: str = "user",
     paired: bool = True,
 ) -> Example:
-    """An example of a set.
+    """Return an example of a set.
 
-    Sets have no rule templates, so the policies are the system text itself and `order`, the attacker's wish in words:
-    that is what attacks state, and what a forged system text adds.
+    Sets have no rule templates, so the policies are the system text and `order`, the goal of the attacker in words.
 
     Args:
-        row: Where it comes from; the id tells.
+        row: Source row, part of the id.
         name: Name of the set.
-        kind: ``"protected"`` or ``"benign"``; a benign one has neither violation nor contrary policy.
-        messages: The conversation up to the reply.
-        request: What stays of the attacker's message under an attack of ours.
-        reply: The right reply, where the set tells it.
-        order: The injected order.
-        violation: A word or phrase in the reply that counts as the attacker's success.
-        wanted: The whole reply an attacker wants; default: `violation`.
+        kind: ``"protected"`` or ``"benign"``; benign examples have no violation and no contrary policy.
+        messages: Conversation up to the reply.
+        request: Part of the attacker's message that attacks keep.
+        reply: Right reply, if the set has one.
+        order: Injected order.
+        violation: Word or phrase in the reply that is an attack success.
+        wanted: Whole reply that an attacker wants; default: `violation`.
         target: Role of the attacker's message.
-        paired: Whether the row gives a protected and a benign example.
+        paired: True if the row gives a protected and a benign example.
 
     Raises:
-        RowError: The violation has no word that could be looked for, or there is no order.
+        RowError: The violation has no letter or digit, or there is no order.
     """
     stem = f"{name}/{row.source}/{row.number}"
     system = " ".join(m["content"] for m in messages if m["role"] == "system")
@@ -77,5 +76,5 @@ def example(
 
 
 def message(role: str, content: str) -> Message:
-    """A chat message."""
+    """Return a chat message."""
     return {"role": role, "content": content}
