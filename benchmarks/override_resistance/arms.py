@@ -26,7 +26,7 @@ class Arm:
 
 
 def _preset(name: str, kind: Kind, **changes: object) -> Arm:
-    return Arm(name, kind, RoleConfig.preset(name, **changes))  # type: ignore[arg-type]
+    return Arm(name, kind, RoleConfig.preset(name, **changes))
 
 
 def _dedicated(share: float) -> Arm:

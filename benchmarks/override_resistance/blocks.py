@@ -18,9 +18,10 @@ from benchmarks.override_resistance.run_report.markdown import target_lines
 from benchmarks.override_resistance.settings import Study
 from benchmarks.override_resistance.table import ROWS, cell, is_fixed, trials
 from benchmarks.override_resistance.targets import Plan, verdicts
+from benchmarks.override_resistance.transfer import table as table_of_counts
 from rolesafe.attacks import Rate, attackable, attacked
 from rolesafe.evaluation import Results, Run
-from rolesafe.evaluation.statistics import clustered_interval, effective_trials, losing_seeds_bound
+from rolesafe.evaluation.statistics import effective_trials, losing_seeds_bound
 
 RECORDS = Path(__file__).parents[1] / "results"
 
@@ -112,25 +113,11 @@ _ROW = {"fixed texts": "all fixed texts", "fixed texts and searches": "**worst c
 def transferred() -> str:
     """Return the table of texts found on one model and sent to another."""
     record = json.loads((RECORDS / "transfer.json").read_text(encoding="utf-8"))
-    whole = [c for c in record["counts"] if c["search"] is None]
     study = Study(searched=30)
     asked = [e for seed in study.seeds for e in stratified(attackable(examples_of(study, seed)), study.searched)]
     worth = effective_trials(map(template, asked))
-    models = list(dict.fromkeys(c["target"] for c in whole))
-    lines = [f"| texts found on | win there | {' | '.join(f'win on {t}' for t in models)} |"]
-    lines.append(f"| :-- | --: |{' --: |' * len(models)}")
-    for source in dict.fromkeys(c["source"] for c in whole):
-        of = {t: [c for c in whole if (c["source"], c["target"]) == (source, t)] for t in models}
-        counts = [(of[models[0]], "won"), *((of[t], "of_all") for t in models)]
-        cells = [_interval(Rate(sum(c[key] for c in some), sum(c["n"] for c in some)), worth) for some, key in counts]
-        lines.append(f"| {source} | {' | '.join(cells)} |")
     where = f"`transfer.json`, commit {record['environment']['commit'][:7]}, seeds 0, 1, 2; judged by the first judge."
-    return "\n".join([where, "", *lines])
-
-
-def _interval(rate: Rate, worth: float) -> str:
-    low, high = clustered_interval(rate, worth)
-    return f"{rate.k} of {rate.n} ({100 * low:.1f} to {100 * high:.1f}%)"
+    return f"{where}\n\n{table_of_counts(record['counts'], worth)}"
 
 
 def budget() -> str:

@@ -166,6 +166,7 @@ def _run(values: dict[str, Any], tables: dict[str, Any]) -> Run:
     useful, asked, right = values["utility"]
     mass = values["attention_mass"]
     rates: dict[str, Any] = {name: _rate(values.get(name)) for name in RATES}
+    rates_of_use: dict[str, Any] = {name: Rate(*pair) for name, pair in zip(UTILITY, useful, strict=True)}
     return Run(
         seed=values["seed"],
         **{name: values[name] for name in PLAIN},
@@ -173,7 +174,7 @@ def _run(values: dict[str, Any], tables: dict[str, Any]) -> Run:
         mechanism=tables["mechanisms"][values["mechanism"]],
         attention_mass=None if mass is None else tuple(map(tuple, mass)),
         utility=Utility(
-            **{name: Rate(*pair) for name, pair in zip(UTILITY, useful, strict=True)},
+            **rates_of_use,
             examples=tuple(tables["ids"][asked]),
             right=marks_of(right),
         ),

@@ -6,7 +6,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal, get_args
 
 from benchmarks.override_resistance.arms import ARMS, SECOND_SIZE, USUAL_ARMS
 from rolesafe.tasks import FAMILIES, Difficulty
@@ -106,8 +106,8 @@ PLACED = ("placement", "position")
 """Attacks that move the system text, through their parameter `system`."""
 
 
-PLACES = ("first", "last")
-"""Places of the system text. The middle would need more messages than the examples have."""
+Place = Literal["first", "last"]
+"""Place of the system text. The middle would need more messages than the examples have."""
 
 PLANNED = ("sizes", "seeds", "arms", "candidate")
 """Settings that may differ between records of one study."""
@@ -148,7 +148,7 @@ class Study:
     triggers: float = 0.1
     noise: float = 0.3
     examples: int = 120
-    place: str = "first"
+    place: Place = "first"
     searched: int = 3
     searches: tuple[str, ...] = USUAL
     gcg_steps: int = 100
@@ -159,8 +159,8 @@ class Study:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        if self.place not in PLACES:
-            raise ValueError(f"`place`: expected one of {PLACES}, got {self.place!r}")
+        if self.place not in get_args(Place):
+            raise ValueError(f"`place`: expected one of {get_args(Place)}, got {self.place!r}")
         if self.candidate not in ARMS:
             raise ValueError(f"`candidate`: unknown {self.candidate!r}; expected one of {tuple(ARMS)}")
         for name, known in (("sizes", SIZES), ("arms", ARMS), ("families", FAMILIES), ("searches", SEARCHES)):
@@ -230,7 +230,9 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """Return, as JSON values, the settings that records of one study share."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in PLANNED}
+        values: dict[str, Any] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k not in PLANNED
+        }
         names = {k: None if values[k] is None else PurePath(values[k]).name for k in ("base", "text")}
         return {**values, **names, "models": {size: asdict(model) for size, model in SIZES.items()}}
 

@@ -9,6 +9,7 @@ target's own roles. Counts go to OUT/transfer.json, search results to OUT/*.json
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from benchmarks.override_resistance.train import obtain
 from rolesafe.attacks import AttackResult, attackable, transfer
 from rolesafe.cli import run_command
 from rolesafe.evaluation import Rate, environment, resistance
+from rolesafe.evaluation.statistics import clustered_interval
 from rolesafe.files import locked, write_whole
 from rolesafe.terminal import INTERRUPTED, as_text, print_error
 from rolesafe.workers import Job, Tell, Update, failures, progress_bars, updates
@@ -142,24 +144,28 @@ def _counts(found: list[AttackResult], sent: list[AttackResult], job: Job, targe
     yield count(None, [[name for name in here if name[1] == id] for id in ids])
 
 
-def table(counts: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: for each source, examples lost there, and examples each target loses to its texts."""
+def table(counts: list[dict[str, Any]], trials: float = math.inf) -> str:
+    """Return a Markdown table: for each source, examples lost there, and examples each target loses to its texts.
+
+    Args:
+        counts: As in OUT/transfer.json.
+        trials: Effective number of independent trials behind each interval; default: all examples.
+    """
     whole = [c for c in counts if c["search"] is None]
     targets = list(dict.fromkeys(c["target"] for c in whole))
     lines = [f"| texts found on | win there | {' | '.join(f'win on {t}' for t in targets)} |"]
-    lines.append(f"| :-- | --: | {' | '.join(['--:'] * len(targets))} |")
+    lines.append(f"| :-- | --: |{' --: |' * len(targets)}")
     for source in dict.fromkeys(c["source"] for c in whole):
         of = {t: [c for c in whole if (c["source"], c["target"]) == (source, t)] for t in targets}
-        first = of[targets[0]]
-        cells = [_cell(sum(c["won"] for c in first), sum(c["n"] for c in first))]
-        cells += [_cell(sum(c["of_all"] for c in of[t]), sum(c["n"] for c in of[t])) for t in targets]
-        lines.append(f"| {source} | {' | '.join(cells)} |")
+        chosen = [(of[targets[0]], "won"), *((of[t], "of_all") for t in targets)]
+        rates = [Rate(sum(c[key] for c in some), sum(c["n"] for c in some)) for some, key in chosen]
+        lines.append(f"| {source} | {' | '.join(_cell(rate, trials) for rate in rates)} |")
     return "\n".join(lines)
 
 
-def _cell(k: int, n: int) -> str:
-    low, high = Rate(k, n).interval
-    return f"{k} of {n} ({100 * low:.1f} to {100 * high:.1f}%)"
+def _cell(rate: Rate, trials: float) -> str:
+    low, high = clustered_interval(rate, trials)
+    return f"{rate.k} of {rate.n} ({100 * low:.1f} to {100 * high:.1f}%)"
 
 
 if __name__ == "__main__":
