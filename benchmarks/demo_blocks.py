@@ -22,7 +22,6 @@ _MAIN = (
     "any of these attacks (worst case)",
 )
 ROWS: dict[str, tuple[str, ...]] = {
-    "main": _MAIN,
     "fresh": (*_MAIN[:3], "fake-system x16, without delimiters", *_MAIN[3:]),
     "short": (_MAIN[0], _MAIN[2], _MAIN[6], *_MAIN[-2:]),
     "readme": (

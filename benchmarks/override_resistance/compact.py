@@ -13,52 +13,23 @@ import argparse
 import json
 import os
 import re
-from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rolesafe.attacks import Outcome, Rate
-from rolesafe.evaluation import AttackPoint, Environment, Results, Run, Utility
+from rolesafe.evaluation import SCHEMA_VERSION, Results
 from rolesafe.files import write_whole
 from rolesafe.terminal import run_main
 
 VERSION = 1
 """Version of the compact form."""
 
-RATES = ("worst_case", "bound", "false_refusals", "sep", "sep_all")
-PLAIN = ("model", "size", "n_parameters", "train_seconds", "complete")
-UTILITY = ("benign", "refused", "protected", "violated")
+DROPPED = ("families", "n_queries", "n_steps", "losses", "samples")
+SAMPLE = ("id", "family", "reply", "success", "right")
+"""Fields of a recorded conversation that ``--replies`` keeps."""
+
 _LETTERS = {"0": "o", "1": "x", "-": "-"}
 _MARKS = {letter: mark for mark, letter in _LETTERS.items()}
-
-
-def slim(results: Results, *, replies: bool = False) -> Results:
-    """Return `results` with only the fields of the compact form.
-
-    Args:
-        results: A record.
-        replies: Keep the recorded conversations as ids and replies, without messages.
-    """
-    return replace(results, runs=tuple(_slim_run(run, replies) for run in results.runs))
-
-
-def _slim_run(run: Run, replies: bool) -> Run:
-    points = tuple(
-        replace(
-            point,
-            families=(),
-            n_queries=0,
-            n_steps=(),
-            losses=(),
-            samples=tuple(
-                Outcome(id=o.id, family=o.family, messages=(), reply=o.reply, success=o.success, right=o.right)
-                for o in (point.samples if replies else ())
-            ),
-        )
-        for point in run.attacks
-    )
-    return replace(run, attacks=points, utility=replace(run.utility, families=()))
 
 
 class _Table:
@@ -72,56 +43,46 @@ class _Table:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return json.dumps(value, separators=(",", ":"))
 
 
 def compact(results: Results, *, replies: bool = False) -> str:
-    """Return the compact form of ``slim(results)`` as JSON text, one run per line; :func:`load` reads it."""
+    """Return the compact form of `results` as JSON text, one run per line; :func:`load` reads it.
+
+    Args:
+        results: A record.
+        replies: Keep the replies of recorded conversations.
+    """
+    values = json.loads(results.to_json())
     points, ids, mechanisms = _Table(), _Table(), _Table()
-
-    def packed(run: Run) -> dict[str, Any]:
-        use = run.utility
-        useful = [_pair(getattr(use, name)) for name in UTILITY]
-        return {
-            "seed": run.seed,
-            **{name: getattr(run, name) for name in PLAIN},
-            **{name: _pair(rate) for name in RATES if (rate := getattr(run, name)) is not None},
-            "mechanism": mechanisms.index(run.mechanism),
-            "attention_mass": run.attention_mass,
-            "utility": [useful, ids.index(use.examples), runs_of(use.right)],
-            "examples": ids.index(run.examples),
-            "attacks": [_packed_point(point, points, run.seed) for point in run.attacks],
-        }
-
-    runs = [_dump(packed(run)) for run in slim(results, replies=replies).runs]
-    head = {
-        "compact_version": VERSION,
-        "environment": asdict(results.environment),
-        "settings": results.settings,
-        "complete": results.complete,
-        "forging": None if results.forging is None else _pair(results.forging),
-    }
-    tables = {"points": points.lines, "ids": ids.lines, "mechanisms": mechanisms.lines, "runs": runs}
-    parts = [f'"{name}": {_dump(value)}' for name, value in head.items()]
+    runs = values.pop("runs")
+    for run in runs:
+        use = run["utility"]
+        del use["families"]
+        use.update(examples=ids.index(use["examples"]), right=runs_of(use["right"]))
+        run.update(examples=ids.index(run["examples"]), mechanism=mechanisms.index(run["mechanism"]))
+        run["attacks"] = [_packed(point, points, run["seed"], replies) for point in run["attacks"]]
+    values = {"compact_version": VERSION, **values, "schema_version": SCHEMA_VERSION}
+    parts = [f'"{name}": {_dump(value)}' for name, value in values.items()]
+    tables = {"points": points.lines, "ids": ids.lines, "mechanisms": mechanisms.lines, "runs": map(_dump, runs)}
     parts += ['"{}": [\n{}\n]'.format(name, ",\n".join(lines)) for name, lines in tables.items()]
     return "{" + ",\n".join(parts) + "}\n"
 
 
-def _packed_point(point: AttackPoint, points: _Table, seed: int) -> list[Any]:
-    where = points.index([point.attack, dict(point.parameters), point.typed])
-    more: dict[str, Any] = {}
-    if point.seed != seed:
-        more["seed"] = point.seed
-    if point.right:
-        more["right"] = runs_of(point.right)
-    if not point.complete:
+def _packed(point: dict[str, Any], points: _Table, seed: int, replies: bool) -> list[Any]:
+    """Return index of the point, outcomes (counts without marks), and all other values that are not defaults."""
+    index = points.index([point.pop(name) for name in ("attack", "parameters", "typed")])
+    marks, success, samples = (point.pop(name) for name in ("marks", "success", "samples"))
+    more = {name: value for name, value in point.items() if value and name not in (*DROPPED, "seed", "complete")}
+    if "right" in more:
+        more["right"] = runs_of(more["right"])
+    if point["seed"] != seed:
+        more["seed"] = point["seed"]
+    if not point["complete"]:
         more["complete"] = False
-    for name in ("n_left_out", "n_met", "failed"):
-        if value := getattr(point, name):
-            more[name] = value
-    if point.samples:
-        more["samples"] = [[o.id, o.family, o.reply, o.success, o.right] for o in point.samples]
-    return [where, runs_of(point.marks) if point.marks else _pair(point.success), *([more] if more else [])]
+    if replies and samples:
+        more["samples"] = [[sample[name] for name in SAMPLE] for sample in samples]
+    return [index, runs_of(marks) if marks else success, *([more] if more else [])]
 
 
 def load(path: str | os.PathLike[str]) -> Results:
@@ -140,71 +101,36 @@ def load(path: str | os.PathLike[str]) -> Results:
         return Results.load(path)
     try:
         versions = dict(values["environment"]["versions"])
-        if values["compact_version"] == VERSION:
-            return _unpacked(values)
+        if (version := values.pop("compact_version")) == VERSION:
+            return Results.from_json(_dump(_whole(values)))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ValueError(f"{name}: expected a compact record, got JSON that does not fit: {error}") from error
     raise ValueError(
-        f"{name}: `compact_version`: expected {VERSION}, got {values['compact_version']!r}, of rolesafe "
+        f"{name}: `compact_version`: expected {VERSION}, got {version!r}, of rolesafe "
         f"{versions.get('rolesafe', '(unknown)')}. Read it with that version, or compact the run's results.json again."
     )
 
 
-def _unpacked(values: dict[str, Any]) -> Results:
-    where = values["environment"]
-    environment = Environment(**{**where, "versions": tuple((name, number) for name, number in where["versions"])})
-    return Results(
-        runs=tuple(_run(run, values) for run in values["runs"]),
-        environment=environment,
-        settings=values["settings"],
-        complete=values["complete"],
-        forging=_rate(values["forging"]),
-    )
+def _whole(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON values of :meth:`Results.to_json`."""
+    points, ids, mechanisms = (values.pop(name) for name in ("points", "ids", "mechanisms"))
+    for run in values["runs"]:
+        use = run["utility"]
+        use.update(examples=ids[use["examples"]], right=marks_of(use["right"]), families=[])
+        run.update(examples=ids[run["examples"]], mechanism=mechanisms[run["mechanism"]])
+        run["attacks"] = [_point(point, points, run["seed"]) for point in run["attacks"]]
+    return values
 
 
-def _run(values: dict[str, Any], tables: dict[str, Any]) -> Run:
-    useful, asked, right = values["utility"]
-    mass = values["attention_mass"]
-    rates: dict[str, Any] = {name: _rate(values.get(name)) for name in RATES}
-    rates_of_use: dict[str, Any] = {name: Rate(*pair) for name, pair in zip(UTILITY, useful, strict=True)}
-    return Run(
-        seed=values["seed"],
-        **{name: values[name] for name in PLAIN},
-        **rates,
-        mechanism=tables["mechanisms"][values["mechanism"]],
-        attention_mass=None if mass is None else tuple(map(tuple, mass)),
-        utility=Utility(
-            **rates_of_use,
-            examples=tuple(tables["ids"][asked]),
-            right=marks_of(right),
-        ),
-        examples=tuple(tables["ids"][values["examples"]]),
-        attacks=tuple(_point(point, tables["points"], values["seed"]) for point in values["attacks"]),
-    )
-
-
-def _point(values: list[Any], points: list[Any], seed: int) -> AttackPoint:
-    index, outcomes, more = (*values, {})[:3]
+def _point(packed: list[Any], points: list[Any], seed: int) -> dict[str, Any]:
+    index, outcomes, more = (*packed, {})[:3]
     attack, parameters, typed = points[index]
     marks = marks_of(outcomes) if isinstance(outcomes, str) else ""
-    success = Rate(marks.count("1"), len(marks) - marks.count("-")) if marks else Rate(*outcomes)
-    return AttackPoint(
-        attack=attack,
-        parameters=parameters,
-        typed=typed,
-        seed=more.get("seed", seed),
-        success=success,
-        marks=marks,
-        right=marks_of(more.get("right", "")),
-        complete=more.get("complete", True),
-        n_left_out=more.get("n_left_out", 0),
-        n_met=more.get("n_met", 0),
-        failed=tuple((id, reason) for id, reason in more.get("failed", ())),
-        samples=tuple(
-            Outcome(id=id, family=family, messages=(), reply=reply, success=success, right=right)
-            for id, family, reply, success, right in more.get("samples", ())
-        ),
-    )
+    counts = {"k": marks.count("1"), "n": len(marks) - marks.count("-")}
+    samples = [{**dict(zip(SAMPLE, one, strict=True)), "messages": []} for one in more.get("samples", ())]
+    point = {"attack": attack, "parameters": parameters, "typed": typed, "seed": seed, "families": []}
+    point |= {"marks": marks, "success": counts if marks else outcomes, **more, "samples": samples}
+    return {**point, "right": marks_of(more.get("right", ""))}
 
 
 def runs_of(marks: str) -> str:
@@ -217,19 +143,11 @@ def marks_of(runs: str) -> str:
     """Return the marks of a run-length string.
 
     Raises:
-        ValueError: The text is no such string.
+        ValueError: The text is not a run-length string.
     """
     if not re.fullmatch(r"(\d*[ox-])*", runs):
         raise ValueError(f"`runs`: expected counts with 'o', 'x' or '-', got {runs!r}")
     return "".join(_MARKS[letter] * int(count or 1) for count, letter in re.findall(r"(\d*)([ox-])", runs))
-
-
-def _pair(rate: Rate) -> list[int]:
-    return [rate.k, rate.n]
-
-
-def _rate(pair: list[int] | None) -> Rate | None:
-    return None if pair is None else Rate(*pair)
 
 
 def main() -> None:

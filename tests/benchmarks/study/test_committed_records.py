@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.override_resistance.clusters import clusters, distance, nearest, template
-from benchmarks.override_resistance.compact import compact, load, marks_of, runs_of, slim
+from benchmarks.override_resistance.compact import compact, load, marks_of, runs_of
 from benchmarks.override_resistance.compact import main as compact_main
 from benchmarks.override_resistance.rejudge import rejudged
 from benchmarks.override_resistance.settings import Study
 from rolesafe.attacks import Outcome, Rate
-from rolesafe.evaluation import Results
+from rolesafe.evaluation import AttackPoint, Results
 from rolesafe.tasks import generate
 from rolesafe.tasks.words import PLACES, SECRETS, tokens
 from tests.benchmarks.study.drawn import study
@@ -36,6 +36,23 @@ def test_runs_of_round_trip(marks: str) -> None:
 def test_marks_of_bad_text_raises(runs: str) -> None:
     with pytest.raises(ValueError, match="`runs`: expected counts"):
         marks_of(runs)
+
+
+def slim(results: Results, *, replies: bool = False) -> Results:
+    """Return `results` with only the fields of the compact form."""
+
+    def point(one: AttackPoint) -> AttackPoint:
+        kept = tuple(
+            Outcome(id=o.id, family=o.family, messages=(), reply=o.reply, success=o.success, right=o.right)
+            for o in (one.samples if replies else ())
+        )
+        return replace(one, families=(), n_queries=0, n_steps=(), losses=(), samples=kept)
+
+    runs = (
+        replace(run, attacks=tuple(map(point, run.attacks)), utility=replace(run.utility, families=()))
+        for run in results.runs
+    )
+    return replace(results, runs=tuple(runs))
 
 
 def rich() -> Results:
