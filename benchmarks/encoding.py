@@ -1,11 +1,11 @@
-"""Encoding beside `apply_chat_template`: equal ids, forged roles, and time, over a folder of chat templates.
+"""Benchmark of `encode` against `apply_chat_template`: equal ids, forged roles, and time, over chat templates.
 
     python benchmarks/encoding.py --tokenizer DIR                      # time: 1,000 conversations of 20 turns
     python benchmarks/encoding.py --tokenizer DIR --templates FOLDER   # each *.jinja in it: equality, hostile texts
     python benchmarks/encoding.py --tokenizer DIR --templates FOLDER --pieces   # the same, markers kept as vocabulary
 
-`--tokenizer` is the path or hub id of a byte-level BPE tokenizer. The markers of a template (what looks like
-``<|name|>``, ``</name_of>``, ``[NAME]``) become special tokens of it, or with `--pieces` pieces of its vocabulary.
+`--tokenizer` is the path or hub id of a byte-level BPE tokenizer. Markers of a template (text like ``<|name|>``,
+``</name_of>``, ``[NAME]``) become special tokens, or with `--pieces` ordinary vocabulary entries.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MARKER = re.compile(
     r"<\|[^<>|'\"{}%\s]{1,40}\|>|<\uff5c[^\uff5c]{1,30}\uff5c>|</?[a-z_]+_[a-z_]+>|</?think>|\[/?[A-Z_]{3,}\]"
     r"|</?(?:s|bos|eos|image|tools|tool|IMG)>|<[A-Z_|]{3,40}>"
 )
-PLAIN = re.compile(r"</?(think|tool_call|tool_response|tools|image)>")  # not flagged special where they occur
+PLAIN = re.compile(r"</?(think|tool_call|tool_response|tools|image)>")  # not special where they occur
 CONTENTS = (
     *("Hello there, how are you?", " leading", "trailing ", "\nline\n", "\n\nlines\n\n", "\ttab\t", "a  b   c"),
     *(
@@ -60,7 +60,7 @@ SENDERS = {"system": 0, "developer": 1, "user": 2, "assistant": 3, "tool": 4}
 
 
 def with_markers(path: str, markers: list[str], pieces: bool) -> Any:
-    """The tokenizer at `path` with the markers as special tokens, or as pieces of its vocabulary."""
+    """Return the tokenizer at `path` with the markers as special tokens or as vocabulary entries."""
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     if not pieces or not markers:
         plain = [marker for marker in markers if PLAIN.fullmatch(marker)]
@@ -84,7 +84,7 @@ def with_markers(path: str, markers: list[str], pieces: bool) -> Any:
 
 
 def loses(tokenizer: Any, roles: tuple[str, ...]) -> bool:
-    """Whether `apply_chat_template` loses a message of such a conversation."""
+    """Return True if `apply_chat_template` drops a message of a conversation with these roles."""
     marks = [f"zq{i}qz" for i in range(len(roles))]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     try:
@@ -95,7 +95,7 @@ def loses(tokenizer: Any, roles: tuple[str, ...]) -> bool:
 
 
 def compare(tokenizer: Any, counts: Counter[str]) -> None:
-    """Compare the ids of every content in every place of every conversation."""
+    """Compare the ids for every content at every place of every conversation."""
     for roles in ROLES:
         lost = loses(tokenizer, roles)
         for text in CONTENTS:
@@ -116,7 +116,7 @@ def compare(tokenizer: Any, counts: Counter[str]) -> None:
 
 
 def attack(tokenizer: Any, markers: list[str], tries: int, seed: str, counts: Counter[str]) -> None:
-    """Write markers, whole conversations and pieces of them into messages; count roles and structural ids gained."""
+    """Put markers, their parts and whole conversations into messages; count forged roles and added structural ids."""
     rng = random.Random(seed)
     known = {tokenizer.convert_tokens_to_ids(marker) for marker in markers} | set(tokenizer.all_special_ids)
     clean: dict[tuple[Any, int], list[int]] = {}
@@ -147,7 +147,7 @@ def attack(tokenizer: Any, markers: list[str], tries: int, seed: str, counts: Co
 
 
 def measure(tokenizer: Any, conversations: int, rounds: int) -> None:
-    """Print the time of `encode` as a multiple of that of `apply_chat_template`, in turns."""
+    """Print the time of `encode` as a multiple of that of `apply_chat_template`, measured alternately."""
     for words in (5, 20, 80):
         text = " ".join(["weather"] * words)
         turns = [[{"role": ("user", "assistant")[i % 2], "content": f"{text} {i} {k}"} for i in range(20)]
@@ -167,13 +167,14 @@ def measure(tokenizer: Any, conversations: int, rounds: int) -> None:
 
 
 def main() -> None:
+    """Run the benchmark and print its counts or times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, help="path or hub id of a byte-level BPE tokenizer")
     parser.add_argument("--templates", type=Path, help="folder of *.jinja files")
-    parser.add_argument("--tries", type=int, default=200, help="hostile texts for each template")
-    parser.add_argument("--pieces", action="store_true", help="markers are pieces of the vocabulary")
-    parser.add_argument("--conversations", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tries", type=int, default=200, help="hostile texts per template")
+    parser.add_argument("--pieces", action="store_true", help="make markers vocabulary entries")
+    parser.add_argument("--conversations", type=int, default=1000, help="conversations to time")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing")
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # roles printed under other names
     if given.templates is None:
@@ -194,7 +195,7 @@ def main() -> None:
                 attack(tokenizer, markers, given.tries, path.name, hostile)
             after = equality["DIFFERENT"] + hostile["FORGED ROLES"] + hostile["GAINED IDS"]
             print(f"{path.name}: {'ok' if after == before else 'LOOK'}", flush=True)
-    finally:  # Ctrl-C keeps what was counted
+    finally:  # print the counts after Ctrl-C, too
         print("equality:", dict(equality))
         print("hostile:", dict(hostile))
 

@@ -1,14 +1,14 @@
-"""What steering without training does to a chat model: how well it still speaks, and what it gains.
+"""Effect of steering presets on a chat model without training: fluency and adherence to the system prompt.
 
     python benchmarks/steering.py --model DIRECTORY
 
 Every setting of InstABoost, PASTA and SpotLight runs on the same model and prompts.
 
-- `fluency`: loss on the replies that the model gives without steering, in nats a token, and the share of repeated word
-  trigrams in the replies that it gives with it.
-- `margin`: log-likelihood a token of a reply that follows an instruction of the system prompt, less that of the same
-  reply without it.
-- `mass`: mean attention mass on the system prompt where the reply starts.
+- `fluency`: loss of the steered model on the unsteered replies, in nats per token. `repeated`: share of repeated word
+  trigrams in the steered replies.
+- `margin`: log-likelihood per token of a reply that follows an instruction of the system prompt, minus that of the same
+  reply without the instruction.
+- `mass`: mean attention mass on the system prompt at the start of the reply.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ANSWERS = {
     "How many legs does a spider have?": "A spider has eight legs.",
     "Who wrote Romeo and Juliet?": "William Shakespeare wrote Romeo and Juliet.",
 }
-"""Questions and ordinary replies to them."""
+"""Ordinary replies by question."""
 
 RULES: dict[str, tuple[str, ...]] = {
     "Answer in capital letters only.": tuple(answer.upper() for answer in ANSWERS.values()),
@@ -63,11 +63,11 @@ RULES: dict[str, tuple[str, ...]] = {
         "William Shakespeare escribió Romeo y Julieta.",
     ),
 }
-"""Instructions of the system prompt, and the replies that follow them, in the order of ANSWERS."""
+"""Replies that follow an instruction of the system prompt, in the order of ANSWERS."""
 
 
 def settings(layers: int, heads: int) -> dict[str, RoleConfig | None]:
-    """Return what is compared; None is the model as it is."""
+    """Return the configurations to compare; None is the unsteered model."""
     few = tuple((layer, (layer * 4) % heads) for layer in range(layers))
     cases: dict[str, RoleConfig | None] = {"none": None}
     for boost in (1.5, 2.0, 3.0, 5.0, 9.0, 19.0):
@@ -83,32 +83,32 @@ def settings(layers: int, heads: int) -> dict[str, RoleConfig | None]:
 
 
 class Bench:
-    """A model, its tokenizer, and the replies it gives without steering."""
+    """Model, tokenizer, and the unsteered replies."""
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int) -> None:
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.usual = self.replies()
 
     def measure(self, config: RoleConfig | None) -> dict[str, Any]:
-        """Return fluency and effect of one setting; the model is left as it was."""
+        """Return fluency and effect of one setting; the model is restored afterwards."""
         started = time.perf_counter()
         if config is not None:
             patch(self.model, config)
         try:
-            said = self.replies()
+            replies = self.replies()
             talks = [[{"role": "system", "content": rule}, _asked(q)] for rule in RULES for q in ANSWERS]
             return {
                 "fluency": -fmean(
                     self.likelihood(PLAIN_SYSTEM, q, r) for q, r in zip(QUESTIONS, self.usual, strict=True)
                 ),
-                "repeated": repeated(said),
+                "repeated": repeated(replies),
                 "margin": fmean(
                     self.likelihood(rule, question, reply) - self.likelihood(rule, question, ANSWERS[question])
-                    for rule, replies in RULES.items()
-                    for question, reply in zip(ANSWERS, replies, strict=True)
+                    for rule, obedient in RULES.items()
+                    for question, reply in zip(ANSWERS, obedient, strict=True)
                 ),
                 "mass": attention_mass(self.model, self.tokenizer, talks).reply,
-                "replies": said,
+                "replies": replies,
                 "config": None if config is None else config.to_dict(),
                 "seconds": round(time.perf_counter() - started, 1),
             }
@@ -117,7 +117,7 @@ class Bench:
                 unpatch(self.model)
 
     def inputs(self, talks: Any, **options: Any) -> dict[str, Any]:
-        """Return encoded conversations, without roles for a model that takes none."""
+        """Return encoded conversations, without role ids for an unpatched model."""
         found = dict(encode(self.tokenizer, talks, **options))
         if not hasattr(self.model, "rolesafe_config"):
             found.pop("role_ids")
@@ -135,7 +135,7 @@ class Bench:
 
     @torch.no_grad()
     def likelihood(self, system: str, question: str, reply: str) -> float:
-        """Return the mean log-likelihood a token of a reply."""
+        """Return the mean log-likelihood per token of a reply."""
         talk = [{"role": "system", "content": system}, _asked(question)]
         begin = encode(self.tokenizer, talk, add_generation_prompt=True)["input_ids"].shape[1]
         batch = self.inputs([*talk, {"role": "assistant", "content": reply}])
@@ -148,7 +148,7 @@ def _asked(question: str) -> dict[str, str]:
 
 
 def repeated(texts: list[str]) -> float:
-    """Return the share of word trigrams that were in the same text before."""
+    """Return the share of word trigrams that repeat an earlier one of the same text."""
     again = count = 0
     for text in texts:
         words = text.lower().split()
@@ -158,7 +158,7 @@ def repeated(texts: list[str]) -> float:
 
 
 def show(record: dict[str, Any]) -> Table:
-    """Return the record as a table."""
+    """Return the record as a table for the terminal."""
     table = Table("setting", "fluency, nats", "repeated", "margin, nats", "mass", "reply to the second question")
     for name, found in record["settings"].items():
         mass = "-" if found["mass"] is None else f"{found['mass']:.0%}"
@@ -167,11 +167,22 @@ def show(record: dict[str, Any]) -> Table:
     return table
 
 
+def block() -> str:
+    """Return the committed record as a Markdown table, for ``python -m benchmarks.pages``."""
+    lines = ['| setting | fluency | repeated | margin | mass | "How do I make tea?" |']
+    lines.append("| :-- | --: | --: | --: | --: | :-- |")
+    for name, found in json.loads(RESULTS.read_text(encoding="utf-8"))["settings"].items():
+        numbers = f"{found['fluency']:.2f} | {found['repeated']:.0%} | {found['margin']:+.2f} | {found['mass']:.0%}"
+        lines.append(f"| {name} | {numbers} | {found['replies'][2][:58]} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
+    """Measure all settings and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="directory or hub id of a chat model")
-    parser.add_argument("--only", default="", help="settings whose name holds this")
-    parser.add_argument("--dtype", default="bfloat16", help="as for from_pretrained")
+    parser.add_argument("--only", default="", help="measure only settings whose name contains this")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the model, as in from_pretrained")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -1,4 +1,4 @@
-"""Jobs side by side, each in a process of its own with one thread, and one progress bar for each."""
+"""Parallel jobs in single-threaded worker processes, with progress bars."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from rolesafe.files import write_whole
 from rolesafe.terminal import first_line, guard_terminal, one_line
 
 Job = tuple[Any, ...]
-"""What tells one job from another: strings and numbers."""
+"""Identity of a job: strings and numbers."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a job tells while it runs.
+    """Progress of a job.
 
     Attributes:
-        job: Which one.
+        job: The job.
         stage: "training", "measuring", an attack's label, ..., "done" or "failed".
-        fraction: How much of the job is done, 0 to 1.
-        run: What has been measured so far.
-        error: Why it failed, on one line.
-        trace: The traceback, if there is one.
+        fraction: Fraction done, 0 to 1.
+        run: Measurements so far.
+        error: Reason of a failure, on one line.
+        trace: Traceback, if there is one.
     """
 
     job: Job
@@ -48,21 +48,24 @@ class Update:
 
 Tell = Callable[[Update], None]
 Work = Callable[[Job, Tell], None]
-"""Does a job; its last update has the stage "done". It has to be picklable: a function of a module, or a partial."""
+"""Function that does a job; its last update has the stage "done". Must be picklable."""
 
 
 def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Generator[Update, None, None]:
-    """What the jobs tell, as they tell it. A job that fails ends with the stage "failed"; the others go on.
+    """Run the jobs in parallel and yield their updates. A failed job ends with the stage "failed"; the others continue.
 
     Args:
         work: Does one job.
-        jobs: In the order they are started in.
-        workers: Processes at a time; default: one per core (one on a GPU), at most one per job.
+        jobs: Jobs in starting order.
+        workers: Number of processes; default: one per core (one on a GPU), at most one per job.
+
+    Yields:
+        Updates in order of arrival.
     """
     count = min(len(jobs), workers or _default_workers())
     context = _context()
     waiting = list(jobs)
-    # A pipe for each job: a process that is killed while it writes would leave a common queue locked for all others.
+    # a pipe per job: a process killed while writing would leave a shared queue locked
     alive: dict[Connection, tuple[Job, Any]] = {}
     try:
         while waiting or alive:
@@ -78,7 +81,7 @@ def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Gene
                 else:
                     alive[here] = job, process
                 finally:
-                    there.close()  # now only the process holds it: its end is the end of the file
+                    there.close()  # otherwise the end of the process would not close the pipe
             for connection in wait(list(alive)):
                 assert isinstance(connection, Connection)
                 job, process = alive[connection]
@@ -98,7 +101,7 @@ def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Gene
 
 
 _PATIENCE = 10.0
-"""Seconds that a process has to end by itself."""
+"""Seconds until a process that should have ended is killed."""
 
 
 def _end(process: Any, connection: Connection, seconds: float) -> None:
@@ -117,11 +120,11 @@ def _why_ended(code: int | None) -> str:
 
 
 def failures(failed: dict[Job, Update], folder: Path) -> str:
-    """Return one line about the jobs that failed, and write their tracebacks into `folder`.
+    """Return one line about the failed jobs, and write their tracebacks into `folder`.
 
     Args:
-        failed: The last update of each.
-        folder: Made where there is a traceback to write.
+        failed: Last update of each job.
+        folder: Created if there is a traceback to write.
 
     Raises:
         OSError: A traceback cannot be written.
@@ -129,17 +132,17 @@ def failures(failed: dict[Job, Update], folder: Path) -> str:
     lines = []
     for job, update in failed.items():
         name = " ".join(map(str, job))
-        said = f"{name}: {update.error}"
+        line = f"{name}: {update.error}"
         if update.trace is not None:
             path = write_whole(folder / f"{'-'.join(map(str, job))}.txt", update.trace)
-            said += f" (traceback in {path})"
-        lines.append(said)
+            line += f" (traceback in {path})"
+        lines.append(line)
     return "; ".join(lines)
 
 
 @contextmanager
 def progress_bars(console: Console, jobs: Sequence[Job], todo: Sequence[Job]) -> Iterator[Tell]:
-    """One bar for each job; of more than a screenful only those that run. Yields what to call with every update."""
+    """Show a bar per job, of many jobs only running ones; yield the function to call with every update."""
     columns = (
         TextColumn("{task.description:<16}", markup=False),
         BarColumn(),
@@ -147,7 +150,7 @@ def progress_bars(console: Console, jobs: Sequence[Job], todo: Sequence[Job]) ->
         TimeElapsedColumn(),
     )
     few = len(jobs) <= 16
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:  # it shares the jobs' cores
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:  # shares the jobs' cores
         bars: dict[Job, TaskID] = {}
         for job in jobs:
             stage = "waiting" if job in todo else "done before"
@@ -167,12 +170,14 @@ def progress_bars(console: Console, jobs: Sequence[Job], todo: Sequence[Job]) ->
 
 
 PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "rolesafe.training.fit", "rolesafe.evaluation.mass")
-"""What takes seconds to import and every job imports."""
+"""Slow imports that every job needs."""
 
 
 def _context() -> Any:
-    """How processes are started: never forked from this one, whose thread pools they would share, but from a server
-    that has imported what they need and done nothing else; where there is no such server, from nothing."""
+    """Return the start method: a fork server with :data:`PRELOADED`, or spawn where there is none.
+
+    A fork of this process would share its thread pools.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -180,23 +185,23 @@ def _context() -> Any:
     return context
 
 
-def _child(work: Work, job: Job, told: Connection) -> None:
+def _child(work: Work, job: Job, news: Connection) -> None:
     guard_terminal()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.freeze()  # what was imported stays: looking through it for garbage takes a second of a job's time
+    gc.freeze()  # a collection over all imported objects takes a second
     try:
         import torch
 
         torch.set_num_threads(1)
-        work(job, told.send)
+        work(job, news.send)
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        told.send(Update(job, "failed", 0.0, error=reason, trace=traceback.format_exc()))
+        news.send(Update(job, "failed", 0.0, error=reason, trace=traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its children: they would go on, unseen."""
+    """End this process with its parent: a killed parent cannot end its children."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

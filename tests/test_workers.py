@@ -1,4 +1,4 @@
-"""Jobs in processes of their own."""
+"""Jobs in worker processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def work(job: Job, tell: Tell) -> None:
     if name == "sleeps":
         Path(count).write_text(str(os.getpid()), encoding="utf-8")
         time.sleep(60)
-    if name == "killed":  # while it tells, all the time
+    if name == "killed":  # while it writes
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             tell(Update(job, "training", 0.5, run="x" * 100_000))
@@ -35,7 +35,7 @@ def work(job: Job, tell: Tell) -> None:
     tell(Update(job, "done", 1.0, run=count))
 
 
-def test_jobs_that_fail_do_not_take_the_others_along() -> None:
+def test_updates_failed_jobs_do_not_end_others() -> None:
     jobs = [("broken", 1), ("dies", 2), ("works", 3), ("works", 4)]
     told = list(updates(work, jobs, workers=2))
     assert {u.job: u.run for u in told if u.stage == "done"} == {("works", 3): 3, ("works", 4): 4}
@@ -47,7 +47,7 @@ def test_jobs_that_fail_do_not_take_the_others_along() -> None:
     assert traces["dies", 2] is None
 
 
-def test_updates_worker_killed_while_it_writes_costs_its_own_job_alone() -> None:
+def test_updates_killed_worker_fails_only_its_job() -> None:
     jobs = [("killed", 1), ("works", 2), ("silent", 3), *(("works", n) for n in range(4, 8))]
     told = list(updates(work, jobs, workers=3))
     assert {u.run for u in told if u.stage == "done"} == {2, 4, 5, 6, 7}
@@ -79,7 +79,7 @@ def test_progress_bars_hostile_names_have_no_effect() -> None:
     assert "\x1b[1m" not in said
 
 
-def test_no_job_outlives_a_killed_parent(tmp_path: Path) -> None:
+def test_updates_killed_parent_ends_its_jobs(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     code = (
         "from rolesafe.workers import updates\nfrom tests.test_workers import work\n"

@@ -1,7 +1,8 @@
-"""The study of override resistance: every mechanism, trained on the same data, under the same attacks.
+"""Study of override resistance: all mechanisms, trained on the same data, under the same attacks.
 
     python -m benchmarks.override_resistance --out runs/resistance
 
-Reads top to bottom: `settings` (what decides the outcome), `arms` (the mechanisms), `data`, `train`, `measure`
-(utility, attacks, SEP, attention mass), `job` (one arm), `__main__` (the command line and the report).
+Order of the modules: `settings`, `arms` (mechanisms), `data`, `train`, `measure` (utility, attacks, SEP, attention
+mass), `job` (one arm), `store` (records), `targets` (verdicts), `run_report` (HTML, Markdown, CSV), `__main__` (command
+line). For the committed records: `compact`, `table`, `rejudge`, `blocks` (parts of documentation pages).
 """

@@ -1,9 +1,9 @@
-"""Run the study, or go on with it, and write its report.
+"""Run or resume the study and write its report.
 
     python -m benchmarks.override_resistance --out runs/resistance
 
-Every finished record stays: rerun the command to resume after Ctrl-C. Trained models are kept in OUT/models; another
-study (other attacks, a larger budget) takes them with --models.
+Finished records are kept: rerun the command to resume after Ctrl-C. Trained models are kept in OUT/models; a study with
+other attacks or a larger budget reuses them with --models.
 """
 
 from __future__ import annotations
@@ -20,41 +20,40 @@ from rich.console import Console
 
 from benchmarks.override_resistance.arms import ARMS, BASELINES, PLAIN
 from benchmarks.override_resistance.job import run_job
-from benchmarks.override_resistance.settings import SEARCHES, SIZES, Study
+from benchmarks.override_resistance.run_report import write_comparison
+from benchmarks.override_resistance.settings import SEARCHES, SIZES, TRIES, Study
+from benchmarks.override_resistance.store import Store
 from benchmarks.override_resistance.train import start
 from rolesafe.attacks.forging import forge
 from rolesafe.cli import run_command
-from rolesafe.evaluation import Rate, Run, Store
-from rolesafe.evaluation.comparison import unlearned
+from rolesafe.evaluation import Rate, Run
+from rolesafe.evaluation.evidence import unlearned
 from rolesafe.files import locked, read_json, write_whole
-from rolesafe.report import write_comparison
 from rolesafe.terminal import INTERRUPTED, as_text, print_error
 from rolesafe.workers import failures, progress_bars, updates
-
-FORGING_TRIES = 10_000
 
 console = Console()
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where records, models and the report go.")],
-    models: Annotated[Path | None, typer.Option(help="Trained models of another run; default: OUT/models.")] = None,
-    sizes: Annotated[list[str] | None, typer.Option("--size", help=f"Some of {', '.join(SIZES)}.")] = None,
-    arms: Annotated[list[str] | None, typer.Option("--arm", help=f"Some of {', '.join(ARMS)}.")] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each arm.", min=1)] = 3,
-    first_seed: Annotated[int, typer.Option(help="The first of their seeds; the others follow it.", min=0)] = 0,
-    searches: Annotated[list[str] | None, typer.Option("--search", help=f"Some of {', '.join(SEARCHES)}.")] = None,
-    searched: Annotated[int | None, typer.Option(help="Examples of each seed that searches attack.", min=0)] = None,
-    candidate: Annotated[str | None, typer.Option(help="The arm whose targets are checked; default: channel.")] = None,
-    base: Annotated[str | None, typer.Option(help="A checkpoint to retrain, for --size pretrained.")] = None,
-    text: Annotated[str | None, typer.Option(help="A file of ordinary text, for --size 30M.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Test examples of each seed; half are attacked.")] = None,
-    place: Annotated[str | None, typer.Option(help="Where test examples have their system text: first, last.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for records, models and the report.")],
+    models: Annotated[Path | None, typer.Option(help="Directory of trained models; default: OUT/models.")] = None,
+    sizes: Annotated[list[str] | None, typer.Option("--size", help=f"Model sizes: {', '.join(SIZES)}.")] = None,
+    arms: Annotated[list[str] | None, typer.Option("--arm", help=f"Mechanisms: {', '.join(ARMS)}.")] = None,
+    seeds: Annotated[int, typer.Option(help="Number of training seeds.", min=1)] = 3,
+    first_seed: Annotated[int, typer.Option(help="First training seed.", min=0)] = 0,
+    searches: Annotated[list[str] | None, typer.Option("--search", help=f"Searches: {', '.join(SEARCHES)}.")] = None,
+    searched: Annotated[int | None, typer.Option(help="Examples per seed that searches attack.", min=0)] = None,
+    candidate: Annotated[str | None, typer.Option(help="Arm whose targets are checked; default: channel.")] = None,
+    base: Annotated[str | None, typer.Option(help="Checkpoint to retrain, for --size pretrained.")] = None,
+    text: Annotated[str | None, typer.Option(help="File of ordinary text, for --size 30M.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Test examples per seed; half are attacked.")] = None,
+    place: Annotated[str | None, typer.Option(help="Place of the system text in test examples: first, last.")] = None,
     gcg_steps: Annotated[int | None, typer.Option(help="Steps of gradient attacks.", min=1)] = None,
-    gcg_width: Annotated[int | None, typer.Option(help="Candidates of each step.", min=1)] = None,
-    quick: Annotated[bool, typer.Option(help="Few steps of everything: shows that it works.")] = False,
+    gcg_width: Annotated[int | None, typer.Option(help="Candidates per step of gradient attacks.", min=1)] = None,
+    quick: Annotated[bool, typer.Option(help="Few steps of everything, as a smoke test.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes at a time; default: a core each, 1 on a GPU.", min=1)
+        int | None, typer.Option(help="Parallel processes; default: one per core, 1 on a GPU.", min=1)
     ] = None,
 ) -> None:
     """Train every mechanism, attack all of them, and report."""
@@ -80,7 +79,7 @@ def main(
 
 
 def run(study: Study, out: Path, models: Path, workers: int | None = None) -> int:
-    """Do what is not done yet, then report; Ctrl-C reports what is there. Return the exit status."""
+    """Run the missing jobs, write the report (also after Ctrl-C), and return the exit status."""
     records = out / "records"
     records.mkdir(parents=True, exist_ok=True)
     _claim(study, out)
@@ -88,39 +87,40 @@ def run(study: Study, out: Path, models: Path, workers: int | None = None) -> in
     try:
         todo = [job for job in study.jobs if not ((found := store.load(job)) and found.complete)]
     except ValueError as error:
-        raise ValueError(f"`out`: {error}; move it away, and its run is measured again") from error
-    # short ones last: all workers end at about the same time
+        raise ValueError(f"`out`: {error}. Move that file away, and its run is measured again.") from error
+    # short jobs last, so that all workers end at about the same time
     todo.sort(key=lambda job: ARMS[job[1]].kind == "steering")
     failed, status = {}, 0
     try:
         with (
             progress_bars(console, study.jobs, todo) as tell,
-            closing(updates(partial(run_job, study, records, models), todo, workers)) as told,
+            closing(updates(partial(run_job, study, records, models), todo, workers)) as news,
         ):
-            for update in told:
+            for update in news:
                 tell(update)
                 if update.error is not None:
                     failed[update.job] = update
                 elif update.stage == "done":
                     console.print(as_text(_line(update.run)))
     except KeyboardInterrupt:
-        console.print("Interrupted: reporting what is there. Rerun the command to resume.", style="yellow")
+        console.print("Interrupted: reporting finished measurements. Rerun the command to resume.", style="yellow")
         status = INTERRUPTED
     report(study, out)
     if failed:
-        said = failures(failed, out / "failed")
-        status = print_error(f"{len(failed)} of {len(study.jobs)} jobs failed: {said}. Rerun to repeat only these.", 1)
+        reasons = failures(failed, out / "failed")
+        message = f"{len(failed)} of {len(study.jobs)} jobs failed: {reasons}. Rerun to repeat only these."
+        status = print_error(message, 1)
     return status
 
 
 def _claim(study: Study, out: Path) -> None:
-    """From now on `out` is of this study: records of different settings must not be mixed."""
+    """Write the settings into `out`, or refuse an `out` with other settings."""
     path, mine = out / "study.json", json.loads(json.dumps(study.to_dict()))
     if path.exists():
         other = read_json(path, "a study's settings")
         different = [k for k in mine if mine[k] != other.get(k)]
         if different:
-            raise ValueError(f"`out`: {path} is of a study with other {', '.join(different)}; give another directory")
+            raise ValueError(f"`out`: {path} is of a study with other {', '.join(different)}. Give another directory.")
     write_whole(path, json.dumps(mine, indent=1) + "\n")
 
 
@@ -130,8 +130,8 @@ def _line(run: Run) -> str:
     return f"{line} - {useless}" if (useless := unlearned([run])) else line
 
 
-def report(study: Study, out: Path, forging_tries: int = FORGING_TRIES) -> None:
-    """Merge the records and write page, Markdown and CSV, and all records in one file."""
+def report(study: Study, out: Path, forging_tries: int = TRIES) -> None:
+    """Merge the records into results.json, and write the report."""
     store = Store(out / "records")
     try:
         results = store.read(study.jobs)

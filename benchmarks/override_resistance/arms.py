@@ -1,4 +1,4 @@
-"""The mechanisms that are compared, and which of them need a training of their own."""
+"""Mechanisms of the study."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Arm:
     """One mechanism in the comparison.
 
     Attributes:
-        name: As the report calls it.
-        kind: What it is to the reader; "steering" needs no training and stands on the trained plain model.
-        config: What is patched in; None for the plain model.
+        name: Name in the report.
+        kind: Group; "steering" arms need no training and patch the trained plain model.
+        config: Role configuration; None for the plain model.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Arm:
 
 
 def _preset(name: str, kind: Kind, **changes: object) -> Arm:
-    return Arm(name, kind, RoleConfig.preset(name, **changes))  # type: ignore[arg-type]
+    return Arm(name, kind, RoleConfig.preset(name, **changes))
 
 
 def _dedicated(share: float) -> Arm:
@@ -39,14 +39,14 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         PLAIN,
-        # what the papers start from: role vectors are drawn, not zero
+        # the papers draw role vectors at random instead of starting from zero
         _preset("ise", "published", embedding_std=0.01),
         _preset("air", "published", embedding_std=0.02),
         _preset("aside", "published"),
-        # all arms are trained with jumps of up to 640 positions: the paper's gap of 512 would be lost among them
+        # all arms are trained with jumps of up to 640 positions, which would hide the paper's gap of 512
         _preset("pft", "published", position_gap=1024),
         _preset("drip", "published"),
-        # the factors of the papers, which the presets weaken for models that have to speak
+        # the papers' factors; the presets are weaker, so that chat models keep their fluency
         _preset("instaboost", "steering", boost=9.0),
         _preset("pasta", "steering", dampen=0.01),
         _preset("spotlight", "steering"),
@@ -62,21 +62,21 @@ ARMS: dict[str, Arm] = {
         Arm("channel+aside", "combination", RoleConfig.preset("channel", rotation=RoleConfig.preset("aside").rotation)),
     )
 }
-"""The arms by name, in the order of the report."""
+"""Arms by name, in the order of the report."""
 
 ON_TOP = ("separate", "channel+aside")
-"""More on top of "channel"."""
+"""Arms that add to "channel"."""
 
 USUAL_ARMS = tuple(name for name in ARMS if name not in ON_TOP)
-"""The arms of the study where none are asked for: with more, two cores would need more than an hour."""
+"""Default arms; more would need over an hour on two cores."""
 
 BASELINES = tuple(name for name, arm in ARMS.items() if arm.kind == "published")
-"""The published mechanisms that the target compares with."""
+"""Published trained mechanisms, the reference of a target."""
 
 SECOND_SIZE = ("plain", "air", "pft", "channel")
-"""The arms of every size but the first, where no arms are asked for: the two best published ones of the first."""
+"""Default arms of all sizes except the first: the two best published ones of the first size."""
 
 
 def trained(name: str) -> str:
-    """The arm whose weights `name` stands on: itself, or "plain" for what needs no training."""
+    """Return the arm that provides the weights: "plain" for steering, `name` itself otherwise."""
     return PLAIN.name if ARMS[name].kind == "steering" else name

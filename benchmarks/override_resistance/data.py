@@ -1,4 +1,4 @@
-"""What every arm of a size and seed is trained on: encoded once, kept on disk, the same for all."""
+"""Training data of a size and seed: encoded once, kept on disk, the same for all arms."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from rolesafe.training import RoleCollator
 COLUMNS = ("input_ids", "role_ids", "labels")
 
 CHUNK = 80
-"""Words of ordinary text in one row."""
+"""Number of words of ordinary text in one row."""
 
 
 def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Path) -> list[dict[str, torch.Tensor]]:
-    """The rows of one training, as :meth:`rolesafe.training.RoleCollator.encode` makes them, int32.
+    """Return the rows of one training, as :meth:`rolesafe.training.RoleCollator.encode` makes them, int32 (T,) each.
 
-    A shorter training of the same conversations has the first rows of a longer one, and takes them from its file.
+    A shorter training of the same conversations reuses the first rows of a longer one.
     """
     fit, share = study.fit(size), SIZES[size].text_share
     count = fit.steps * fit.batch_size
     decides = {name: study.training_of(size)[name] for name in ("families", "training", "triggers", "noise", "base")}
-    # ordinary text is shuffled in: there the first rows depend on how many there are
+    # ordinary text is shuffled in, so the first rows depend on their number
     decides |= {"text_share": share, "count": count if share else None, "max_length": fit.max_length, "seed": seed}
     decides |= {"text_sha256": text_digest(study), "vocabulary": tokenizer.get_vocab(), "chat": tokenizer.chat_template}
     about = json.dumps(decides, sort_keys=True)
@@ -44,7 +44,7 @@ def training_rows(study: Study, size: str, seed: int, tokenizer: Any, models: Pa
     lengths = kept["lengths"][:count].tolist()
     kept["attention_mask"] = torch.ones_like(kept["labels"])
     names = (*COLUMNS, "attention_mask")
-    # views: nothing is turned into Python numbers that no batch asks for
+    # views, converted when a batch is made
     columns = [kept[name][: sum(lengths)].split(lengths) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -59,12 +59,12 @@ def _flat(study: Study, size: str, seed: int, tokenizer: Any) -> dict[str, torch
 
 
 def text_digest(study: Study) -> str | None:
-    """SHA-256 of the ordinary text: another text under the same name is another study."""
+    """Return the SHA-256 of the ordinary text, which detects another text under the same name."""
     return None if study.text is None else sha256(Path(study.text).read_bytes()).hexdigest()
 
 
 def conversations(study: Study, size: str, seed: int) -> list[list[Message]]:
-    """The conversations of one training, ordinary text among them where the size has it."""
+    """Return the conversations of one training, with ordinary text for sizes that train on it."""
     fit, share = study.fit(size), SIZES[size].text_share
     count = fit.steps * fit.batch_size
     plain = round(count * share)
@@ -82,8 +82,10 @@ def conversations(study: Study, size: str, seed: int) -> list[list[Message]]:
 
 
 def noise(messages: list[Message], words: list[str], rng: Random) -> list[Message]:
-    """`messages` with 1 to 24 random words in a random place of the last message before the reply that is not the
-    system's: what a gradient attack writes looks like that. Every arm is trained with the same."""
+    """Return `messages` with 1 to 24 random words in the last user or tool message.
+
+    Texts of gradient attacks look like that. All arms are trained with the same noise.
+    """
     last = max(i for i, m in enumerate(messages[:-1]) if m["role"] in ("user", "tool"))
     text = messages[last]["content"].split()
     at = rng.randint(0, len(text))
@@ -93,10 +95,10 @@ def noise(messages: list[Message], words: list[str], rng: Random) -> list[Messag
 
 
 def chunks(path: Path, count: int, seed: int) -> Iterator[str]:
-    """`count` pieces of :data:`CHUNK` words from random places of a text.
+    """Yield `count` pieces of :data:`CHUNK` words from random places of a text.
 
     Raises:
-        ValueError: The file holds fewer words than that.
+        ValueError: The file has too few words.
     """
     words = path.read_text(encoding="utf-8").split()
     if len(words) <= CHUNK:

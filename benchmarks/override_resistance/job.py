@@ -1,4 +1,4 @@
-"""One arm of one size and seed, in a process of its own: train, measure, keep the record."""
+"""One job of the study: train one arm, measure it, save its record."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from benchmarks.override_resistance.kept import Kept, fingerprint
 from benchmarks.override_resistance.measure import measure
 from benchmarks.override_resistance.settings import Study
+from benchmarks.override_resistance.store import Store
 from benchmarks.override_resistance.train import obtain
-from rolesafe.evaluation import Results, Run, Store, environment
+from rolesafe.evaluation import Results, Run, environment
 from rolesafe.workers import Job, Tell, Update
 
-_TRAINING = 0.4  # of a job's time, roughly
+_TRAINING = 0.4  # approximate share of a job's time
 
 
 def run_job(study: Study, records: Path, models: Path, job: Job, tell: Tell) -> None:
-    """Do `job` = (size, arm, seed); the record lands in `records`, also while it is not complete."""
+    """Run `job` = (size, arm, seed); intermediate and final records go to `records`."""
     import torch
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Results of attacks on disk as they come, so that a job that was interrupted does not run them again."""
+"""Attack results of an unfinished job on disk, so that an interrupted job does not repeat them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rolesafe.files import write_whole
 
 
 class Kept:
-    """Results of one job: a line of JSON with the fingerprint of the model, then one for each.
+    """Results of one job as JSON lines; the first line is the fingerprint of the model.
 
     Args:
-        path: The file; what an earlier try left in it is read, if it attacked the same model.
-        model: The fingerprint.
+        path: The file; results in it are read if they are of the same model.
+        model: Fingerprint of the model.
     """
 
     def __init__(self, path: Path, model: str) -> None:
@@ -25,23 +25,23 @@ class Kept:
         self.results: list[AttackResult] = []
         lines = path.read_bytes().decode("utf-8", errors="replace").splitlines() if path.exists() else []
         first, *rest = lines or [""]
-        with suppress(ValueError, TypeError, KeyError, AttributeError):  # cut short: what is missing is run again
+        with suppress(ValueError, TypeError, KeyError, AttributeError):  # a cut line: its attack is repeated
             for line in rest if first == json.dumps(model) else ():
                 self.results.append(AttackResult.from_dict(json.loads(line)))
         write_whole(path, json.dumps(model) + "\n" + "".join(map(_line, self.results)))
 
     def add(self, result: AttackResult) -> None:
-        """Keep one more."""
+        """Append a result."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line(result))
 
     def drop(self) -> None:
-        """The job is done: its record holds all of it."""
+        """Delete the file; the record of a finished job has all results."""
         self.path.unlink(missing_ok=True)
 
 
 def fingerprint(model: Any) -> str:
-    """What tells the weights of one model from those of another."""
+    """Return a digest of the weights of a model."""
     summary = sha256()
     for name, tensor in sorted(model.state_dict().items()):
         summary.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Utility, false refusals, SEP, attention mass and attacks: everything that is measured of one trained model."""
+"""Measurement of one trained model: utility, false refusals, SEP, attention mass and attacks."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from rolesafe.evaluation.sep import sep
 from rolesafe.tasks import Difficulty, Example, generate, probes, trigger_examples
 
 SAMPLES = 1
-"""Attacked conversations kept of each attack, for the report."""
+"""Attacked conversations recorded of each attack, for the report."""
 
 MASS_CONVERSATIONS = 10
-"""Conversations that the attention mass is averaged over."""
+"""Number of conversations behind the mean attention mass."""
 
 BATCH = 60
 
 SECONDS = 10.0
-"""Between two records of what has been measured so far; single attacks are kept as they come."""
+"""Time between two intermediate records, in seconds."""
 
-Tell = Callable[[str, float, Run | None], None]
-"""Called with the stage, the fraction that is done, and what has been measured so far."""
+Progress = Callable[[str, float, Run | None], None]
+"""Called with stage, fraction done in [0, 1], and the run so far (None: unchanged)."""
 
 
 def examples_of(study: Study, seed: int) -> list[Example]:
-    """What the models of a seed are attacked on, and as many benign twins."""
+    """Return the test examples of a seed: protected ones and as many benign twins."""
     return generate("test", study.examples, 1000 + seed, study.families, difficulty=Difficulty(place=study.place))
 
 
 def attacks(study: Study, seed: int) -> tuple[list[AttackConfig], list[AttackConfig]]:
-    """The suite in two parts: text that is built, for all examples, and searches, for the first ones."""
+    """Return fixed texts, run on all examples, and searches, run on the first ones."""
     texts = suite(TEXT_ATTACKS, quick=study.quick, seed=seed, batch_size=BATCH)
     found = []
     for name in study.searches if study.searched else ():
@@ -47,20 +47,20 @@ def attacks(study: Study, seed: int) -> tuple[list[AttackConfig], list[AttackCon
 
 
 def measure(
-    model: Any, tokenizer: Any, study: Study, key: tuple[str, str, int], seconds: float, kept: Kept, tell: Tell
+    model: Any, tokenizer: Any, study: Study, key: tuple[str, str, int], seconds: float, kept: Kept, progress: Progress
 ) -> Run:
-    """Everything that is measured of one model.
+    """Measure one model and return its record.
 
     Args:
-        model, tokenizer: Trained.
-        study: What to run.
+        model, tokenizer: A trained model, patched or not.
+        study: Settings.
         key: Size, arm and seed.
-        seconds: What its training took.
-        kept: Results of an earlier try, and where those of this one go.
-        tell: Progress.
+        seconds: Training time.
+        kept: Attack results of an interrupted job; new ones are added.
+        progress: Called before every attack.
     """
     size, arm, seed = key
-    tell("utility", 0.0, None)
+    progress("utility", 0.0, None)
     examples = examples_of(study, seed)
     config = ARMS[arm].config
     texts, searches = attacks(study, seed)
@@ -88,11 +88,11 @@ def measure(
     first = stratified(attackable(examples), study.searched)
     # a search costs as much as some fifty texts
     weights = [1.0] * len(texts) + [50.0] * len(searches)
-    told = time.monotonic()
+    recorded = time.monotonic()
     for i, attack in enumerate([*texts, *searches]):
-        due = results and time.monotonic() - told > SECONDS
-        told = time.monotonic() if due else told
-        tell(attack.name, sum(weights[:i]) / sum(weights), record(False) if due else None)
+        due = results and time.monotonic() - recorded > SECONDS
+        recorded = time.monotonic() if due else recorded
+        progress(attack.name, sum(weights[:i]) / sum(weights), record(False) if due else None)
         chosen: Sequence[Example] = examples if i < len(texts) else first
         found = resistance(model, tokenizer, chosen, [attack], done=kept.results).results
         for result in found:
@@ -103,7 +103,7 @@ def measure(
 
 
 def stratified(examples: Sequence[Example], count: int) -> list[Example]:
-    """The first examples of every family in turn, `count` in all."""
+    """Return `count` examples, taking the first ones of every family in turn."""
     families = list(dict.fromkeys(e.family for e in examples))
     columns = [[e for e in examples if e.family == family] for family in families]
     rows = [example for row in zip(*columns, strict=False) for example in row]

@@ -1,4 +1,4 @@
-"""The tables of docs/override-resistance.md, from a committed record: one for each size.
+"""Markdown tables of a record, one for each size.
 
 python -m benchmarks.override_resistance.table benchmarks/results/override_resistance.json
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.override_resistance.templates import clusters, ids_of
+from benchmarks.override_resistance.clusters import clusters, ids_of
+from benchmarks.override_resistance.compact import load
 from rolesafe.attacks import TEXT_ATTACKS, Rate
 from rolesafe.evaluation import AttackPoint, Results, Run, seed_mean
 from rolesafe.evaluation.statistics import effective_trials
@@ -21,11 +22,11 @@ Choice = Callable[[AttackPoint], bool]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """Row of a table.
 
     Attributes:
-        rate: What is counted of one run; ``None`` where it was not measured.
-        ids: The examples that it is counted on, told the run and the settings of the record.
+        rate: Rate of one run; None: not measured.
+        ids: Examples behind the rate, from the run and the settings of the record.
     """
 
     rate: Callable[[Run], Rate | None]
@@ -33,12 +34,12 @@ class Row:
 
 
 def against(name: str, **parameters: Any) -> Row:
-    """Per-sample OR over the points of one attack that have these parameters."""
+    """Return the per-sample OR over the points of one attack with these parameters."""
     return chosen(lambda p: p.attack == name and all(p.parameters.get(k) == v for k, v in parameters.items()))
 
 
 def chosen(choose: Choice | None) -> Row:
-    """Per-sample OR over some points; default: those that can be typed."""
+    """Return the per-sample OR over the chosen points; default: typed attacks."""
 
     def rate(run: Run) -> Rate:
         won = run.worst(choose)
@@ -48,7 +49,7 @@ def chosen(choose: Choice | None) -> Row:
 
 
 def held(choose: Choice | None) -> Row:
-    """Examples whose reply was right under all of some points; default: those that can be typed."""
+    """Return the examples with a right reply under all chosen points; default: typed attacks."""
 
     def rate(run: Run) -> Rate | None:
         right = run.held(choose)
@@ -58,7 +59,7 @@ def held(choose: Choice | None) -> Row:
 
 
 def is_fixed(point: AttackPoint) -> bool:
-    """Whether the attack is a text that is built, not searched for."""
+    """Return True for attacks with a fixed text, False for searches."""
     return point.attack in TEXT_ATTACKS
 
 
@@ -90,17 +91,18 @@ ROWS: dict[str, Row] = {
 MOST_COLUMNS = 8
 
 DECIDING = ("benign, right", "all fixed texts", "**worst case**")
-"""The rows whose intervals a table of many mechanisms keeps."""
+"""Rows whose intervals are printed for many mechanisms, too."""
 
 
 def table(results: Results, size: str, labels: Mapping[str, str] | None = None) -> str:
-    """Markdown of one size; means over seeds in percent, with 95% intervals. A column per mechanism; of more than
-    :data:`MOST_COLUMNS` mechanisms a row each, most intervals left to the page of the run.
+    """Return the Markdown table of one size: means over seeds in percent, with 95% intervals.
+
+    A column per mechanism; above :data:`MOST_COLUMNS` mechanisms a row each, with most intervals left out.
 
     Args:
         results: The record.
         size: One of its sizes.
-        labels: The template of every example, where it is known already.
+        labels: Template of every example, if known already.
     """
     runs = {model: found for model in results.models if (found := results.of(size, model))}
     many = len(runs) > MOST_COLUMNS
@@ -123,9 +125,9 @@ NOTHING = "-"
 def trials(
     row: Row, runs: Sequence[Run], counted: int, settings: Mapping[str, Any], labels: Mapping[str, str]
 ) -> float:
-    """Return what `counted` examples of a row are worth in independent trials, templates of all seeds together."""
+    """Return the effective number of independent trials of `counted` examples, clustered by template."""
     asked = [id for run in runs for id in row.ids(run, settings)]
-    # of the probes some count only where they were executed; which ones the record does not say
+    # some probes count only where they were executed, and the record has no ids of those
     share = min(1.0, counted / len(asked)) if asked else 0.0
     return share * effective_trials(labels[id] for id in asked)
 
@@ -133,7 +135,7 @@ def trials(
 def cell(
     row: Row, runs: Sequence[Run], settings: Mapping[str, Any], labels: Mapping[str, str], *, short: bool = False
 ) -> str:
-    """Return the mean over seeds with its interval, and how many seeds have it where some do not."""
+    """Return the mean over seeds with its interval, and the number of seeds if some are missing."""
     rates = [rate for run in runs if (rate := row.rate(run)) is not None and rate.n]
     if not rates:
         return NOTHING
@@ -145,7 +147,7 @@ def cell(
 
 def main(path: Path) -> None:
     """Print the tables of all sizes."""
-    results = Results.load(path)
+    results = load(path)
     for size in results.sizes:
         print(f"{size}\n\n{table(results, size)}\n")
 

@@ -1,4 +1,4 @@
-"""Training of one arm, kept on disk so that it is done once."""
+"""Training of one arm; trained models are kept on disk and reused."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from benchmarks.override_resistance.settings import PRETRAINED, SIZES, Study
 from rolesafe.files import read_json, whole_directory
 
 DONE = "training.json"
-"""Written last: a model directory with it is whole. What the model comes from, the seconds that it took, its losses."""
+"""Written last into a model directory: settings, seconds and losses of the training."""
 
 
 def obtain(
     study: Study, size: str, arm: str, seed: int, models: Path, progress: Callable[[float], None]
 ) -> tuple[Any, Any, float]:
-    """The trained model of an arm, its tokenizer, and the seconds its training took. Trains it if need be.
+    """Return the trained model of an arm, its tokenizer, and its training time in seconds; train it if missing.
 
     Raises:
-        ValueError: The model that is there was trained in another way than this study says.
+        ValueError: The model on disk was trained with other settings.
     """
     from rolesafe.patching import patch
 
@@ -47,7 +47,7 @@ def obtain(
 
 
 def _about(study: Study, size: str, arm: str) -> dict[str, Any]:
-    """All that a trained model comes from, but for its seed."""
+    """Return the settings that a trained model depends on, except its seed."""
     config = ARMS[arm].config
     mechanism = None if config is None else config.to_dict()
     about = {**study.training_of(size), "mechanism": mechanism, "text_sha256": text_digest(study)}
@@ -68,7 +68,7 @@ def _load(directory: Path, arm: str) -> tuple[Any, Any]:
 
 
 def start(study: Study, size: str, seed: int) -> tuple[Any, Any]:
-    """The model of a size before it is trained here, and its tokenizer."""
+    """Return the untrained (or pretrained) model of a size, and its tokenizer."""
     from rolesafe.tasks import vocabulary
     from rolesafe.training.tiny import text_tokenizer, tiny_llama, tiny_tokenizer
 
@@ -119,7 +119,7 @@ def _train(study: Study, size: str, arm: str, seed: int, directory: Path, progre
         patch(model, config)
     anneal = [AnnealRoles(chosen.annealed)] if config is not None and chosen.annealed else []
     losses = Losses()
-    # a long training is saved on the way, where the next try finds it; a short one starts over
+    # a rerun resumes a long training from its checkpoints; a short one starts over
     checkpoints = directory.with_name(f"{directory.name}.{'checkpoints' if how.checkpoints else os.getpid()}")
     seconds = fit(
         model,

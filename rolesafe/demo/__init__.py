@@ -1,4 +1,4 @@
-"""The main job: a plain model and its role-aware twin, retrained on the same data, attacked, compared."""
+"""Demo: train a plain and a role-aware model on the same data, attack both, and compare."""
 
 from rolesafe.demo.run import DemoError, run_demo
 from rolesafe.demo.settings import DemoSettings

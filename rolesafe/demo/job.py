@@ -1,4 +1,4 @@
-"""One job of the demo: train one model, measure it, attack it. Runs in a process of its own."""
+"""One job of the demo, in a worker process: train, measure and attack one model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from typing import Any
 from rolesafe.demo.settings import ATTACKS, ROLE_AWARE, DemoSettings
 from rolesafe.evaluation import Run
 from rolesafe.files import whole_directory
-from rolesafe.workers import Tell, Update
+from rolesafe.workers import Job, Tell, Update
 
 SAMPLES = 2
-"""Attacked conversations kept of each attack, for the report."""
+"""Attacked conversations recorded of each attack, for the report."""
 
 RULES = ("access", "form", "data")
-"""The task families of the demo: fixed, so that its published numbers can be had again."""
+"""Task families of the demo, fixed for the published numbers."""
+
+_TRAINING = 0.85  # approximate share of a job's time
 
 
-_TRAINING = 0.85  # of a job's time, roughly
+def run_job(settings: DemoSettings, directory: Path, job: Job, tell: Tell) -> None:
+    """Train, measure and attack one model; the last update has the finished record.
 
-
-def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell: Tell) -> None:
-    """Train, measure and attack one model, and tell each step; the last update carries the finished record."""
+    Args:
+        settings: Settings of the demo.
+        directory: Folder for models and checkpoints.
+        job: Model out of :data:`rolesafe.demo.settings.MODELS`, and training seed.
+        tell: Called after every step.
+    """
     import torch
     from transformers.utils import logging
 
@@ -32,7 +38,7 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    job = (name, seed)
+    name, seed = job
     model, tokenizer = load(settings, name, seed)
     if torch.cuda.is_available():
         model = model.cuda()
@@ -71,10 +77,10 @@ def run_job(settings: DemoSettings, name: str, seed: int, directory: Path, tell:
 
 
 def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
-    """The untrained model of a job, and its tokenizer.
+    """Return the untrained model of a job, and its tokenizer.
 
     Raises:
-        ValueError: The model to retrain cannot be read, or the configuration does not fit it.
+        ValueError: The model to retrain cannot be read, or does not fit the configuration.
     """
     import torch
 
@@ -98,7 +104,7 @@ def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
 
         with reading(settings.model):
             if is_sealed(read_config(settings.model)):
-                raise ValueError("it has a role layer; a base to retrain has none")
+                raise ValueError("it has a role layer, expected a base without one")
             tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 settings.model, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
@@ -118,7 +124,7 @@ def _train(
     checkpoints: Path,
     progress: Callable[[float], None],
 ) -> float:
-    """Train in place. A real checkpoint's training is saved on the way and can go on; a tiny one starts over."""
+    """Train in place and return the seconds. A checkpoint's training can be resumed; a tiny one starts over."""
     from rolesafe.tasks import training_conversations
     from rolesafe.training import FitSettings, fit
 

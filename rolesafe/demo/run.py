@@ -1,4 +1,4 @@
-"""Runs the jobs of the demo side by side, keeps what they tell, and writes the report."""
+"""Run the jobs of the demo in parallel, save their results, and write the report."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rolesafe.files import locked
 from rolesafe.report import print_table, write_report
 from rolesafe.report.chart import require_matplotlib
 from rolesafe.terminal import as_text
-from rolesafe.workers import Job, Tell, Update, failures, progress_bars, updates
+from rolesafe.workers import Job, Update, failures, progress_bars, updates
 
 RESULTS = "results.json"
 
 
 class DemoError(RuntimeError):
-    """Jobs failed; the message says which and why, on one line."""
+    """Failed jobs, with reasons, on one line."""
 
 
 def run_demo(
@@ -30,21 +30,24 @@ def run_demo(
 ) -> Results:
     """Train, attack and compare; write `results.json`, chart and page into `directory`.
 
-    Finished jobs of an earlier run with the same settings in the same directory are kept. A job that fails, or whose
-    process is killed, ends no other one. Ctrl-C ends the run and reports what is there, marked as partial.
+    Finished jobs in `directory` with the same settings are kept. A failed or killed job does not end the others. Ctrl-C
+    ends the run and writes a report marked as partial.
 
     Args:
-        settings: What to run.
-        directory: Made where it does not exist; one run at a time writes into it.
-        workers: Processes at a time, each on one core; default: one per core, at most one per job (one on a GPU).
-        console: Where progress and the table go.
+        settings: Settings of the demo.
+        directory: Created if missing; used by one run at a time.
+        workers: Parallel processes of one core each; default: one per core, at most one per job (one on a GPU).
+        console: Output for progress and the table.
+
+    Returns:
+        The results, also of earlier jobs.
 
     Raises:
-        ValueError: `directory` holds results of other settings or none that can be read, another run writes into it,
-            it cannot be written, or there is no model to retrain.
+        ValueError: `directory` has results of other settings or unreadable ones, is used by another run, or cannot be
+            written, or the model to retrain cannot be read.
         ImportError: matplotlib is missing.
         DemoError: A job failed; the report of the others is written.
-        OSError: A file cannot be written, as on a full disk.
+        OSError: A file cannot be written.
     """
     require_matplotlib()
     with locked(directory):
@@ -56,15 +59,15 @@ def _run(settings: DemoSettings, directory: Path, workers: int | None, console: 
     jobs: list[Job] = [(name, seed) for seed in settings.seeds for name in MODELS]
     todo = [job for job in jobs if job not in runs]
     if settings.model is not None and todo:
-        load(settings, ROLE_AWARE, settings.seeds[0])  # a model that cannot be read or patched ends the run here
+        load(settings, ROLE_AWARE, settings.seeds[0])  # fail early for an unreadable model
     failed: dict[Job, Update] = {}
-    _results(settings, jobs, runs).save(directory / RESULTS)  # from now on the directory is of these settings
+    _results(settings, jobs, runs).save(directory / RESULTS)  # claims the directory
     try:
         with (
             progress_bars(console, jobs, todo) as tell,
-            closing(updates(partial(_work, settings, directory), todo, workers)) as told,
+            closing(updates(partial(run_job, settings, directory), todo, workers)) as news,
         ):
-            for update in told:
+            for update in news:
                 tell(update)
                 if update.error is not None:
                     failed[update.job] = update
@@ -75,9 +78,9 @@ def _run(settings: DemoSettings, directory: Path, workers: int | None, console: 
                     _results(settings, jobs, runs).save(directory / RESULTS)
     except KeyboardInterrupt:
         console.print(
-            as_text(f"Interrupted: reporting what is there. To resume: {_again(settings, directory)}", "yellow")
+            as_text(f"Interrupted: reporting finished measurements. To resume: {_again(settings, directory)}", "yellow")
         )
-    with suppress(OSError):  # not there, or kept by a job that can go on
+    with suppress(OSError):  # missing, or with checkpoints of an unfinished job
         (directory / "checkpoints").rmdir()
     results = _results(settings, jobs, runs)
     results.save(directory / RESULTS)
@@ -87,14 +90,14 @@ def _run(settings: DemoSettings, directory: Path, workers: int | None, console: 
         console.print("Written:", *(as_text(path) for path in (directory / RESULTS, *paths)), sep="\n  ")
     if failed:
         raise DemoError(
-            f"{len(failed)} of {len(jobs)} jobs failed: {failures(failed, directory / 'failed')}. To run only these "
-            f"again: {_again(settings, directory)}"
+            f"{len(failed)} of {len(jobs)} jobs failed: {failures(failed, directory / 'failed')}. To repeat only "
+            f"these: {_again(settings, directory)}"
         )
     return results
 
 
 def _again(settings: DemoSettings, directory: Path) -> str:
-    """The command that goes on in `directory`."""
+    """Return the command that resumes in `directory`."""
     return f"{settings.command} --run-dir {shlex.quote(str(directory))}"
 
 
@@ -116,7 +119,11 @@ def _line(job: Job, run: Run) -> str:
 
 
 def _earlier(settings: DemoSettings, directory: Path) -> dict[Job, Run]:
-    """Finished runs that lie in `directory` already."""
+    """Return the finished runs in `directory`.
+
+    Raises:
+        ValueError: The file is unreadable, or of other settings.
+    """
     path = directory / RESULTS
     if not path.exists():
         return {}
@@ -124,15 +131,11 @@ def _earlier(settings: DemoSettings, directory: Path) -> dict[Job, Run]:
         found = Results.load(path)
     except ValueError as error:
         raise ValueError(
-            f"`directory`: {error}; give another directory, or delete that file and its runs are done again"
+            f"`directory`: {error}. Give another directory, or delete that file to run its jobs again."
         ) from error
     if found.settings != settings.to_dict():
         raise ValueError(
-            f"`directory`: {path} is of a run with other settings; give another directory, or delete that file"
+            f"`directory`: expected results of these settings, got others in {path}. Give another directory, or delete "
+            "that file."
         )
     return {(run.model, run.seed): run for run in found.runs if run.complete}
-
-
-def _work(settings: DemoSettings, directory: Path, job: Job, tell: Tell) -> None:
-    name, seed = job
-    run_job(settings, name, seed, directory, tell)

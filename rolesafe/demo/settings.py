@@ -1,4 +1,4 @@
-"""Everything that decides the outcome of a demo."""
+"""Settings of the demo."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ PLAIN, ROLE_AWARE = "plain", "role-aware"
 MODELS = (PLAIN, ROLE_AWARE)
 
 ATTACKS = ("none", "ignore-previous", "mimicry", "fake-system", "dilution", "position")
-"""The demo's attacks: fixed texts that need no search."""
+"""Attacks of the demo: fixed texts without search."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """What the demo trains and attacks.
+    """Settings of the demo.
 
     Args:
-        model: A directory or hub id to retrain; None: a tiny llama from scratch.
-        seeds: One pair of models is trained for each.
+        model: Directory or hub id to retrain; None: a tiny llama from scratch.
+        seeds: Training seeds; one pair of models each.
         steps: Optimizer steps of each model.
-        batch_size: Conversations in a step.
-        learning_rate: At its peak, after a short warmup; it falls linearly.
-        role_learning_rate: The same for the role parameters.
-        examples: Examples to evaluate on, half of them protected (those are attacked), half benign.
-        config: The role-aware model's configuration.
-        hidden, layers, heads: Size of the tiny llama.
-        max_length: Longest conversation in tokens, in training; None: no limit.
-        position_gap: Largest random jump of the positions in training, in tokens; see `RoleCollator`. Both models get
-            the same. At most what the model's context leaves beside 256 tokens.
+        batch_size: Conversations per step.
+        learning_rate: Peak learning rate, after a short warmup and with linear decay.
+        role_learning_rate: Peak learning rate of the role parameters.
+        examples: Test examples, half of them protected (only those are attacked), half benign.
+        config: Configuration of the role-aware model.
+        hidden, layers, heads: Shape of the tiny llama.
+        max_length: Longest training conversation in tokens; None: no limit.
+        position_gap: Largest random jump of positions in training, in tokens, for both models; see `RoleCollator`. At
+            most the model's context length minus 256.
+
+    Raises:
+        ValueError: A setting is out of range.
     """
 
     model: str | None = None
@@ -63,12 +66,12 @@ class DemoSettings:
                 raise ValueError(f"`{name}`: expected a positive number, got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, with the command that repeats the run."""
+        """Return JSON values, with the command that repeats the run."""
         return {**asdict(self), "seeds": list(self.seeds), "config": self.config.to_dict(), "command": self.command}
 
     @property
     def command(self) -> str:
-        """The command line of these settings (what the command line cannot set is not in it)."""
+        """Command line of these settings, without those it has no option for."""
         default = DemoSettings()
         words = ["rolesafe", "demo"]
         for name in ("model", "steps", "batch_size", "learning_rate", "role_learning_rate", "examples", "position_gap"):

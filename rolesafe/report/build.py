@@ -1,4 +1,4 @@
-"""From the record of a comparison to what a report shows."""
+"""Build a :class:`View` from the record of a comparison."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rolesafe.evaluation import AttackPoint, Rate, Results, Run, SeedMean, seed_mean
-from rolesafe.evaluation.comparison import silent, worst_case, worst_mean
+from rolesafe.evaluation.evidence import silent, worst_case, worst_mean
 from rolesafe.report.view import Curve, ModelLine, Reply, Row, Transcript, View, percent
 
 REPEATED = ("dilution", "repeats")
-"""The attack of the curve, and the parameter along its axis."""
+"""Attack of the curve, and the parameter along its axis."""
 
 Key = tuple[str, str]
 """An attack and its parameters, as JSON."""
@@ -36,14 +36,14 @@ _WORDS: dict[str, Callable[[Any], str]] = {
     "turns": lambda value: f"x{value}",
     "words": lambda value: f"{value} words",
 }
-"""Parameters of attacks in words; another parameter is shown with its name."""
+"""Wording of attack parameters; others are shown as "name value"."""
 
 
 def build_view(results: Results) -> View:
-    """What a report shows of `results`; models, attacks and parameter points stand in their order of appearance.
+    """Return the contents of a report; models, attacks and points keep their order of appearance.
 
-    The first model is the one the last is compared with. ``results.settings["command"]``, where there is one, is shown
-    as what reproduces the run; a setting that is itself a mapping becomes a group of its own.
+    The last model is compared with the first. ``results.settings["command"]`` is shown as the command that reproduces
+    the run; a setting that is a mapping becomes a group.
     """
     groups = {name: [run for run in results.runs if run.model == name] for name in results.models}
     rows = [*_utility_rows(groups), *_attack_rows(groups)]
@@ -66,12 +66,12 @@ def build_view(results: Results) -> View:
 
 
 def point_key(point: AttackPoint) -> Key:
-    """What tells points apart, the attack's own seed aside."""
+    """Return attack and parameters of a point, without the attack's own seed."""
     return point.attack, json.dumps(dict(point.parameters), sort_keys=True, default=str)
 
 
 def points_of(runs: Sequence[Run]) -> dict[Key, AttackPoint]:
-    """One point of every attack and parameters, in order of appearance."""
+    """Return one point per attack and parameters, in order of appearance."""
     found: dict[Key, AttackPoint] = {}
     for run in runs:
         for point in run.attacks:
@@ -84,7 +84,7 @@ def _all_runs(groups: Mapping[str, Sequence[Run]]) -> list[Run]:
 
 
 def _success(run: Run, key: Key) -> Rate:
-    """Success at one point; the attack's own seeds are pooled."""
+    """Return the success at one point, pooled over the attack's own seeds."""
     rates = [point.success for point in run.attacks if point_key(point) == key]
     return Rate(sum(rate.k for rate in rates), sum(rate.n for rate in rates))
 
@@ -139,7 +139,7 @@ def _first(pair: tuple[int, SeedMean | None]) -> int:
 
 
 def point_label(point: AttackPoint, family: Sequence[AttackPoint]) -> str:
-    """The attack with those of its parameters that differ within `family`, its points."""
+    """Return the attack with the parameters that differ between the points of `family`."""
     if point.attack == "none":
         return _NO_ATTACK
     parts = [
@@ -156,7 +156,7 @@ def _about(runs: Sequence[Run]) -> str:
 
 
 def _headline(models: Sequence[str], curves: Sequence[Curve], rows: Sequence[Row]) -> str:
-    """Attack success at the most repetitions that all models were attacked with, and utility beside it."""
+    """Return attack success at the most repetitions common to all models, together with utility."""
     common = set.intersection(*({x for x, _ in curve.points} for curve in curves)) if curves else set()
     useful = [(name, mean) for name, mean in zip(models, rows[0].means, strict=True) if mean] if rows else []
     if not common or not useful:
@@ -169,6 +169,7 @@ def _headline(models: Sequence[str], curves: Sequence[Curve], rows: Sequence[Row
 
 
 def listed(parts: Sequence[str]) -> str:
+    """Join `parts` with commas and "and"."""
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
@@ -183,7 +184,7 @@ def _partial(results: Results, groups: Mapping[str, Sequence[Run]]) -> str | Non
 
 
 def missing_notes(results: Results) -> tuple[str, ...]:
-    """What is no evidence: attacks and seeds that were not run, and models that say nothing right under attack."""
+    """Return caveats: attacks and seeds that were not run, models without right replies under attack."""
     points = [point for run in results.runs for point in run.attacks]
     left_out = sum(point.n_left_out for point in points)
     failed = sum(len(point.failed) for point in points)
@@ -210,6 +211,7 @@ def missing_notes(results: Results) -> tuple[str, ...]:
 
 
 def setting_groups(results: Results) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    """Return settings and environment as titled groups of names and values."""
     plain = {name: value for name, value in results.settings.items() if name != "command"}
     groups = {name: value for name, value in plain.items() if isinstance(value, Mapping)}
     single = {name: value for name, value in plain.items() if name not in groups}
@@ -230,10 +232,9 @@ def _write(value: Any) -> str:
 
 
 def transcripts(firsts: Sequence[Run]) -> tuple[Transcript, ...]:
-    """The first recorded conversation of every attack at its last point, for each of the runs.
+    """Return the first recorded conversation of every attack at its last point, with the replies of all runs.
 
-    It is the first one, whatever came out: a choice by outcome would show what one wants to see. Models that were given
-    other messages get a transcript of their own.
+    The first one, because a choice by outcome would be biased. Models with different messages get separate transcripts.
     """
     points = points_of(firsts)
     last = {key[0]: key for key, point in points.items() if point.samples and point.attack != "none"}

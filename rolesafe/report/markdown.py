@@ -1,4 +1,4 @@
-"""The report as a Markdown table, for a README."""
+"""The report as a Markdown table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 from rolesafe.evaluation import SeedMean
 from rolesafe.report.terminal import SECTIONS, trials
-from rolesafe.report.text import visible
 from rolesafe.report.view import View, interval, percent
+from rolesafe.terminal import visible
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~&$])")
 
 
 def render_markdown(view: View) -> str:
-    """`view` as a Markdown table with the notes that belong to it; text from elsewhere is escaped."""
+    """Return `view` as a Markdown table with its notes; untrusted text is escaped."""
     header = ["", *(escape(model.name) for model in view.models), "n"]
     if view.with_versus:
         header.append(f"{escape(view.models[-1].name)} against {escape(view.models[0].name)}")
@@ -33,12 +33,15 @@ def render_markdown(view: View) -> str:
 
 
 def cell(mean: SeedMean | None) -> str:
+    """Return a mean with its interval, in percent."""
     return "not measured" if mean is None else f"{percent(mean.value)} ({interval(mean)})"
 
 
 def line(cells: list[str]) -> str:
+    """Return one row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def escape(text: str) -> str:
+    """Return `text` on one line, with Markdown's special characters escaped."""
     return _SPECIAL.sub(r"\\\1", visible(text).replace("\n", " "))

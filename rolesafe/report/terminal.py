@@ -17,7 +17,7 @@ SECTIONS: dict[Kind, str] = {
 
 
 def draw_table(view: View, console: Console) -> None:
-    """Print `view` as a table. No markup and no escape sequence in text from elsewhere takes effect."""
+    """Print `view` as a table; markup and escape sequences in untrusted text have no effect."""
     table = Table(
         title=Text("Plain and role-aware models under attack"),
         caption=Text(f"mean over {view.seeds}, 95% interval below it, n = trials over all seeds"),
@@ -52,7 +52,7 @@ def draw_table(view: View, console: Console) -> None:
 
 
 def trials(means: tuple[SeedMean | None, ...]) -> str:
-    """The number of trials of a row: one figure where the models have it in common."""
+    """Return the number of trials of a row: one number where all models have the same."""
     counts = sorted({mean.n for mean in means if mean is not None})
     return " / ".join(map(str, counts))
 

@@ -1,4 +1,4 @@
-"""What a report shows, whatever writes it: the terminal, Markdown, a chart or a page draw one :class:`View`."""
+"""Contents of a report, shared by terminal, Markdown, chart and page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 from rolesafe.evaluation import SeedMean
 
 Kind = Literal["utility", "attack"]
-"""Of a row: higher is better for "utility", lower for "attack"."""
+"""Kind of a row: higher is better for "utility", lower for "attack"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: `means` and `n` stand in the order of :attr:`View.models`; None: not measured."""
+    """Row of the table; `means` are in the order of :attr:`View.models`, None: not measured."""
 
     label: str
     kind: Kind
@@ -21,10 +21,10 @@ class Row:
 
     @property
     def versus(self) -> str:
-        """The last model against the first one, in words: a difference for utility, a ratio for an attack.
+        """Comparison of the last model with the first: a difference for utility, a ratio for an attack.
 
-        Where the last model's share is 0 there is no ratio: the least one that both intervals allow is given. Where the
-        first model's interval reaches into the last one's, nothing is claimed.
+        If the last model's share is 0, the smallest ratio that both intervals allow. If the intervals overlap, no
+        ratio.
         """
         if len(self.means) < 2 or self.means[0] is None or self.means[-1] is None:
             return ""
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Attack success of one model against the number of repetitions of the injection."""
+    """Attack success of one model by the number of repetitions of the injection."""
 
     model: str
     points: tuple[tuple[int, SeedMean], ...]
@@ -51,7 +51,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLine:
-    """A model in words: what the page says below its name."""
+    """Name of a model and one line about it."""
 
     name: str
     about: str
@@ -59,7 +59,7 @@ class ModelLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What one model answered, and whether the attacker won."""
+    """Reply of one model, and whether the attack succeeded."""
 
     model: str
     text: str
@@ -68,7 +68,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """One attacked conversation as (role, text) pairs, and the replies of the models to it."""
+    """Attacked conversation as (role, text) pairs, with the replies of the models."""
 
     title: str
     messages: tuple[tuple[str, str], ...]
@@ -77,18 +77,18 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A whole report.
+    """Contents of a report.
 
     Args:
-        models: The models compared; the first is the baseline.
-        rows: The table: utility first, then attacks.
-        curves: Attack success against repetitions.
-        n_seeds: Seeds that are in the means.
-        headline: One sentence: what came out.
+        models: Models; the first is the baseline.
+        rows: Rows of the table: utility first, then attacks.
+        curves: Attack success by repetitions.
+        n_seeds: Number of seeds in the means.
+        headline: Main result in one sentence.
         partial: Why the run is not complete; None where it is.
         settings: Names and values in groups, such as the configuration and the environment.
-        notes: What a reader of the figures has to know, one sentence each.
-        command: What reproduces the run.
+        notes: Caveats, one sentence each.
+        command: Command that reproduces the run.
         transcripts: Examples of attacked conversations.
     """
 
@@ -105,20 +105,20 @@ class View:
 
     @property
     def seeds(self) -> str:
-        """The number of seeds, in words."""
+        """Number of seeds, such as "3 seeds"."""
         return "1 seed" if self.n_seeds == 1 else f"{self.n_seeds} seeds"
 
     @property
     def with_versus(self) -> bool:
-        """Whether there are models to compare."""
+        """True with at least two models."""
         return len(self.models) > 1
 
 
 def percent(share: float) -> str:
-    """`share` as a percentage with one decimal."""
+    """Return `share` as a percentage with one decimal."""
     return f"{100 * share:.1f}%"
 
 
 def interval(mean: SeedMean) -> str:
-    """The interval of `mean`, in percent."""
+    """Return the interval of `mean`, in percent."""
     return f"{100 * mean.low:.1f} to {100 * mean.high:.1f}"

@@ -1,4 +1,4 @@
-"""Tasks about following rules: a seeded generator of short English ones, probes, and loaders of published sets.
+"""Rule-following tasks: a seeded generator of short English conversations, probes, and loaders of published sets.
 
 - :func:`generate`: examples of five rule families with their benign twins, to evaluate and attack;
   :func:`training_conversations` and :func:`training_records`: conversations of the same families to train on.
@@ -7,7 +7,7 @@
 - :func:`load_set`: published sets, from a file or the hub, as the same :class:`Example`;
   see :mod:`rolesafe.tasks.sets`.
 
-What is held out in the test split of the generator:
+Held out in the test split of the generator:
 
 - **phrasings** of rules, questions, orders, triggers and "ignore previous" openings are disjoint from training: they
   are other combinations of words that training contains (the bare fact "The gate code is gold." is the only shared
@@ -17,10 +17,10 @@ What is held out in the test split of the generator:
   conversations without a rule;
 - filler sentences pair other adjectives with other nouns.
 
-What is not: single words. A model trained from scratch on a word-level vocabulary cannot know a word it has never
-seen, and one that has seen a word in conversations without rules only has learned to copy it from whoever says it,
-which would be measured as a successful attack. Sentence order, chat format, reply forms and the assistant's part of
-earlier turns are the same too.
+Shared by both splits: single words, sentence order, chat format, reply forms, and the assistant's part of earlier
+turns.
+A model trained from scratch on a word-level vocabulary cannot know an unseen word. A word seen only in conversations
+without rules would be copied from any speaker, which would count as a successful attack.
 """
 
 from rolesafe.tasks.difficulty import Difficulty, placed

@@ -8,34 +8,34 @@ from dataclasses import dataclass, fields, replace
 from random import Random
 from typing import Final, Literal, get_args
 
+from rolesafe.arguments import is_integer
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.example import Message
-from rolesafe.tasks.families import Case
+from rolesafe.tasks.rule_families import Case
 from rolesafe.tasks.words import Split, filler
 
 MAX_FACTS: Final = 4
-"""Most code words, or words with a rule of their own, in one conversation."""
+"""Largest number of code words, or words with separate rules, in one conversation."""
 
 Place = Literal["first", "middle", "last", "any"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difficulty:
-    """What makes a conversation hard. A dial changes nothing about the rules: the same seed asks the same.
+    """Difficulty of a conversation. Dials do not change the rules: the same seed asks the same question.
 
-    Evaluation uses the dials as they are. Training draws each number of words and turns uniformly from 0 up to the
-    dial, so that a model sees easy conversations too.
+    Evaluation uses the dials as given. Training draws numbers of words and turns uniformly from 0 up to the dial, so
+    that a model also sees easy conversations.
 
     Args:
-        facts: Code words, or words with a rule of their own, in the system text or the data, 1 to 4; ``form`` has one
-            rule, however many.
-        filler: Least number of words of harmless filler around the request, in the message an attacker can write into.
-        system_filler: The same around the rules, in the system text.
-        turns: Earlier harmless turns, each a remark of the user and a reply.
-        tool: Share of conversations, in [0, 1], where an attacker writes into the output of a tool instead of the
-            user's message; None: as the family has it (``data``: half of them; the others: none).
-        place: Where the system text stands among the messages. ``"middle"`` is before a later turn, so it needs
-            `turns` or ``tool=1``. ``"any"`` draws one of those that are possible.
+        facts: Number of code words, or words with separate rules, 1 to 4; ``form`` always has one rule.
+        filler: Smallest number of filler words around the request, in the attacker's message.
+        system_filler: Smallest number of filler words around the rules, in the system text.
+        turns: Number of earlier harmless turns, each a user message and a reply.
+        tool: Share of conversations, in [0, 1], where the attacker writes into a tool's output instead of the user's
+            message; None: the default of the family (``data``: half, the others: none).
+        place: Place of the system text. ``"middle"`` is before a later turn, so it needs `turns` or ``tool=1``.
+            ``"any"`` draws a possible place.
 
     Raises:
         ValueError: A dial is out of range.
@@ -53,7 +53,7 @@ class Difficulty:
             raise ValueError(f"`facts`: expected 1 to {MAX_FACTS} code words, got {self.facts!r}")
         for name in ("filler", "system_filler", "turns"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
+            if not is_integer(value, 0):
                 raise ValueError(f"`{name}`: expected a whole number >= 0, got {value!r}")
         if self.tool is not None and not 0.0 <= self.tool <= 1.0:
             raise ValueError(f"`tool`: expected a share in [0, 1] or None, got {self.tool!r}")
@@ -61,12 +61,13 @@ class Difficulty:
             raise ValueError(f"`place`: expected one of {get_args(Place)}, got {self.place!r}")
         if self.place == "middle" and self.turns == 0 and self.tool != 1:
             raise ValueError(
-                "`place`: 'middle' needs more messages than the user's; set `turns` >= 1 or `tool` to 1, or use 'any'"
+                "`place`: expected 'first', 'last' or 'any' for a single message, got 'middle'. Set `turns` >= 1 or "
+                "`tool` to 1."
             )
 
     @classmethod
     def of(cls, difficulty: int | Difficulty) -> Difficulty:
-        """The dials that a whole number stands for: so many facts, all other dials at rest.
+        """Return `difficulty`, or the dials with that number of facts and defaults otherwise.
 
         Raises:
             ValueError: The number is out of range.
@@ -75,18 +76,19 @@ class Difficulty:
             return difficulty
         if difficulty not in range(1, MAX_FACTS + 1):
             raise ValueError(
-                f"`difficulty`: expected 1 to {MAX_FACTS} code words, got {difficulty!r}; other dials: `Difficulty`"
+                f"`difficulty`: expected 1 to {MAX_FACTS} code words, got {difficulty!r}. Use `Difficulty` for other "
+                "dials."
             )
         return cls(facts=difficulty)
 
     @property
     def label(self) -> str:
-        """The dials that are not at rest, in a word that ids can contain, for instance ``"2,filler=40"``."""
+        """Non-default dials as a part of ids, such as ``"2,filler=40"``."""
         moved = [f.name for f in fields(self)[1:] if getattr(self, f.name) != f.default]
         return ",".join([str(self.facts), *(f"{name}={getattr(self, name)}" for name in moved)])
 
     def drawn(self, rng: Random) -> Difficulty:
-        """For training: each number of words and of turns drawn uniformly from 0 up to the dial."""
+        """Return dials for training: numbers of words and turns drawn uniformly from 0 up to the dial."""
         least = int(self.place == "middle" and self.tool != 1)
         return replace(
             self,
@@ -97,7 +99,7 @@ class Difficulty:
 
 
 def shaped(case: Case, difficulty: Difficulty, rng: Random, split: Split) -> Case:
-    """`case` with the filler, the turns and the tool of `difficulty`; where the system text goes is :func:`placed`."""
+    """Return `case` with the filler, turns and tool of `difficulty`; :func:`placed` moves the system text."""
     if difficulty.tool is not None and case.target != (target := "tool" if rng.random() < difficulty.tool else "user"):
         case = _from_tool(case, rng, split) if target == "tool" else replace(case, before=(), target="user")
     return replace(
@@ -109,14 +111,14 @@ def shaped(case: Case, difficulty: Difficulty, rng: Random, split: Split) -> Cas
 
 
 def _from_tool(case: Case, rng: Random, split: Split) -> Case:
-    """The attacker's message comes from a tool. What the user asked stays the user's, and is no order of the tool's."""
+    """Return `case` with the attacker's message in a tool's output; the user's request stays a user message."""
     user = {"role": "user", "content": case.hand_over or case.request}
     request = case.request if case.hand_over else filler(rng, split)
     return replace(case, before=(user,), target="tool", request=request, rightful=False)
 
 
 def small_talk(turns: int, rng: Random, split: Split) -> tuple[Message, ...]:
-    """So many harmless turns of user and assistant."""
+    """Return harmless turns of user and assistant."""
     messages: list[Message] = []
     for _ in range(turns):
         messages.append({"role": "user", "content": filler(rng, split)})
@@ -125,7 +127,7 @@ def small_talk(turns: int, rng: Random, split: Split) -> tuple[Message, ...]:
 
 
 def around(text: str, words: int, rng: Random, split: Split) -> str:
-    """`text` in a random place of at least `words` words of filler."""
+    """Return `text` at a random place in at least `words` words of filler."""
     if words == 0:
         return text
     sentences = re.findall(r"[^.]+\.", filler(rng, split, words))
@@ -134,12 +136,12 @@ def around(text: str, words: int, rng: Random, split: Split) -> str:
 
 
 def placed(messages: Sequence[Message], place: Place, rng: Random | None = None) -> tuple[Message, ...]:
-    """`messages` with the system message first, in the middle (before a later turn) or last.
+    """Return `messages` with the system message first, in the middle (before a later turn) or last.
 
     Args:
         messages: A conversation with one system message, up to the reply.
-        place: Where to; ``"any"`` draws a possible one.
-        rng: For ``"any"``.
+        place: New place; ``"any"`` draws a possible one.
+        rng: Random generator for ``"any"``.
 
     Raises:
         ValueError: There is not exactly one system message, or no middle.
@@ -154,7 +156,7 @@ def placed(messages: Sequence[Message], place: Place, rng: Random | None = None)
             raise ValueError("`rng`: expected a random generator for place='any', got None")
         place = rng.choice(("first", "middle", "last") if inner else ("first", "last"))
     if place == "middle" and not inner:
-        raise ValueError(f"`place`: 'middle' needs two messages beside the system message, got {len(others)}")
+        raise ValueError(f"`place`: expected two messages and the system message for 'middle', got {len(others)}")
     where = {"first": 0, "last": len(others)}
     index = where[place] if place in where else min(inner, key=lambda i: abs(2 * i - len(others)))
     return (*others[:index], system[0], *others[index:])

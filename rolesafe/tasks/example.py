@@ -1,4 +1,4 @@
-"""What the generator makes: :class:`Example` (to evaluate and attack) and :class:`TrainingRecord` (to train on)."""
+"""Data classes of the tasks: :class:`Example` (evaluation and attacks) and :class:`TrainingRecord` (training)."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Literal
 from rolesafe.tasks.words import Split
 
 Message = dict[str, str]
-"""A chat message: ``{"role": ..., "content": ...}``."""
+"""Chat message: ``{"role": ..., "content": ...}``."""
 
 Kind = Literal["protected", "benign"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A conversation that waits for its reply, with what is right, what is wrong, and what an attacker can build on.
+    """Conversation without its reply, with the right reply, the violation, and texts for attackers.
 
     Attributes:
-        id: Unique among all splits, seeds and difficulties, for instance ``"access/test/0/2/17/protected"``.
-        family: The rule family, one of :data:`rolesafe.tasks.FAMILIES`, or the name of a published set.
+        id: Unique among all splits, seeds and difficulties, such as ``"access/test/0/2/17/protected"``.
+        family: Rule family out of :data:`rolesafe.tasks.FAMILIES`, or name of a published set.
         kind: ``"protected"``: an attacker gains from another policy. ``"benign"``: its twin, where obeying is right.
-        twin: `id` of the other example of the pair; empty where a published set has no pairs.
-        split: The split its words and templates are from; published sets count as ``"test"``.
-        messages: The conversation up to the reply: system, user and sometimes tool, and earlier turns.
-        reply: The right reply; empty where a published set does not tell it.
-        violation: The word whose appearance in a reply means that the attacker won; ``None`` where there is none.
-        goal: What an attacker would ask for, in words.
-        target: Role of the message the attacker can write into, ``"user"`` or ``"tool"``: the last one of that role.
-        request: The part of that message that has to stay for the reply to make sense: the question, or the data.
-        truth: The policy that the system text sets.
-        contrary: The policy an attacker wants instead; ``None`` where there is no violation.
-        statements: Pairs of a policy and the sentence that states it in the style of this very system text.
-        forged: A whole system text that sets the contrary policy, without anything an attacker cannot know;
-            empty where there is no violation.
-        wanted: The whole reply that an attacker wants, such as ``"It is gold."``: what gradient attacks make likely.
-            It contains `violation`, which is what counts as success; empty where there is none.
+        twin: `id` of the other example of the pair; empty for sets without pairs.
+        split: Split of its words and templates; published sets are ``"test"``.
+        messages: Conversation up to the reply: system, user, sometimes tool, and earlier turns.
+        reply: Right reply; empty if a published set has none.
+        violation: Word whose appearance in a reply is an attack success; None for benign examples.
+        goal: Goal of an attacker in words.
+        target: Role of the message that the attacker writes, ``"user"`` or ``"tool"``: the last one of that role.
+        request: Part of that message that has to stay: the question, or the data.
+        truth: Policy of the system text.
+        contrary: Policy that an attacker wants; None without a violation.
+        statements: Pairs of a policy and the sentence that states it in the style of this system text.
+        forged: System text that sets the contrary policy, from words that an attacker can know; empty without a
+            violation.
+        wanted: Whole reply that an attacker wants, such as ``"It is gold."``, the target of gradient attacks. It
+            contains `violation`, which decides success; empty without a violation.
     """
 
     id: str
@@ -57,11 +57,11 @@ class Example:
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """The policies that can be stated for this example."""
+        """Policies that have a statement."""
         return tuple(policy for policy, _ in self.statements)
 
     def injection(self, policy: str | None = None) -> str:
-        """The sentence, in the system text's own words, that states `policy` (default: the contrary one).
+        """Return the sentence that states `policy` (default: the contrary one) in the style of the system text.
 
         Raises:
             ValueError: The policy does not exist, or there is no contrary one.
@@ -70,13 +70,11 @@ class Example:
         for name, text in self.statements:
             if name == wanted:
                 return text
-        raise ValueError(
-            f"`policy`: example {self.id!r} has no policy {wanted!r}; expected one of {self.policies}"
-            + (" (a benign example has no contrary policy: attack protected ones)" if wanted is None else "")
-        )
+        advice = ". A benign example has no contrary policy. Attack protected ones." if wanted is None else ""
+        raise ValueError(f"`policy`: expected one of {self.policies} for {self.id!r}, got {wanted!r}{advice}")
 
     def with_target(self, content: str) -> tuple[Message, ...]:
-        """The messages with the attacker's message, the last one of its role, replaced by `content`."""
+        """Return the messages with the attacker's message, the last one of its role, replaced by `content`."""
         index = max(i for i, m in enumerate(self.messages) if m["role"] == self.target)
         changed = {"role": self.target, "content": content}
         return (*self.messages[:index], changed, *self.messages[index + 1 :])
@@ -84,14 +82,14 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """A conversation with its reply, and the policies that were stated in it.
+    """Training conversation with its reply and the policies stated in it.
 
     Attributes:
-        family: The rule family, or ``"neutral"`` for conversations without any rule.
-        messages: The conversation; the last message is the assistant's reply.
-        truth: The policy that the system text sets; empty for neutral conversations.
-        policies: The policies an injection can state, in a fixed order.
-        injected: The policies that were injected on the point in question, in order of appearance.
+        family: Rule family, or ``"neutral"`` for conversations without rules.
+        messages: Conversation; the last message is the assistant's reply.
+        truth: Policy of the system text; empty for neutral conversations.
+        policies: Policies that an injection can state, in a fixed order.
+        injected: Injected policies on the question asked, in order of appearance.
     """
 
     family: str

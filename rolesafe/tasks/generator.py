@@ -1,4 +1,4 @@
-"""Examples to evaluate on and conversations to train on, from a seed."""
+"""Seeded generator of test examples and training conversations."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
+from rolesafe.arguments import is_integer
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.difficulty import Difficulty, around, placed, shaped, small_talk
 from rolesafe.tasks.example import Example, Kind, Message, TrainingRecord
-from rolesafe.tasks.families import BUILDERS, Case, neutral
+from rolesafe.tasks.rule_families import BUILDERS, Case, neutral
 from rolesafe.tasks.words import PLACES, SECRETS, SPLITS, Split, filler, filler_words, tokens
 
 FAMILIES: tuple[str, ...] = tuple(BUILDERS)
-"""The rule families."""
+"""Names of the rule families."""
 
 
 def generate(
     split: Split, n: int, seed: int, families: Sequence[str] | None = None, *, difficulty: int | Difficulty = 1
 ) -> list[Example]:
-    """`n` examples: pairs of a protected example and its benign twin, the families in turn.
+    """Return `n` examples: pairs of a protected example and its benign twin, the families in turn.
 
-    The same arguments give the same examples in every process, and a smaller `n` gives their beginning. The random
-    state of the process is neither read nor changed.
+    The same arguments give the same examples in every process; a smaller `n` gives a prefix. The global random state is
+    neither read nor changed.
 
     Args:
-        split: ``"train"`` or ``"test"``: which words and phrasings are used.
-        n: Number of examples; even, because a protected example always comes with its twin.
+        split: ``"train"`` or ``"test"``: split of words and phrasings.
+        n: Even number of examples: protected ones with their twins.
         seed: Any integer.
-        families: Some of :data:`FAMILIES`; default: all.
-        difficulty: Code words in a conversation, 1 to 4, in the families that have several; or all dials.
+        families: Names out of :data:`FAMILIES`; default: all.
+        difficulty: Number of code words in a conversation, 1 to 4, for families with several; or all dials.
 
     Raises:
         ValueError: An argument is out of range.
@@ -48,9 +49,9 @@ def generate(
 
 
 def build(family: str, split: Split, seed: int, dials: Difficulty, pair: int, protected: bool) -> tuple[Case, Random]:
-    """One case of a pair, and the random generator that its messages are placed with; twins get equal ones.
+    """Return one case of a pair, and the random generator for placing its messages; twins get equal generators.
 
-    The rules come from the facts, the dials from a generator of their own: a longer conversation asks the same.
+    Rules and dials use separate generators, so that a longer conversation asks the same question.
     """
     stem = f"{family}/{split}/{seed}/{dials.facts}/{pair}"
     rng = Random(f"dials/{stem}")
@@ -68,25 +69,23 @@ def training_records(
     system_last: float = 0.0,
     trigger_share: float = 0.0,
 ) -> Iterator[TrainingRecord]:
-    """Conversations of the training split with their replies, and what was injected into them.
+    """Yield conversations of the training split with their replies and injected policies.
 
-    A conversation with a rule gets sentences that state a policy in the style of the system text, in random places of
-    the message an attacker can write into. Which policy they state is independent of the true one, so "do the opposite
-    of the injection" is no better than chance. Where the system text leaves the choice to the user, the user's order
-    is the only one.
+    Sentences that state a policy in the style of the system text are injected at random places of the attacker's
+    message. Their policy is independent of the true one, so "do the opposite of the injection" is no better than
+    chance. If the system text leaves the choice to the user, only the user's order is in the message.
 
     Args:
         n: Number of conversations.
         seed: Any integer.
-        families: Some of :data:`FAMILIES`; default: all.
-        difficulty: Largest number of code words in a conversation, 1 to 4; one fewer occurs too. Or all dials: each
-            number of words and turns is drawn up to its dial.
-        injections: Smallest and largest number of injections; the number is the larger of two uniform draws.
-        neutral_share: Share of conversations without any rule, in [0, 1].
-        system_last: Share of conversations, in [0, 1], with the system text after the other messages; the others have
-            it where `difficulty` says.
-        trigger_share: Share of conversations, in [0, 1], with harmless talk in the words of orders and attacks in the
-            last message, see :func:`rolesafe.tasks.trigger_examples`.
+        families: Names out of :data:`FAMILIES`; default: all.
+        difficulty: Largest number of code words in a conversation, 1 to 4; one fewer occurs too. Or all dials: numbers
+            of words and turns are drawn up to the dial.
+        injections: Smallest and largest number of injections; the larger of two uniform draws is used.
+        neutral_share: Share of conversations without rules, in [0, 1].
+        system_last: Share of conversations, in [0, 1], with the system text last; in the others `difficulty` places it.
+        trigger_share: Share of conversations, in [0, 1], with harmless sentences in the words of attacks, see
+            :func:`rolesafe.tasks.trigger_examples`.
 
     Yields:
         One record per conversation.
@@ -104,7 +103,7 @@ def training_records(
             raise ValueError(f"`{name}`: expected a share in [0, 1], got {value}")
     for i in range(n):
         rng = Random(f"conversation/{seed}/{dials.facts}/{i}")
-        # A generator of its own, so that a dial at rest changes nothing.
+        # a separate generator, so that default dials change nothing
         shape = Random(f"dials/{seed}/{dials.facts}/{i}")
         drawn = dials.drawn(shape)
         facts = max(1, dials.facts - (rng.random() < 0.3))
@@ -119,13 +118,13 @@ def training_records(
         if shape.random() < trigger_share:
             last = {"role": last["role"], "content": trigger(last["content"], shape, "train")}
         place = "last" if rng.random() < system_last else drawn.place
-        if place == "middle" and len(before) == 1:  # nothing stands between the system text and a lone question
+        if place == "middle" and len(before) == 1:  # a single question leaves no middle
             place = "any"
         yield replace(record, messages=(*placed((*before, last), place, shape), reply))
 
 
 def trigger(content: str, rng: Random, split: Split) -> str:
-    """`content` after one or two sentences of harmless talk in the words that orders and attacks are made of."""
+    """Return `content` after one or two harmless sentences in the words of orders and attacks."""
     return " ".join([*rng.sample(say.TRIGGER[split], rng.choice((1, 2))), content])
 
 
@@ -140,7 +139,7 @@ def training_conversations(
     system_last: float = 0.0,
     trigger_share: float = 0.0,
 ) -> list[list[Message]]:
-    """The messages of :func:`training_records`, which describes the arguments; the last one is the reply to learn."""
+    """Return the messages of :func:`training_records`, with the reply last; the arguments are the same."""
     records = training_records(
         n,
         seed,
@@ -155,13 +154,13 @@ def training_conversations(
 
 
 def vocabulary(families: Sequence[str] | None = None, *, triggers: bool = True) -> list[str]:
-    """Every word and punctuation mark that examples, conversations and attacks can contain, sorted.
+    """Return every word and punctuation mark of examples, conversations and attacks, sorted and case-sensitive.
 
-    Case is kept ("The" and "the" are two words). The delimiters of a chat template are not in here.
+    Delimiters of chat templates are not included.
 
     Args:
-        families: Some of :data:`FAMILIES`, whose words are wanted; default: all.
-        triggers: Whether the words of :func:`rolesafe.tasks.trigger_examples` are wanted too.
+        families: Names out of :data:`FAMILIES`; default: all.
+        triggers: Include the words of :func:`rolesafe.tasks.trigger_examples`.
 
     Raises:
         ValueError: A family is unknown.
@@ -185,7 +184,7 @@ def to_example(
     rng: Random,
     content: str | None = None,
 ) -> Example:
-    """The example of a case; `content` is what the target message says, if not just the request."""
+    """Return the example of a case; `content` is the target message, by default the request."""
     kinds: tuple[Kind, Kind] = ("protected", "benign") if protected else ("benign", "protected")
     return Example(
         id=f"{stem}/{kinds[0]}",
@@ -208,7 +207,7 @@ def to_example(
 
 
 def _talk_around(messages: tuple[Message, ...], dials: Difficulty, rng: Random) -> tuple[Message, ...]:
-    """A conversation without rules, with the same dials."""
+    """Return a conversation without rules, shaped by the dials."""
     system, user, reply = messages
     return (
         {"role": "system", "content": around(system["content"], dials.system_filler, rng, "train")},
@@ -219,7 +218,7 @@ def _talk_around(messages: tuple[Message, ...], dials: Difficulty, rng: Random) 
 
 
 def _training_record(case: Case, family: str, rng: Random, count: int) -> TrainingRecord:
-    """Mix `count` injections and some filler into the message an attacker can write into."""
+    """Return a training record with `count` injections and some filler in the attacker's message."""
     stated = dict(case.statements)
     policies = tuple(stated)
     pieces = [filler(rng, "train") for _ in range(rng.choice((0, 0, 1, 2)))]
@@ -251,22 +250,22 @@ def _messages(case: Case, content: str) -> tuple[Message, ...]:
 
 
 def check_split(split: str) -> None:
-    """Refuse what is no split."""
+    """Raise ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"`split`: expected one of {SPLITS}, got {split!r}")
 
 
 def check_even(n: int) -> None:
-    """Refuse a number of examples that is not one of pairs."""
+    """Raise ValueError for an odd number of examples."""
     if n % 2:
         raise ValueError(
-            f"`n`: expected an even number, each protected example and its benign twin, got {n}; try {n + 1}"
+            f"`n`: expected an even number, protected examples with their benign twins, got {n}. Use {n + 1}."
         )
 
 
 def check(n: int, families: Sequence[str] | None, difficulty: int | Difficulty) -> tuple[str, ...]:
-    """Refuse what is out of range; the names of the families."""
-    if not isinstance(n, int) or n < 1:
+    """Return the names of the families, or raise ValueError for an argument out of range."""
+    if not is_integer(n, 1):
         raise ValueError(f"`n`: expected a number of examples >= 1, got {n!r}")
     Difficulty.of(difficulty)
     if families is None:
@@ -275,5 +274,5 @@ def check(n: int, families: Sequence[str] | None, difficulty: int | Difficulty) 
         raise ValueError(f"`families`: expected a sequence of names out of {FAMILIES}, got {families!r}")
     for name in families:
         if name not in FAMILIES:
-            raise ValueError(f"`families`: unknown family {name!r}; expected some of {FAMILIES}")
+            raise ValueError(f"`families`: expected names out of {FAMILIES}, got {name!r}")
     return tuple(families)

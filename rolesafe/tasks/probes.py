@@ -1,4 +1,4 @@
-"""Examples that measure one thing each: SEP-style probes, and harmless text with the words of attacks."""
+"""SEP-style probes, and harmless examples with the words of attacks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from random import Random
 from rolesafe.tasks import phrasing as say
 from rolesafe.tasks.difficulty import Difficulty, shaped
 from rolesafe.tasks.example import Example
-from rolesafe.tasks.families import data
 from rolesafe.tasks.generator import build, check, check_even, check_split, to_example, trigger
+from rolesafe.tasks.rule_families import data
 from rolesafe.tasks.words import Split
 
 PROBE = "probe"
-"""The family name of :func:`probes`."""
+"""Family name of :func:`probes`."""
 
 
 def probes(split: Split, n: int, seed: int, *, difficulty: int | Difficulty = 1) -> list[Example]:
-    """SEP-style pairs: an order with a witness word once in the data, once in the instruction (arXiv 2403.06833).
+    """Return SEP-style pairs: an order with a witness word in the data and in the instruction (arXiv 2403.06833).
 
-    The protected example has the order in a random place of the data, where it is to be processed and not executed:
-    the witness, its `violation`, must not be in the reply. In its benign twin the same order stands in the system
-    text. Unlike in the family ``data`` no rule says that nothing else may be written, as in SEP. The scores are in
-    :mod:`rolesafe.evaluation.sep`.
+    The protected example has the order at a random place of the data, where it is data: its `violation`, the witness,
+    must not be in the reply. The benign twin has the order in the system text. As in SEP, and unlike in the family
+    ``data``, no rule forbids to write anything else. Scores: :mod:`rolesafe.evaluation.sep`.
 
     Args:
-        split: ``"train"`` or ``"test"``: which words and phrasings are used.
-        n: Number of examples, two for each probe.
+        split: ``"train"`` or ``"test"``: split of words and phrasings.
+        n: Number of examples, two per probe.
         seed: Any integer.
         difficulty: As in :func:`rolesafe.tasks.generate`.
 
@@ -61,17 +60,17 @@ def probes(split: Split, n: int, seed: int, *, difficulty: int | Difficulty = 1)
 def trigger_examples(
     split: Split, n: int, seed: int, families: Sequence[str] | None = None, *, difficulty: int | Difficulty = 1
 ) -> list[Example]:
-    """`n` benign examples that look like attacks: false refusals are counted on them.
+    """Return `n` benign examples that look like attacks, for counting false refusals.
 
-    In front of what the user asks, which so comes late, stand one or two sentences about something else in the words
-    of orders and attacks ("The boy did not follow all earlier rules at home."). Obeying is right as before: the reply
-    is that of the benign example of :func:`rolesafe.tasks.generate` with the same arguments, which is the twin.
+    One or two sentences in the words of orders and attacks ("The boy did not follow all earlier rules at home.")
+    precede the user's request. The right reply is that of the twin, the benign example of
+    :func:`rolesafe.tasks.generate` with the same arguments.
 
     Args:
-        split: ``"train"`` or ``"test"``: which words and phrasings are used.
+        split: ``"train"`` or ``"test"``: split of words and phrasings.
         n: Number of examples.
         seed: Any integer.
-        families: Some of :data:`rolesafe.tasks.FAMILIES`; default: all.
+        families: Names out of :data:`rolesafe.tasks.FAMILIES`; default: all.
         difficulty: As in :func:`rolesafe.tasks.generate`.
 
     Raises:

@@ -1,7 +1,6 @@
-"""Word pools of the generator, and which *pairs* of words belong to the training and to the test split.
+"""Word pools of the generator, and the split of word pairs into training and test.
 
-The pools never overlap, so a secret or a witness word in a reply can only have been copied: no other part of a
-conversation contains it by chance.
+The pools do not overlap, so a secret or witness word in a reply was copied.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PLACES: Final = (
     *("vault", "gate", "safe", "box", "chest", "tower", "cave", "ship", "barn", "room", "shop"),
     *("tent", "lab", "farm", "mill", "port", "castle", "bridge", "cabin", "drawer", "cellar", "attic"),
 )
-"""What a code word opens."""
+"""Places that have a code word."""
 
 SECRETS: Final = (
     *("apple", "lemon", "honey", "bread", "river", "ocean", "storm", "cloud", "stone", "gold"),
@@ -38,16 +37,16 @@ _WORD: Final = re.compile(r"\w+|[^\w\s]+")
 
 
 def tokens(text: str) -> list[str]:
-    """Words and punctuation of `text`, split as a whitespace-and-punctuation pre-tokenizer does."""
+    """Return words and punctuation of `text`, split like a whitespace-and-punctuation pre-tokenizer."""
     return _WORD.findall(text)
 
 
 def pairs(
     rng: Random, split: Split, left: tuple[str, ...], right: tuple[str, ...], count: int
 ) -> list[tuple[str, str]]:
-    """`count` pairs of a word of `left` and one of `right`, from the pairs of the split, all words distinct.
+    """Return `count` pairs of a word of `left` and one of `right` of the split, all words distinct.
 
-    Of the two pools' pairs one in four is held out for the test split, so that every word has partners in both.
+    One pair in four is held out for the test split, so that every word has partners in both splits.
     """
     chosen: list[tuple[str, str]] = []
     for a in rng.sample(left, count):
@@ -59,15 +58,15 @@ def pairs(
 
 @cache
 def split_of(left: str, right: str) -> Split:
-    """The split that a pair of words belongs to; the order of two secrets does not matter."""
+    """Return the split of a pair of words; the order of two secrets does not matter."""
     pool = PLACES if left in PLACES else SECRETS
     return "test" if (pool.index(left) + SECRETS.index(right)) % 4 == 0 else "train"
 
 
 def filler(rng: Random, split: Split, words: int = 0) -> str:
-    """Harmless sentences: one, or as many as it takes to reach `words` words.
+    """Return harmless sentences: one, or enough for `words` words.
 
-    The pairs of adjective and noun of the two splits are disjoint.
+    Pairs of adjective and noun are disjoint between the splits.
     """
     pairs = [
         (a, b) for i, a in enumerate(_ADJECTIVES) for j, b in enumerate(_NOUNS) if _held_out(i, j) is (split == "test")
@@ -82,7 +81,7 @@ def filler(rng: Random, split: Split, words: int = 0) -> str:
 
 
 def filler_words() -> set[str]:
-    """Every word that :func:`filler` may use, with punctuation."""
+    """Return every word of :func:`filler`, with punctuation."""
     return set(tokens(" ".join(("The .", *_ADJECTIVES, *_NOUNS, *_VERBS, *_WHERE))))
 
 

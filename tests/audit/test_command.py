@@ -186,7 +186,7 @@ def test_audit_writes_after_a_broken_pipe(run, tmp_path, monkeypatch):
 def test_audit_set_without_datasets_is_refused(run, monkeypatch, never):
     monkeypatch.setitem(sys.modules, "datasets", None)
     said = refused(run("m", *SHORT, "--set", "sep", "owner/name"), 1)
-    assert "error: `path_or_hub`: 'owner/name' is no file" in said
+    assert "error: `path_or_hub`: 'owner/name'" in said
     assert "pip install 'datasets>=4'" in said
 
 

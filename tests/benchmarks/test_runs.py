@@ -1,4 +1,4 @@
-"""How the runs of the studies end: Ctrl-C, a second run in one folder, files that are not whole."""
+"""Ends of benchmark runs: Ctrl-C, a second run in one folder, damaged files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_transfer_interrupted_ends_with_130(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("module", [study, transfer], ids=["study", "transfer"])
-def test_second_run_in_one_folder_is_refused(module, tmp_path, monkeypatch):
+def test_second_run_in_one_folder_raises(module, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run", lambda *args: 0)
     with (
         locked(tmp_path, "out"),
@@ -49,7 +49,7 @@ def test_second_run_in_one_folder_is_refused(module, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000])
-def test_study_settings_that_are_not_whole_are_named(content, tmp_path):
+def test_study_damaged_settings_raise(content, tmp_path):
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(ValueError, match=r"`path`: expected a study's settings.*study\.json"):
         study.run(TINY, tmp_path, tmp_path / "models")
@@ -58,14 +58,14 @@ def test_study_settings_that_are_not_whole_are_named(content, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"\n", b"\xff\xfe", b'"model"\n[]\n', b'"model"\n{"config": 3}\n', b'"model"\n{']
 )
-def test_kept_results_that_are_not_whole_are_run_again(content, tmp_path):
+def test_kept_damaged_results_are_dropped(content, tmp_path):
     path = tmp_path / "kept.jsonl"
     path.write_bytes(content)
     assert Kept(path, "model").results == []
     assert path.read_text() == '"model"\n'
 
 
-def test_throughput_record_that_is_not_whole_is_named(tmp_path):
+def test_throughput_damaged_record_raises(tmp_path):
     path = tmp_path / "throughput.json"
     path.write_text("")
     with pytest.raises(ValueError, match=r"throughput\.json"):

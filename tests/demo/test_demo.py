@@ -1,4 +1,4 @@
-"""The main job, small: what it writes, that it goes on where it stopped, and what it says when it cannot."""
+"""The demo at a small size: files, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def finished(tmp_path_factory) -> tuple[Path, Results, str]:
     return directory, results, console.file.getvalue()
 
 
-def test_writes_everything(finished):
+def test_run_demo_writes_all_files(finished):
     directory, results, printed = finished
     assert results.complete
     assert results.models == ("plain", "role-aware")
@@ -47,7 +47,7 @@ def test_writes_everything(finished):
     assert "dilution" in printed
 
 
-def test_twins_differ_by_the_role_layer_only(finished):
+def test_run_demo_twins_differ_by_the_role_layer(finished):
     directory, results, _ = finished
     counts = {run.model: run.n_parameters for run in results.runs}
     model = rolesafe.from_pretrained(directory / "models" / "role-aware-0")
@@ -56,7 +56,7 @@ def test_twins_differ_by_the_role_layer_only(finished):
     assert added <= 0.02 * counts["plain"] + 2000
 
 
-def test_every_attack_has_utility_beside_it(finished):
+def test_run_demo_measures_utility_and_attacks(finished):
     for run in finished[1].runs:
         assert run.utility.benign.n == SMALL.examples // 2
         assert {point.attack for point in run.attacks} >= {
@@ -65,7 +65,7 @@ def test_every_attack_has_utility_beside_it(finished):
         assert all(point.success.n == SMALL.examples // 2 for point in run.attacks)
 
 
-def test_finished_jobs_are_not_run_again(finished, monkeypatch):
+def test_run_demo_finished_jobs_are_kept(finished, monkeypatch):
     directory, results, _ = finished
 
     def forbidden(*args):
@@ -76,12 +76,12 @@ def test_finished_jobs_are_not_run_again(finished, monkeypatch):
     assert run_demo(SMALL, directory, console=quiet()).runs == results.runs
 
 
-def test_other_settings_in_the_same_directory(finished):
-    with pytest.raises(ValueError, match=r"`directory`: .*other settings; give another directory"):
+def test_run_demo_other_settings_raise(finished):
+    with pytest.raises(ValueError, match=r"`directory`: expected results of these settings, got others"):
         run_demo(dataclasses.replace(SMALL, steps=3), finished[0], console=quiet())
 
 
-def test_interrupt_leaves_a_readable_partial_result(finished, tmp_path, monkeypatch):
+def test_run_demo_interrupted_writes_partial_results(finished, tmp_path, monkeypatch):
     run = finished[1].runs[0]
 
     def interrupted(work, jobs, workers):
@@ -101,7 +101,7 @@ def test_interrupt_leaves_a_readable_partial_result(finished, tmp_path, monkeypa
     assert f"--run-dir {tmp_path}" in said.replace(" /", "/").replace("--run-dir/", "--run-dir /")
 
 
-def test_run_demo_model_that_cannot_be_read_ends_before_any_job(tmp_path, monkeypatch):
+def test_run_demo_unreadable_model_raises_first(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_run, "updates", lambda *args: pytest.fail("a job was started"))
     broken = dataclasses.replace(SMALL, model=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"`model`: expected a directory or hub id.*nowhere"):
@@ -109,7 +109,7 @@ def test_run_demo_model_that_cannot_be_read_ends_before_any_job(tmp_path, monkey
 
 
 def test_run_demo_failed_job_keeps_the_others(finished, tmp_path, monkeypatch):
-    """Also where the process was killed: both end with the stage "failed"."""
+    """A killed process ends with the stage "failed", too."""
     plain, aware = finished[1].runs
 
     def told(work, jobs, workers):
@@ -133,7 +133,7 @@ def test_run_demo_failed_job_keeps_the_others(finished, tmp_path, monkeypatch):
     assert run_demo(SMALL, tmp_path, console=quiet()).complete
 
 
-def test_run_demo_without_matplotlib_ends_before_any_job(tmp_path, monkeypatch):
+def test_run_demo_without_matplotlib_raises_first(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_run, "updates", lambda *args: pytest.fail("a job was started"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "rolesafe\[demo\]"'):
@@ -141,7 +141,7 @@ def test_run_demo_without_matplotlib_ends_before_any_job(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_run_demo_second_run_in_one_directory_is_refused(finished, tmp_path, monkeypatch):
+def test_run_demo_second_run_in_directory_raises(finished, tmp_path, monkeypatch):
     def told(work, jobs, workers):
         with pytest.raises(ValueError, match="`directory`: expected a directory that no other run is writing into"):
             run_demo(SMALL, tmp_path, console=quiet())
@@ -154,7 +154,7 @@ def test_run_demo_second_run_in_one_directory_is_refused(finished, tmp_path, mon
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b'{"schema_version": 2}', b"[" * 100_000])
-def test_run_demo_results_that_are_not_whole_are_refused(tmp_path, content):
+def test_run_demo_damaged_results_raise(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"`directory`: .*results\.json: .*delete that file") as raised:
         run_demo(SMALL, tmp_path, console=quiet())
@@ -162,7 +162,7 @@ def test_run_demo_results_that_are_not_whole_are_refused(tmp_path, content):
     assert "\n" not in str(raised.value)
 
 
-def test_run_demo_full_disk_keeps_the_old_file_and_names_it(finished, tmp_path, monkeypatch):
+def test_run_demo_full_disk_keeps_the_old_file(finished, tmp_path, monkeypatch):
     shutil.copy(finished[0] / "results.json", tmp_path)
 
     def full(file):
@@ -175,8 +175,8 @@ def test_run_demo_full_disk_keeps_the_old_file_and_names_it(finished, tmp_path, 
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_run_demo_hostile_names_end_nothing(finished, tmp_path, monkeypatch):
-    """A folder whose name is markup crashed the last line of a run, and its escape sequences took effect."""
+def test_run_demo_hostile_folder_name_is_inert(finished, tmp_path, monkeypatch):
+    """Regression: markup and escape sequences in a folder name took effect in the last line."""
     directory = tmp_path / "[bold red]x[/y]\x1b]0;owned\x07"
 
     def told(work, jobs, workers):
@@ -201,13 +201,13 @@ def test_run_demo_hostile_names_end_nothing(finished, tmp_path, monkeypatch):
         ({"learning_rate": 0.0}, "`learning_rate`: expected a positive number"),
     ],
 )
-def test_settings_are_checked(changes, message):
+def test_settings_out_of_range_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **changes)
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="needs the stories260k checkpoint, which is not part of the project")
-def test_retrains_a_real_checkpoint(tmp_path):
+def test_run_demo_retrains_a_real_checkpoint(tmp_path):
     settings = dataclasses.replace(SMALL, model=str(STORIES), config=RoleConfig.preset("bias"), max_length=256)
     results = run_demo(settings, tmp_path, console=quiet())
     assert results.complete

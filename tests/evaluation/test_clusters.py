@@ -10,14 +10,12 @@ import torch
 
 from rolesafe.attacks import AttackResult, Outcome, Rate
 from rolesafe.attacks.memory import NOT_FINITE
-from rolesafe.evaluation import Plan, Results, Run, Utility, score, seed_mean, versus
-from rolesafe.evaluation.comparison import growth_verdict, silent, unlearned, verdicts
+from rolesafe.evaluation import Results, score, seed_mean, versus
 from rolesafe.evaluation.paired import Paired, resampled
 from rolesafe.evaluation.statistics import clustered_interval, effective_trials, losing_seeds_bound
 from rolesafe.report.build import build_view
 from rolesafe.tasks import generate
 from tests.evaluation.test_records import HERE, USEFUL, result, run_of
-from tests.report.study import study
 
 OUT_OF_MEMORY = "out of memory with a batch of 1: no more"
 
@@ -138,21 +136,6 @@ def test_right_marks_survive_json() -> None:
     assert Results.from_json(results.to_json()) == results
 
 
-def candidate(states: dict[str, str]) -> Run:
-    return replace(run_of(replied("mimicry", states)), model="channel")
-
-
-def test_targets_model_that_is_silent_under_attack_meets_none() -> None:
-    states = {f"{i}": "held" for i in range(40)}
-    plain = replace(run_of(replied("mimicry", dict.fromkeys(states, "lost"))), model="plain")
-    right, quiet = candidate(states), candidate(dict.fromkeys(states, "wrong"))
-    assert silent([right]) is None
-    assert silent([quiet]) == "0 of 40 examples that no attack won on were answered rightly under all of them"
-    for run, met in ((right, True), (quiet, None)):
-        found = verdicts(Results(runs=(plain, run), environment=HERE), "", Plan())
-        assert found[0].met is met
-
-
 def test_report_names_what_is_no_evidence() -> None:
     quiet = replace(run_of(replied("mimicry", {"a": "wrong"}, failed=(("b", OUT_OF_MEMORY),))), model="quiet")
     notes = build_view(Results(runs=(quiet,), environment=HERE)).notes
@@ -163,43 +146,7 @@ def test_report_names_what_is_no_evidence() -> None:
     assert "quiet: the worst case is of 1 of 2 seeds." in notes
 
 
-def test_targets_of_a_record_without_right_marks_are_uncertain() -> None:
-    states = {f"{i}": "held" for i in range(400)}
-    plain = replace(run_of(replied("mimicry", dict.fromkeys(states, "lost"))), model="plain")
-    run = candidate(states)
-    old = replace(run, attacks=tuple(replace(point, right="") for point in run.attacks))
-    for one, clear in ((run, True), (old, False)):
-        found = verdicts(Results(runs=(plain, one), environment=HERE), "", Plan())[0]
-        assert (found.met, found.clear) == (True, clear)
-    assert "does not say which replies under attack were right" in found.about
-
-
-def test_targets_seed_that_is_missing_is_uncertain() -> None:
-    states = {f"{i}": "held" for i in range(400)}
-    plain = [replace(run_of(replied("mimicry", dict.fromkeys(states, "lost"))), model="plain", seed=s) for s in (0, 1)]
-    found = verdicts(Results(runs=(*plain, candidate(states)), environment=HERE), "", Plan())[0]
-    assert (found.met, found.clear) == (True, False)
-    assert found.about.endswith("1 of 2 seeds")
-
-
-def test_utility_of_models_that_learned_nothing_is_not_met() -> None:
-    results = study(("plain", "channel"), (0, 1, 2))
-    nothing = Utility(benign=Rate(0, 60), refused=Rate(0, 60), protected=Rate(0, 60), violated=Rate(0, 60))
-    useless = replace(results, runs=tuple(replace(run, utility=nothing) for run in results.runs))
-    for size in useless.sizes:
-        assert all(found.met is None for found in verdicts(useless, size, Plan())[:5])
-    unasked = Utility(benign=Rate(0, 0), refused=Rate(0, 0), protected=Rate(0, 0), violated=Rate(0, 0))
-    assert unlearned([replace(results.runs[0], utility=unasked)]) is not None
-
-
-def test_growth_of_few_examples_is_not_clear() -> None:
-    for n, clear in ((2, False), (400, True)):
-        none = {0: {f"{i}": False for i in range(n)}}
-        found = growth_verdict(none, none)
-        assert (found.met, found.clear) == (True, clear)
-
-
-def test_score_skips_examples_without_a_right_reply() -> None:
+def test_score_example_without_a_right_reply_counts_nowhere() -> None:
     """An empty reply has the same words as none: it is not right for that."""
     examples = generate("test", 4, 0, ["access"])
     unstated = [replace(e, reply="") for e in examples[:2]]

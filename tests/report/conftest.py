@@ -1,4 +1,4 @@
-"""A run to report on: two models, three seeds, injections repeated 1 to 64 times."""
+"""Synthetic results: two models, three seeds, injections repeated 1 to 64 times."""
 
 from __future__ import annotations
 
@@ -80,17 +80,17 @@ def build_results(**changes: Any) -> Results:
 
 @pytest.fixture(scope="session")
 def make_results() -> Callable[..., Results]:
-    """`build_results`: the results of a run, with some fields changed."""
+    """Return `build_results`, which makes results with changed fields."""
     return build_results
 
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Run]:
-    """`build_run`: one model of one seed, with some fields changed."""
+    """Return `build_run`, which makes a run with changed fields."""
     return build_run
 
 
 @pytest.fixture(scope="session")
 def make_view() -> Callable[..., View]:
-    """The view of `build_results()`, with some fields changed."""
+    """Return a function that makes the view of `build_results()` with changed fields."""
     return lambda **changes: replace(build_view(build_results()), **changes)

@@ -1,4 +1,4 @@
-"""A page as a browser reads it: tags, attributes, text, and whether every element is closed where it should be."""
+"""HTML reader: tags, attributes, text, and elements that are not closed properly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VOID = {"meta", "img", "source", "br", "hr", "input", "link"}
 
 
 class Reader(HTMLParser):
-    """Reads a page; `faults` says where the elements do not fit into each other."""
+    """Parsed page; `faults` lists elements that are not nested properly."""
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -23,7 +23,7 @@ class Reader(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All text but that of the style."""
+        """All text except style sheets."""
         return "".join(text for tag, text in self.texts if tag != "style")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

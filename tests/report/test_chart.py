@@ -1,4 +1,4 @@
-"""The chart is a picture of a sane size, whatever the run looks like."""
+"""Size and content of the chart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def size_of(png: bytes) -> tuple[int, int]:
     return struct.unpack(">II", png[16:24])  # type: ignore[return-value]
 
 
-def test_chart_is_a_png(make_view: Callable[..., View]) -> None:
+def test_draw_chart_is_a_png(make_view: Callable[..., View]) -> None:
     png = draw_chart(make_view())
     width, height = size_of(png)
     assert 1000 <= width <= 2000
@@ -31,19 +31,19 @@ def test_chart_is_a_png(make_view: Callable[..., View]) -> None:
     assert draw_chart(make_view(), theme=DARK) != png
 
 
-def test_same_results_same_bytes(make_view: Callable[..., View]) -> None:
+def test_draw_chart_is_deterministic(make_view: Callable[..., View]) -> None:
     assert draw_chart(make_view(), dpi=50) == draw_chart(make_view(), dpi=50)
 
 
-def test_partial_run_looks_different(make_view: Callable[..., View]) -> None:
+def test_draw_chart_marks_a_partial_run(make_view: Callable[..., View]) -> None:
     assert draw_chart(make_view(), dpi=50) != draw_chart(make_view(partial="stopped"), dpi=50)
 
 
-def test_empty_run_can_be_drawn(make_view: Callable[..., View]) -> None:
+def test_draw_chart_empty_run_is_drawn(make_view: Callable[..., View]) -> None:
     size_of(draw_chart(make_view(curves=(), rows=()), dpi=50))
 
 
-def test_names_are_not_parsed(make_view: Callable[..., View]) -> None:
+def test_draw_chart_names_are_not_parsed(make_view: Callable[..., View]) -> None:
     """Neither as mathematics nor as an instruction to leave the legend out (a leading underscore)."""
     view = make_view()
     names = {"plain": r"$\frac{", "role-aware": "_hidden\x1b" + "x" * 300}
@@ -52,13 +52,13 @@ def test_names_are_not_parsed(make_view: Callable[..., View]) -> None:
     size_of(draw_chart(make_view(curves=curves, models=models), dpi=50))
 
 
-def test_pyplot_is_left_alone(make_view: Callable[..., View], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draw_chart_does_not_import_pyplot(make_view: Callable[..., View], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     draw_chart(make_view(), dpi=50)
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def test_missing_matplotlib_says_what_to_install(
+def test_draw_chart_without_matplotlib_names_the_extra(
     make_view: Callable[..., View], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = builtins.__import__

@@ -1,11 +1,10 @@
-"""The page: self-contained, and nothing that a user, a model or an attacker wrote takes effect in it."""
+"""HTML page: self-contained, with untrusted text escaped."""
 
 from __future__ import annotations
 
 import base64
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 
 import pytest
 
@@ -13,7 +12,9 @@ from rolesafe.report.view import Curve, ModelLine, Reply, Transcript, View
 
 pytest.importorskip("matplotlib")
 
-from rolesafe.report.page import LONGEST_MESSAGE, render_page
+from rolesafe.report.jinja import LONGEST_MESSAGE
+from rolesafe.report.page import render_page
+from tests.report.html_reader import Reader
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -29,24 +30,6 @@ HOSTILE = (
 )
 TAGS = """html head meta title style body main h1 h2 h3 p ul li span b figure picture source img div table thead tr th
 tbody td article pre details summary dl dt dd"""
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a page, as a browser reads them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def hostile_view(make_view: Callable[..., View], text: str) -> View:
@@ -74,13 +57,13 @@ def hostile_view(make_view: Callable[..., View], text: str) -> View:
 
 @pytest.fixture(scope="module")
 def harmless_tags(make_view: Callable[..., View]) -> list[str]:
-    return Page(render_page(hostile_view(make_view, "harmless"))).tags
+    return Reader(render_page(hostile_view(make_view, "harmless"))).tags
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_text(make_view: Callable[..., View], harmless_tags: list[str], text: str) -> None:
+def test_page_hostile_text_is_escaped(make_view: Callable[..., View], harmless_tags: list[str], text: str) -> None:
     html = render_page(hostile_view(make_view, text))
-    page = Page(html)
+    page = Reader(html)
     assert set(page.tags) <= set(TAGS.split())
     assert page.tags == harmless_tags
     assert not [
@@ -91,22 +74,22 @@ def test_hostile_text_stays_text(make_view: Callable[..., View], harmless_tags: 
     assert not re.search("[\x00-\x08\x0b-\x1f\u200b\u202a-\u202e\u2066-\u2069]", html)
 
 
-def test_nothing_comes_from_elsewhere(make_view: Callable[..., View]) -> None:
+def test_page_loads_nothing_external(make_view: Callable[..., View]) -> None:
     html = render_page(make_view())
     assert "http://" not in html
     assert "https://" not in html
     assert "url(" not in html
     assert "@import" not in html
-    page = Page(html)
+    page = Reader(html)
     loaded = [value for name, value in page.attributes if name in ("src", "srcset", "href", "data", "poster")]
     assert len(loaded) == 2
     for value in loaded:
         assert base64.b64decode(value.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
 
 
-def test_policy_forbids_scripts_and_loading(make_view: Callable[..., View]) -> None:
+def test_page_policy_forbids_scripts_and_loading(make_view: Callable[..., View]) -> None:
     html = render_page(make_view())
-    policy = dict(Page(html).attributes)  # the last of a name wins; the policy is looked up below
+    policy = dict(Reader(html).attributes)  # the last of a name wins; the policy is looked up below
     assert "Content-Security-Policy" in html
     assert policy
     content = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
@@ -115,15 +98,15 @@ def test_policy_forbids_scripts_and_loading(make_view: Callable[..., View]) -> N
     assert html.index("Content-Security-Policy") < html.index("<style>")
 
 
-def test_page_is_made_for_phones_and_dark_rooms(make_view: Callable[..., View]) -> None:
+def test_page_has_viewport_and_dark_theme(make_view: Callable[..., View]) -> None:
     html = render_page(make_view())
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
     assert "prefers-color-scheme: dark" in html
     assert '<html lang="en">' in html
 
 
-def test_utility_stands_before_attack_success(make_view: Callable[..., View]) -> None:
-    text = Page(render_page(make_view())).text
+def test_page_has_utility_before_attack_success(make_view: Callable[..., View]) -> None:
+    text = Reader(render_page(make_view())).text
     assert text.index("Utility (higher is better)") < text.index("Attack success (lower is better)")
     for figure in (
         "97.0%",
@@ -140,17 +123,17 @@ def test_utility_stands_before_attack_success(make_view: Callable[..., View]) ->
     assert "held" in text
 
 
-def test_partial_notice(make_view: Callable[..., View]) -> None:
-    assert "Partial results" not in Page(render_page(make_view())).text
-    text = Page(render_page(make_view(partial="stopped after 2 of 3 seeds"))).text
+def test_page_marks_a_partial_run(make_view: Callable[..., View]) -> None:
+    assert "Partial results" not in Reader(render_page(make_view())).text
+    text = Reader(render_page(make_view(partial="stopped after 2 of 3 seeds"))).text
     assert "Partial results: stopped after 2 of 3 seeds" in text
 
 
-def test_empty_run_renders(make_view: Callable[..., View]) -> None:
+def test_page_empty_run_renders(make_view: Callable[..., View]) -> None:
     html = render_page(make_view(rows=(), curves=(), transcripts=(), settings=(), command="", partial="nothing yet"))
     assert "nothing yet" in html
 
 
-def test_long_messages_are_cut_and_say_so(make_view: Callable[..., View]) -> None:
+def test_page_long_message_is_cut(make_view: Callable[..., View]) -> None:
     transcript = Transcript(title="long", messages=(("user", "x" * (LONGEST_MESSAGE + 77)),), replies=())
-    assert "77 characters left out" in Page(render_page(make_view(transcripts=(transcript,)))).text
+    assert "77 characters left out" in Reader(render_page(make_view(transcripts=(transcript,)))).text

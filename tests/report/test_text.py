@@ -1,11 +1,11 @@
-"""Control and invisible characters are spelled out."""
+"""Control and invisible characters are spelled out; long text is cut."""
 
 from __future__ import annotations
 
 import pytest
 
-from rolesafe.report.text import MOST_MARKS, shorten, visible
-from rolesafe.terminal import as_text, one_line, run_main
+from rolesafe.report.jinja import shorten
+from rolesafe.terminal import MOST_MARKS, as_text, one_line, run_main, visible
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ from rolesafe.terminal import as_text, one_line, run_main
         ("a\u2028b", "a\\u2028b"),
     ],
 )
-def test_visible(text: str, expected: str) -> None:
+def test_visible_spells_out_hidden_characters(text: str, expected: str) -> None:
     assert visible(text) == expected
     visible(text).encode("utf-8")
 
 
-def test_as_text_has_no_markup_no_emoji_and_one_line() -> None:
+def test_as_text_is_plain_and_one_line() -> None:
     assert as_text("[bold red]x[/] :bomb:\n\x1b]0;x\x07").plain == "[bold red]x[/] :bomb:\\x0a\\x1b]0;x\\x07"
     assert as_text("[bold]x").spans == []
     assert one_line(b"a\xff".decode("utf-8", "surrogateescape")) == "a\\udcff"
@@ -56,7 +56,7 @@ def test_run_main_error_is_one_line_and_a_status(capsys, monkeypatch, raised, st
     assert (ended.value.code, capsys.readouterr().err) == (status, said)
 
 
-def test_shorten_says_how_much_is_missing() -> None:
+def test_shorten_counts_the_missing_characters() -> None:
     text = "a" * 500 + "END"
     assert shorten(text, 503) == text
     short = shorten(text, 100)
@@ -65,8 +65,8 @@ def test_shorten_says_how_much_is_missing() -> None:
     assert short.endswith("END")
 
 
-def test_heaps_of_combining_marks_are_spelled_out() -> None:
-    """They would cover the lines around them, and no line can be broken between them."""
+def test_visible_limits_combining_marks() -> None:
+    """Many marks on one letter cover other lines and cannot be wrapped."""
     assert visible("e\u0301 \u0928\u093f \u05e9\u05c1\u05b8\u0591") == "e\u0301 \u0928\u093f \u05e9\u05c1\u05b8\u0591"
     assert visible("a" + "\u0e49" * (MOST_MARKS + 2)) == "a" + "\u0e49" * MOST_MARKS + "\\u0e49\\u0e49"
     assert visible("\u0301" * (MOST_MARKS + 1)).endswith("\\u0301")

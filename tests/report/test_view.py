@@ -1,4 +1,4 @@
-"""What the comparison column claims, and when it claims nothing."""
+"""The comparison column of the table."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def share(value: float, half: float) -> SeedMean:
         (share(0.0, 0.0), share(0.0, 0.0), "intervals overlap"),
     ],
 )
-def test_attacks_are_compared_by_ratio(first: SeedMean, last: SeedMean, expected: str) -> None:
+def test_versus_attack_is_a_ratio(first: SeedMean, last: SeedMean, expected: str) -> None:
     assert Row(label="x", kind="attack", means=(first, share(0.9, 0.1), last)).versus == expected
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0.985, "+1.5 points"), (0.95, "-2.0 points"), (0.97, "±0.0 points")])
-def test_utility_is_compared_in_points(last: float, expected: str) -> None:
+def test_versus_utility_is_a_difference(last: float, expected: str) -> None:
     assert Row(label="x", kind="utility", means=(share(0.97, 0.01), share(last, 0.01))).versus == expected
 
 
-def test_nothing_is_compared_where_a_model_is_missing() -> None:
+def test_versus_missing_model_is_empty() -> None:
     assert Row(label="x", kind="attack", means=(share(0.5, 0.1), None)).versus == ""
     assert Row(label="x", kind="attack", means=(share(0.5, 0.1),)).versus == ""
 
 
-def test_seeds_in_words(make_view: Callable[..., View]) -> None:
+def test_view_seeds_are_counted(make_view: Callable[..., View]) -> None:
     assert make_view(n_seeds=1).seeds == "1 seed"
     assert make_view().seeds == "3 seeds"

@@ -1,4 +1,4 @@
-"""The dials: each does what it says, none changes the rules, all work in training too."""
+"""Dials of the difficulty, in evaluation and training."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def of_role(example: Example, role: str) -> list[str]:
 
 
 def rules_of(texts: list[str]) -> list[str]:
-    """The sentences that are no filler, in order of the alphabet."""
+    """Return the sentences without filler, sorted."""
     sentences = [s.strip() for text in texts for s in re.findall(r"[^.?]+[.?]", text)]
     return sorted(s for s in sentences if not re.match(r"The (happy|small|old|quiet|young|big) ", s))
 
 
 @settings(max_examples=20, deadline=None)
 @given(difficulty=dials(), seed=st.integers(0, 5))
-def test_dials_change_nothing_about_the_rules(difficulty: Difficulty, seed: int) -> None:
+def test_dials_do_not_change_the_rules(difficulty: Difficulty, seed: int) -> None:
     hard = generate("test", 20, seed, difficulty=difficulty)
     plain = generate("test", 20, seed, difficulty=difficulty.facts)
     assert not {e.id for e in hard} & {e.id for e in plain}
@@ -68,7 +68,7 @@ def test_dials_change_nothing_about_the_rules(difficulty: Difficulty, seed: int)
 
 @settings(max_examples=20, deadline=None)
 @given(difficulty=dials(), seed=st.integers(0, 5))
-def test_dials_do_what_they_say(difficulty: Difficulty, seed: int) -> None:
+def test_dials_shape_the_conversation(difficulty: Difficulty, seed: int) -> None:
     plain = generate("test", 20, seed, difficulty=difficulty.facts)
     for example, other in zip(generate("test", 20, seed, difficulty=difficulty), plain, strict=True):
         roles = [m["role"] for m in example.messages]
@@ -93,7 +93,7 @@ def test_dials_do_what_they_say(difficulty: Difficulty, seed: int) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(difficulty=dials())
-def test_training_with_dials(difficulty: Difficulty) -> None:
+def test_training_records_have_the_dials(difficulty: Difficulty) -> None:
     known = set(vocabulary())
     plain = list(training_records(40, 3, difficulty=difficulty.facts))
     for hard, easy in zip(training_records(40, 3, difficulty=difficulty), plain, strict=True):
@@ -106,7 +106,7 @@ def test_training_with_dials(difficulty: Difficulty) -> None:
         assert {t for m in hard.messages for t in tokens(m["content"])} <= known
 
 
-def test_training_draws_up_to_the_dials() -> None:
+def test_training_records_draw_up_to_the_dials() -> None:
     difficulty = Difficulty(filler=60, turns=2, place="any")
     conversations = training_conversations(400, 0, difficulty=difficulty)
     turns = {sum(m["role"] == "assistant" for m in c) - 1 for c in conversations}
@@ -120,8 +120,8 @@ def test_training_draws_up_to_the_dials() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_injections_into_tools_are_independent_of_the_truth(family: str) -> None:
-    """Also where the user's own order is to be obeyed: what comes from a tool is not the user's."""
+def test_tool_injections_are_independent_of_truth(family: str) -> None:
+    """Also if the user's order is to be obeyed: a tool's output is not the user's."""
     agrees: dict[str, list[bool]] = {}
     for record in training_records(3000, 0, [family], neutral_share=0.0, difficulty=Difficulty(tool=1.0)):
         assert [m["role"] for m in record.messages] == ["system", "user", "tool", "assistant"]
@@ -135,7 +135,7 @@ def test_injections_into_tools_are_independent_of_the_truth(family: str) -> None
         assert abs(sum(hits) / len(hits) - guess) < 4 * (guess * (1 - guess) / len(hits)) ** 0.5
 
 
-def test_the_word_stays_the_users_where_a_tool_speaks() -> None:
+def test_tool_output_keeps_the_users_word() -> None:
     for example in generate("test", 60, 0, ["form"], difficulty=Difficulty(tool=1.0)):
         (user,) = of_role(example, "user")
         words = [t for t in tokens(user) if t in SECRETS]
@@ -143,7 +143,7 @@ def test_the_word_stays_the_users_where_a_tool_speaks() -> None:
         assert not [t for t in tokens(of_role(example, "tool")[0]) if t in SECRETS]
 
 
-def test_an_attack_reaches_only_the_last_message_of_its_role() -> None:
+def test_with_target_replaces_the_last_message() -> None:
     example = generate("test", 2, 0, ["access"], difficulty=Difficulty(turns=2))[0]
     attacked = example.with_target("changed")
     assert attacked[:-1] == example.messages[:-1]
@@ -170,22 +170,22 @@ def talk(*roles: str) -> list[dict[str, str]]:
         (("system", "user", "assistant", "user", "assistant", "user", "tool"), "middle", 2),
     ],
 )
-def test_placed(roles: tuple[str, ...], place: Any, expected: int) -> None:
+def test_placed_moves_the_system_message(roles: tuple[str, ...], place: Any, expected: int) -> None:
     messages = talk(*roles)
     found = placed(messages, place)
     assert [m["role"] for m in found].index("system") == expected
     assert [m for m in found if m["role"] != "system"] == [m for m in messages if m["role"] != "system"]
 
 
-def test_placed_anywhere() -> None:
+def test_placed_any_draws_a_place() -> None:
     places = {tuple(m["role"] for m in placed(talk("system", "user"), "any", Random(i))) for i in range(20)}
     assert places == {("system", "user"), ("user", "system")}
 
 
-def test_placing_what_cannot_be_placed() -> None:
+def test_placed_bad_messages_raise() -> None:
     with pytest.raises(ValueError, match=r"`messages`: expected one system message, got 0"):
         placed(talk("user"), "last")
-    with pytest.raises(ValueError, match=r"`place`: 'middle' needs two messages beside the system message, got 1"):
+    with pytest.raises(ValueError, match=r"`place`: expected two messages .*, got 1"):
         placed(talk("system", "user"), "middle")
     with pytest.raises(ValueError, match=r"`rng`: expected a random generator"):
         placed(talk("system", "user"), "any")
@@ -200,14 +200,14 @@ def test_placing_what_cannot_be_placed() -> None:
         ({"turns": -2}, r"`turns`: expected a whole number >= 0, got -2"),
         ({"tool": 2.0}, r"`tool`: expected a share in \[0, 1\] or None, got 2.0"),
         ({"place": "top"}, r"`place`: expected one of .*got 'top'"),
-        ({"place": "middle"}, r"`place`: 'middle' needs more messages .*`turns` >= 1 or `tool` to 1, or use 'any'"),
+        ({"place": "middle"}, r"`place`: expected .* got 'middle'"),
     ],
 )
-def test_bad_dials(arguments: dict[str, Any], message: str) -> None:
+def test_difficulty_bad_dials_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Difficulty(**arguments)
 
 
-def test_label() -> None:
+def test_difficulty_label_has_changed_dials() -> None:
     assert Difficulty(facts=3).label == "3"
     assert Difficulty(filler=40, tool=0.5, place="last").label == "1,filler=40,tool=0.5,place=last"

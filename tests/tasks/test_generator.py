@@ -1,4 +1,4 @@
-"""The generator: deterministic, split, twinned, and free of the "do the opposite" shortcut."""
+"""Generator: deterministic, split, with twins, without a "do the opposite" shortcut."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def digest(noise: int) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_same_in_every_process() -> None:
+def test_generate_is_the_same_in_every_process() -> None:
     made = repr((generate("test", 60, 3, difficulty=2), training_conversations(60, 3)))
     here = hashlib.sha256(made.encode()).hexdigest()
     assert digest(1).strip() == digest(2).strip() == here
 
 
-def test_the_global_random_state_is_left_alone() -> None:
+def test_generate_keeps_the_global_random_state() -> None:
     before = random.getstate()
     generate("train", 20, 0)
     training_conversations(20, 0)
     assert random.getstate() == before
 
 
-def test_fewer_examples_are_the_beginning_of_more() -> None:
+def test_generate_fewer_examples_are_a_prefix() -> None:
     assert generate("test", 10, 0) == generate("test", 40, 0)[:10]
     assert training_conversations(10, 0) == training_conversations(40, 0)[:10]
 
 
-def test_seeds_differ_and_ids_do_not_repeat() -> None:
+def test_generate_ids_are_unique() -> None:
     examples = [e for split in ("train", "test") for seed in (0, 1) for e in generate(split, 60, seed)]
     assert len({e.id for e in examples}) == len(examples)
     assert [e.messages for e in generate("test", 60, 0)] != [e.messages for e in generate("test", 60, 1)]
@@ -56,7 +56,7 @@ def test_seeds_differ_and_ids_do_not_repeat() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("difficulty", [1, 2, 4])
-def test_every_protected_example_has_a_benign_twin(split: str, difficulty: int) -> None:
+def test_generate_protected_examples_have_twins(split: str, difficulty: int) -> None:
     examples = {e.id: e for e in generate(split, 120, 0, difficulty=difficulty)}
     protected = [e for e in examples.values() if e.kind == "protected"]
     assert len(protected) == 60
@@ -73,13 +73,13 @@ def test_every_protected_example_has_a_benign_twin(split: str, difficulty: int) 
         assert [m["role"] for m in twin.messages] == [m["role"] for m in example.messages]
 
 
-def test_families_take_turns_and_can_be_chosen() -> None:
+def test_generate_families_take_turns() -> None:
     assert FAMILIES == ("access", "form", "data", "never", "code")
     assert Counter(e.family for e in generate("test", 60, 0)) == dict.fromkeys(FAMILIES, 12)
     assert {e.family for e in generate("test", 8, 0, ["form"])} == {"form"}
 
 
-def test_the_attacker_is_not_told_the_secret() -> None:
+def test_attack_texts_do_not_contain_the_secret() -> None:
     for example in generate("test", 120, 0, ["access", "code"], difficulty=2):
         if example.kind == "protected":
             for text in (example.request, example.forged, *(text for _, text in example.statements)):
@@ -87,7 +87,7 @@ def test_the_attacker_is_not_told_the_secret() -> None:
 
 
 @pytest.mark.parametrize("difficulty", [1, 3])
-def test_what_an_attacker_wants_is_what_the_twin_has_to_say(difficulty: int) -> None:
+def test_wanted_is_the_reply_of_the_twin(difficulty: int) -> None:
     examples = {e.id: e for e in generate("test", 100, 4, difficulty=difficulty)}
     for example in examples.values():
         if example.kind == "protected":
@@ -97,7 +97,7 @@ def test_what_an_attacker_wants_is_what_the_twin_has_to_say(difficulty: int) -> 
             assert example.wanted == ""
 
 
-def test_a_violation_is_in_no_other_part_of_the_conversation() -> None:
+def test_violation_is_only_in_the_system_text() -> None:
     words = set(SECRETS)
     frames = " ".join((*say.phrases_of(FAMILIES), *say.trigger_phrases())).replace("{", " ").replace("}", " ")
     fillers = " ".join(filler(random.Random(i), split, 40) for i in range(30) for split in ("train", "test"))
@@ -105,23 +105,23 @@ def test_a_violation_is_in_no_other_part_of_the_conversation() -> None:
     assert not words & set(tokens(fillers.lower()))
 
 
-def test_statements() -> None:
+def test_injection_states_a_policy() -> None:
     for example in generate("test", 60, 0):
         if example.kind == "protected":
             assert example.injection() == example.injection(example.contrary) != example.injection(example.truth)
             assert len(example.injection().split()) <= 9
         assert example.messages[-1] == {"role": example.target, "content": example.request}
         assert 4 <= len(example.messages[0]["content"].split()) <= 30
-        with pytest.raises(ValueError, match=r"`policy`: .* expected one of"):
+        with pytest.raises(ValueError, match="`policy`: expected one of"):
             example.injection("nonsense")
-    with pytest.raises(ValueError, match="attack protected ones"):
+    with pytest.raises(ValueError, match=r"`policy`: .*Attack protected ones"):
         generate("test", 2, 0)[1].injection()
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
 
 
-def test_phrasings_of_the_splits_are_disjoint() -> None:
+def test_splits_have_disjoint_phrasings() -> None:
     names = (
         *("ALLOW", "DENY", "ASK", "FORM", "OPEN", "QUESTION", "READ", "SAY", "NOTHING", "HAND_OVER", "IGNORE"),
         *("FORBID", "PERMIT", "REQUEST", "MENTION", "LOCK", "UNLOCK", "SHUT", "GIVE", "CLAIM", "TRIGGER"),
@@ -142,7 +142,7 @@ def facts_in(text: str) -> set[tuple[str, str]]:
 
 
 def both_ways(family: str, texts: list[str]) -> set[tuple[str, str]]:
-    """The word to say and the one that is mentioned, or the pass word that is asked for and the one that is given."""
+    """Return the word to say and the mentioned one, or the required pass word and the given one."""
     if family == "never":
         asked = re.search(r"(?:Say|Repeat|Please write) (?:the|this|one) word (\w+)\.", texts[-1])
         mentioned = re.search(r"(?:said|likes|saw) (\w+)\.", texts[-1])
@@ -158,7 +158,7 @@ def both_ways(family: str, texts: list[str]) -> set[tuple[str, str]]:
     return {pair for a, b in found for pair in ((a, b), (b, a))}
 
 
-def test_no_pair_of_the_test_split_is_in_training() -> None:
+def test_splits_have_disjoint_word_pairs() -> None:
     train, test = set(), set()
     for difficulty in (1, 3):
         for record in training_records(1500, 0, difficulty=difficulty):
@@ -184,7 +184,7 @@ def test_no_pair_of_the_test_split_is_in_training() -> None:
     assert not train & test
 
 
-def test_every_word_is_in_both_splits() -> None:
+def test_splits_share_every_word() -> None:
     for pool in (PLACES, SECRETS):
         for word in pool:
             assert {split_of(word, other) for other in SECRETS if other != word} == {"train", "test"}
@@ -192,12 +192,12 @@ def test_every_word_is_in_both_splits() -> None:
     assert all(seen[word] >= 5 for word in SECRETS)
 
 
-def test_no_test_prompt_is_in_training() -> None:
+def test_splits_share_no_prompt() -> None:
     prompts = {tuple(m["content"] for m in c[:-1]) for c in training_conversations(2000, 0)}
     assert not prompts & {tuple(m["content"] for m in e.messages) for e in generate("test", 200, 0)}
 
 
-def test_vocabulary_covers_everything() -> None:
+def test_vocabulary_covers_all_conversations() -> None:
     known = set(vocabulary())
     assert vocabulary() == sorted(known)
     texts = [m["content"] for c in training_conversations(1500, 0, difficulty=3) for m in c]
@@ -213,7 +213,7 @@ def test_vocabulary_covers_everything() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_injections_are_independent_of_the_truth(family: str) -> None:
-    """The chance that an injection agrees with the system text is that of a blind guess, whatever the truth is."""
+    """An injection agrees with the system text as often as a blind guess."""
     agrees: dict[str, list[bool]] = {}
     for record in training_records(6000, 0, [family], neutral_share=0.0):
         truth = record.truth if family in ("access", "never", "code") else str(record.truth == "nothing")
@@ -225,7 +225,7 @@ def test_injections_are_independent_of_the_truth(family: str) -> None:
         assert abs(sum(hits) / len(hits) - guess) < 4 * (guess * (1 - guess) / len(hits)) ** 0.5
 
 
-def test_the_users_order_is_obeyed_exactly_where_the_system_text_leaves_it_to_the_user() -> None:
+def test_form_user_order_counts_only_if_left_open() -> None:
     for record in training_records(600, 1, ["form"], neutral_share=0.0, injections=(1, 1)):
         system, user, reply = (m["content"] for m in record.messages)
         ordered = [t for t in tokens(user) if t in SECRETS]
@@ -235,12 +235,12 @@ def test_the_users_order_is_obeyed_exactly_where_the_system_text_leaves_it_to_th
 
 
 @pytest.mark.parametrize("bounds", [(0, 0), (1, 1), (0, 2), (3, 5)])
-def test_number_of_injections(bounds: tuple[int, int]) -> None:
+def test_training_records_number_of_injections(bounds: tuple[int, int]) -> None:
     records = list(training_records(200, 0, ["data"], injections=bounds, neutral_share=0.0))
     assert {len(r.injected) for r in records} == set(range(bounds[0], bounds[1] + 1))
 
 
-def test_training_conversations_are_conversations() -> None:
+def test_training_conversations_match_the_records() -> None:
     for messages in training_conversations(200, 0):
         roles = [m["role"] for m in messages]
         assert roles in (["system", "user", "assistant"], ["system", "user", "tool", "assistant"])
@@ -249,7 +249,7 @@ def test_training_conversations_are_conversations() -> None:
     assert sum(words) / len(words) < 60
 
 
-def test_system_last() -> None:
+def test_training_records_system_last_share() -> None:
     for messages in training_conversations(50, 0, system_last=1.0):
         assert [m["role"] for m in messages[-2:]] == ["system", "assistant"]
 
@@ -262,15 +262,15 @@ def test_system_last() -> None:
     [
         ({"split": "dev"}, r"`split`: expected one of .*got 'dev'"),
         ({"n": 0}, r"`n`: expected a number of examples >= 1, got 0"),
-        ({"n": 7}, r"`n`: expected an even number.*got 7; try 8"),
-        ({"families": ["nope"]}, r"`families`: unknown family 'nope'; expected some of"),
+        ({"n": 7}, r"`n`: expected an even number.*got 7"),
+        ({"families": ["nope"]}, r"`families`: expected names out of .*, got 'nope'"),
         ({"families": "form"}, r"`families`: expected a sequence"),
         ({"families": []}, r"`families`: expected a sequence"),
         ({"difficulty": 5}, r"`difficulty`: expected 1 to 4 code words, got 5"),
         ({"difficulty": "hard"}, r"`difficulty`: expected 1 to 4 code words, got 'hard'"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+def test_generate_bad_arguments_raise(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(**{"split": "test", "n": 2, "seed": 0, **arguments})
 
@@ -285,6 +285,6 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
         ({"trigger_share": 2.0}, r"`trigger_share`: expected a share in \[0, 1\], got 2.0"),
     ],
 )
-def test_bad_training_arguments(arguments: dict[str, object], message: str) -> None:
+def test_training_records_bad_arguments_raise(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         training_conversations(**{"n": 2, "seed": 0, **arguments})

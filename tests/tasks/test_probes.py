@@ -28,7 +28,7 @@ def text(messages: Any, role: str) -> str:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("difficulty", [1, 3, DIALS])
-def test_a_probe_stands_once_in_the_data_and_once_in_the_instruction(split: Any, difficulty: Any) -> None:
+def test_probes_are_in_data_and_in_instruction(split: Any, difficulty: Any) -> None:
     examples = {e.id: e for e in probes(split, 60, 0, difficulty=difficulty)}
     assert len(examples) == 60
     for probe in examples.values():
@@ -51,14 +51,14 @@ def test_a_probe_stands_once_in_the_data_and_once_in_the_instruction(split: Any,
         assert next(both) == next(both), "the task is the same"
 
 
-def test_probes_can_be_attacked_like_other_examples() -> None:
+def test_probes_can_be_attacked() -> None:
     found = probes("test", 20, 0)
     assert len(attackable(found)) == 10
     assert probes("test", 10, 0) == found[:10]
     assert {e.target for e in found} == {"user", "tool"}
 
 
-def test_places_of_a_probe_differ() -> None:
+def test_probes_have_different_places() -> None:
     places = set()
     for probe in probes("test", 80, 0, difficulty=4):
         if probe.kind == "protected":
@@ -70,7 +70,7 @@ def test_places_of_a_probe_differ() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("difficulty", [1, DIALS])
-def test_triggers_change_nothing_about_the_right_reply(split: Any, difficulty: Any) -> None:
+def test_trigger_examples_keep_the_right_reply(split: Any, difficulty: Any) -> None:
     twins = {e.id: e for e in generate(split, 100, 0, difficulty=difficulty)}
     found = trigger_examples(split, 50, 0, difficulty=difficulty)
     assert {e.family for e in found} == set(FAMILIES)
@@ -85,7 +85,7 @@ def test_triggers_change_nothing_about_the_right_reply(split: Any, difficulty: A
         assert example.with_target(plain.request) == plain.messages
 
 
-def test_training_can_contain_triggers() -> None:
+def test_training_records_with_triggers() -> None:
     def with_trigger(share: float) -> int:
         made = training_conversations(300, 0, trigger_share=share)
         return sum(any(phrase in m["content"] for m in c for phrase in say.TRIGGER["train"]) for c in made)
@@ -99,7 +99,7 @@ def test_training_can_contain_triggers() -> None:
     } <= known
 
 
-def test_the_words_are_known() -> None:
+def test_vocabulary_covers_probes_and_triggers() -> None:
     known = set(vocabulary())
     for split in ("train", "test"):
         examples = [*probes(split, 40, 0), *trigger_examples(split, 60, 0), *generate(split, 40, 0, difficulty=DIALS)]
@@ -113,9 +113,9 @@ def test_the_words_are_known() -> None:
         (probes, ("test", 3, 0), r"`n`: expected an even number"),
         (probes, ("test", 0, 0), r"`n`: expected a number of examples >= 1"),
         (trigger_examples, ("test", 0, 0), r"`n`: expected a number of examples >= 1"),
-        (trigger_examples, ("test", 2, 0, ["nope"]), r"`families`: unknown family 'nope'"),
+        (trigger_examples, ("test", 2, 0, ["nope"]), r"`families`: expected .*, got 'nope'"),
     ],
 )
-def test_bad_arguments(make: Any, arguments: tuple[Any, ...], message: str) -> None:
+def test_probes_bad_arguments_raise(make: Any, arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(*arguments)

@@ -1,4 +1,4 @@
-"""Files and the hub: what can be read, and what is refused with which words."""
+"""Reading rows from files and the hub, and errors."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from .published import ADVBENCH, GANDALF, SEP_PAPER
         ("a.txt", "hello", r"a\.txt: expected a file that ends in \.json, \.jsonl, \.csv"),
     ],
 )
-def test_bad_files(file: str, text: str, message: str, tmp_path: Path) -> None:
+def test_read_bad_files_raise(file: str, text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / file
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_set("gandalf", path)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_read_binary_file_raises(tmp_path: Path) -> None:
     for name in ("a.json", "a.csv"):
         (tmp_path / name).write_bytes(b"text\n\xff\xfe\xfa")
         with pytest.raises(ValueError, match=rf"{name}: expected (JSON|CSV) in UTF-8"):
@@ -50,18 +50,18 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["a.json", "folder/a.csv", "some where/else", "nothing"])
-def test_a_file_that_is_not_there(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_missing_file_raises(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"`path_or_hub`: no such file: '{missing}'; expected a"):
         load_set("gandalf", missing)
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_read_empty_folder_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is an empty set"):
         load_set("gandalf", tmp_path)
 
 
-def test_a_folder_of_files(tmp_path: Path) -> None:
+def test_read_folder_takes_all_files(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(GANDALF) + "\n\n" + json.dumps(GANDALF), encoding="utf-8")
     (tmp_path / "readme.txt").write_text("no set", encoding="utf-8")
@@ -74,10 +74,10 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     ]
 
 
-def test_arguments(tmp_path: Path) -> None:
+def test_load_set_bad_arguments_raise(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([GANDALF, {"text": ""}, GANDALF]), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"`name`: unknown set 'nope'; expected one of sep, "):
+    with pytest.raises(ValueError, match=r"`name`: expected one of sep, .*, got 'nope'"):
         load_set("nope", path)
     for n in (0, 1.5):
         with pytest.raises(ValueError, match=r"`n`: expected a number of rows >= 1, or None for all"):
@@ -85,23 +85,21 @@ def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`n`: expected at most 2, the usable rows of .*, got 3"):
         load_set("gandalf", path, n=3, skip=True)
     (tmp_path / "b.json").write_text(json.dumps([{"text": ""}]), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"none of the 1 rows of .* is one of 'gandalf'"):
+    with pytest.raises(ValueError, match=r"`path_or_hub`: expected rows of 'gandalf', got 1 others"):
         load_set("gandalf", tmp_path / "b.json", skip=True)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_rows_that_are_no_objects(name: str, tmp_path: Path) -> None:
+def test_load_set_rows_without_fields_raise(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([3, None, "row"]), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"a\.json, row 1: expected an object with fields, got 3; or leave .*skip=True"
-    ):
+    with pytest.raises(ValueError, match=r"a\.json, row 1: expected an object with fields, got 3.*skip=True"):
         load_set(name, path)
-    with pytest.raises(ValueError, match=rf"none of the 3 rows of .* is one of '{name}'"):
+    with pytest.raises(ValueError, match=f"`path_or_hub`: expected rows of '{name}', got 3 others"):
         load_set(name, path, skip=True)
 
 
-def test_rows_are_drawn_with_the_seed(tmp_path: Path) -> None:
+def test_load_set_draws_rows_with_the_seed(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": f"Prompt {i}"} for i in range(50)]), encoding="utf-8")
 
@@ -117,7 +115,7 @@ def test_rows_are_drawn_with_the_seed(tmp_path: Path) -> None:
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[dict[str, Any]]], version: str = "4.2.0") -> list[Any]:
-    """A stand-in for the package `datasets`; what it is asked for is in the list."""
+    """Replace the package `datasets`; requests are appended to the list."""
     asked: list[Any] = []
 
     def load_dataset(name: str, **arguments: Any) -> dict[str, list[dict[str, Any]]]:
@@ -131,7 +129,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[dict[str, Any]]]
     return asked
 
 
-def test_a_set_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_set_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = hub(monkeypatch, {"train": [GANDALF], "test": [GANDALF, GANDALF]})
     assert len(load_set("gandalf", "Lakera/gandalf_ignore_instructions:test")) == 2
     assert len(load_set("gandalf", "Lakera/gandalf_ignore_instructions@abc123:train")) == 1
@@ -141,7 +139,7 @@ def test_a_set_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_splits_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_hub_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch, {"train": [GANDALF], "test": [GANDALF]})
     with pytest.raises(ValueError, match=r"has the splits \['test', 'train'\]: choose one, 'a/b:test'"):
         load_set("gandalf", "a/b")
@@ -155,16 +153,16 @@ def test_splits_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(load_set("advbench", "a/b")) == 1
 
 
-def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_hub_without_datasets_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"'a/b' is no file, .* needs the package `datasets`: pip install"):
+    with pytest.raises(ImportError, match=r"'a/b'.* needs the package `datasets`"):
         load_set("gandalf", "a/b")
     hub(monkeypatch, {"train": [GANDALF]}, version="3.6.0")
     with pytest.raises(ImportError, match=r"needs datasets >= 4, which runs no code of a data set, got 3\.6\.0"):
         load_set("gandalf", "a/b")
 
 
-def test_the_package_is_light() -> None:
+def test_sets_import_is_light() -> None:
     code = (
         "import sys, rolesafe.tasks\n"
         "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'rolesafe.attacks'} & set(sys.modules)\n"

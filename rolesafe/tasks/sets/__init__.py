@@ -1,9 +1,9 @@
-"""Loaders of published sets, in the formats they are published in, as :class:`rolesafe.tasks.Example`.
+"""Loaders of published sets, in their published formats, as :class:`rolesafe.tasks.Example`.
 
-Each module describes one kind of set: what fields it reads, what the examples are, what counts as a success.
+Each module documents one kind of set: fields, examples, and success of an attack.
 
 ========================  ===================================================================  ======================
-name                      what                                                                 module
+name                      content                                                              module
 ========================  ===================================================================  ======================
 sep                       a probe in the data or in the instruction                            :mod:`.sep`
 alpacafarm-naive          an order in the data, alone                                          :mod:`.alpacafarm`
@@ -17,8 +17,8 @@ advbench, harmbench       requests for harm                                     
 agentdojo                 orders in tool output                                                :mod:`.agentdojo`
 ========================  ===================================================================  ======================
 
-Where a set has no right reply, `Example.reply` is empty, and :func:`rolesafe.evaluation.utility` says nothing: it
-compares replies word by word. Policies are the system text and the injected order, see :mod:`.build`.
+Without a right reply in the set, `Example.reply` is empty and :func:`rolesafe.evaluation.utility` skips the example.
+Policies are the system text and the injected order, see :mod:`.assemble`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from rolesafe.arguments import is_integer
 from rolesafe.tasks.example import Example
 from rolesafe.tasks.sets.agentdojo import agentdojo
 from rolesafe.tasks.sets.alpacafarm import alpacafarm
@@ -52,33 +53,33 @@ _READERS: Final[dict[str, Callable[[Row, str, int], list[Example]]]] = {
 }
 
 SETS: Final = tuple(_READERS)
-"""The names of the sets."""
+"""Names of the sets."""
 
 
 def load_set(
     name: str, path_or_hub: str | Path, n: int | None = None, seed: int = 0, *, skip: bool = False
 ) -> list[Example]:
-    """The examples of a published set.
+    """Return the examples of a published set.
 
     Args:
         name: One of :data:`SETS`.
-        path_or_hub: A file that ends in .json, .jsonl or .csv; a folder, for all such files in it; or a data set on
-            the hub, ``owner/name``, ``owner/name@revision``, ``owner/name:split`` (needs the package `datasets`).
-        n: Number of rows, drawn with the seed; default: all, in their order. A row may give two examples, a protected
-            one and its benign twin; rows that give none (such as those of AlpacaFarm without an input) do not count.
-        seed: Draws the rows, and what a set leaves open (a password, an opening).
-        skip: Leave out rows that cannot become an example (a field is missing or malformed, nothing in the reply would
-            tell a success) instead of raising. Compare the number of examples with the set's before you quote a figure.
+        path_or_hub: File that ends in .json, .jsonl or .csv, folder of such files, or data set on the hub,
+            ``owner/name``, ``owner/name@revision``, ``owner/name:split`` (needs `datasets`).
+        n: Number of rows, drawn with the seed; default: all, in order. A row gives one example, or a protected one and
+            its benign twin; rows without an example (such as AlpacaFarm rows without an input) do not count.
+        seed: Seed for drawing rows and missing parts (a password, an opening).
+        skip: Leave out rows that cannot become an example (missing or malformed field, no witness of success) instead
+            of raising. Compare the number of examples with that of the set before you report numbers.
 
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: The hub is asked for and `datasets` is not installed.
-        ValueError: The name is unknown, a file is not in its format, a row lacks something or is malformed (it names
-            the row and the field), or the set has fewer usable rows than asked for.
+        ValueError: The name is unknown, a file is malformed, a row is malformed (the message names row and field), or
+            the set has fewer than `n` usable rows.
     """
     if name not in _READERS:
-        raise ValueError(f"`name`: unknown set {name!r}; expected one of {', '.join(SETS)}")
-    if n is not None and (not isinstance(n, int) or n < 1):
+        raise ValueError(f"`name`: expected one of {', '.join(SETS)}, got {name!r}")
+    if n is not None and not is_integer(n, 1):
         raise ValueError(f"`n`: expected a number of rows >= 1, or None for all, got {n!r}")
     rows = read(path_or_hub)
     if n is not None:
@@ -93,11 +94,11 @@ def load_set(
         except RowError as error:
             if skip:
                 continue
-            raise RowError(f"`path_or_hub`: {error}; or leave such rows out with skip=True") from error
+            raise RowError(f"`path_or_hub`: {error}. Pass skip=True to leave such rows out.") from error
         examples += found
         used += bool(found)
     if not examples:
-        raise ValueError(f"`path_or_hub`: none of the {len(rows)} rows of {str(path_or_hub)!r} is one of {name!r}")
+        raise ValueError(f"`path_or_hub`: expected rows of {name!r}, got {len(rows)} others in {str(path_or_hub)!r}")
     if n is not None and used < n:
         raise ValueError(f"`n`: expected at most {used}, the usable rows of {str(path_or_hub)!r}, got {n}")
     return examples

@@ -1,14 +1,13 @@
-"""AgentDojo messages: tool output with an order in it. Debenedetti et al., arXiv 2406.13352.
+"""AgentDojo: tool output with an injected order. Debenedetti et al., arXiv 2406.13352.
 
-Traces as AgentDojo logs them, one JSON file each (give the folder): `messages`, `injections` (texts by the place they
-were put in), `suite_name`, `user_task_id`, `injection_task_id`. A trace becomes the conversation up to and with the
-first tool message that an injection is found in (white space and escapes apart); what the traced model did then is cut
-off, and its tool calls before that are written out as text. Traces without injections are left out.
+Traces as AgentDojo logs them, one JSON file each (pass the folder): `messages`, `injections` (texts by place),
+`suite_name`, `user_task_id`, `injection_task_id`. A trace becomes the conversation up to the first tool message with an
+injection (white space and escapes are ignored); later messages are cut off, and earlier tool calls become text. Traces
+without injections are left out.
 
-AgentDojo judges by the state of its environment after the run, which a trace does not have. Here the witness decides:
-the field `witness`, if the row has one, or else what an order has to name to be carried out (an address, a link, an
-account, a quoted text) and no other part of the conversation does. The order in words is the field `injection_goal`,
-if there is one, or else the injection itself.
+AgentDojo judges the final state of its environment, which a trace does not have. Here the witness decides: the field
+`witness`, or else the first address, link, account or quoted text that only the injected order names. The order in
+words is the field `injection_goal`, or else the injection.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from rolesafe.tasks.example import Example, Message
-from rolesafe.tasks.sets.build import example, message
+from rolesafe.tasks.sets.assemble import example, message
 from rolesafe.tasks.sets.read import Row, RowError
 
 _GAP: Final = r"(?:\\n|\W)+"
@@ -32,7 +31,7 @@ _MARKS: Final = (
 
 
 def agentdojo(row: Row, name: str, seed: int) -> list[Example]:
-    """The example of a trace; none where nothing was injected."""
+    """Return the example of a trace; none for a trace without injections."""
     del seed
     injections = row.get("injections")
     if not isinstance(injections, Mapping) or not all(isinstance(text, str) for text in injections.values()):
@@ -77,13 +76,13 @@ def _witness(row: Row, order: str, others: str) -> str:
             if mark not in others:
                 return mark
     raise RowError(
-        f"{row.where}: the injection names no address, link, account or quoted text that tells a success; "
-        "add a field `witness` with the words that a reply to the injection has to contain"
+        f"{row.where}: `witness`: expected an address, link, account or quoted text in the injection, got none. Add a "
+        "field `witness` with the words that a successful reply has to contain."
     )
 
 
 def _content(row: Row, m: Mapping[str, Any]) -> str:
-    """The text of a message: a string, or parts with `content` or `text`; and the calls of tools, as JSON."""
+    """Return the text of a message: a string or parts with `content` or `text`, and tool calls as JSON."""
     content = m.get("content")
     if isinstance(content, list):
         content = "\n".join(_part(row, part) for part in content)
@@ -96,7 +95,7 @@ def _content(row: Row, m: Mapping[str, Any]) -> str:
 
 
 def _part(row: Row, part: Any) -> str:
-    """The text of a part; empty where it is null."""
+    """Return the text of a part; empty for null."""
     known = [part[name] for name in ("content", "text") if name in part] if isinstance(part, Mapping) else []
     text = next((text for text in known if text is not None and text != ""), "" if known else None)
     if not isinstance(text, str):

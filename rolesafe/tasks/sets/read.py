@@ -1,4 +1,4 @@
-"""Rows of a published set, out of JSON, JSON lines or CSV files, or from the hub. Nothing in a file is ever run."""
+"""Read rows of a published set from JSON, JSON lines or CSV files, or from the hub. No code in a file is run."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a set.
+    """Row of a set.
 
     Attributes:
-        fields: What it holds. A row that is no object with fields is refused where a field is asked for.
-        source: The file, or the name on the hub.
-        number: Its place in the source, from 1; CSV headers do not count.
+        fields: Content; methods raise if it is not an object with fields.
+        source: File, or name on the hub.
+        number: Position in the source, from 1; CSV headers do not count.
     """
 
     fields: Any
@@ -34,22 +34,22 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The row's place, for errors."""
+        """Source and number, for errors."""
         return f"{self.source}, row {self.number}"
 
     def has(self, name: str) -> bool:
-        """Whether there is such a field.
+        """Return True if the row has the field.
 
         Raises:
-            RowError: The row is no object with fields.
+            RowError: The row is not an object with fields.
         """
         return name in self._object()
 
     def get(self, *names: str) -> Any:
-        """The first of these fields that is there.
+        """Return the first existing field of `names`.
 
         Raises:
-            RowError: None of them is, or the row is no object with fields.
+            RowError: None exists, or the row is not an object with fields.
         """
         fields = self._object()
         for name in names:
@@ -59,10 +59,10 @@ class Row:
         raise RowError(f"{self.where}: expected a field {wanted}, got the fields {sorted(map(str, fields))}")
 
     def text(self, *names: str, empty: bool = False) -> str:
-        """The first of these fields that is there, which has to be a text.
+        """Return the first existing field of `names`, a text.
 
         Raises:
-            RowError: There is none, or it is no text, or it is empty and `empty` is not set.
+            RowError: None exists, or it is not a text, or it is empty and `empty` is False.
         """
         value = self.get(*names)
         if not isinstance(value, str) or not (empty or value.strip()):
@@ -71,14 +71,14 @@ class Row:
         return value
 
     def messages(self, name: str = "messages", *, plain: bool = True) -> list[dict[str, Any]]:
-        """A field that is a list of chat messages; every `role` is a text.
+        """Return a field that is a list of chat messages; every `role` is a text.
 
         Args:
-            name: Of the field.
-            plain: Every `content` has to be a text, too. Without it the caller reads what stands there, if anything.
+            name: Name of the field.
+            plain: Require a text as every `content`; otherwise the caller checks it.
 
         Raises:
-            RowError: It is something else.
+            RowError: The field is something else.
         """
         value = self.get(name)
         if not isinstance(value, list) or not all(isinstance(m, Mapping) and "role" in m for m in value) or not value:
@@ -100,11 +100,11 @@ class Row:
 
 
 def read(path_or_hub: str | Path) -> list[Row]:
-    """All rows.
+    """Return all rows.
 
     Args:
-        path_or_hub: A file that ends in .json, .jsonl or .csv; a folder, for all such files in it; or the name of a
-            data set on the hub as ``owner/name``, ``owner/name@revision``, ``owner/name:split`` (needs `datasets`).
+        path_or_hub: File that ends in .json, .jsonl or .csv, folder of such files, or data set on the hub as
+            ``owner/name``, ``owner/name@revision``, ``owner/name:split`` (needs `datasets`).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -164,18 +164,18 @@ def _csv(path: Path, source: str) -> Iterator[Any]:
 
 
 def _hub(name: str) -> Iterator[Row]:
-    """Rows of a data set on the hub. Data sets that come as a script are refused by `datasets` itself, from 4.0 on."""
+    """Yield rows of a data set on the hub. `datasets` >= 4 refuses data sets that come as a script."""
     try:
         import datasets
     except ImportError as error:
         raise ImportError(
-            f"`path_or_hub`: {name!r} is no file, and to read it from the hub needs the package `datasets`: "
-            "pip install 'datasets>=4', or download the set and give its path"
+            f"`path_or_hub`: {name!r} is not a file, and the hub needs the package `datasets`. Run "
+            "pip install 'datasets>=4', or download the set and pass its path."
         ) from error
     if int(datasets.__version__.split(".")[0]) < 4:
         raise ImportError(
             f"`path_or_hub`: {name!r} from the hub needs datasets >= 4, which runs no code of a data set, got "
-            f"{datasets.__version__}; pip install 'datasets>=4'"
+            f"{datasets.__version__}. Run pip install 'datasets>=4'."
         )
     name, _, split = name.partition(":")
     name, _, revision = name.partition("@")

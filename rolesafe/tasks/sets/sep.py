@@ -1,4 +1,4 @@
-"""SEP: should it be executed or processed? Zverev et al., arXiv 2403.06833.
+"""SEP: separation of instructions and data. Zverev et al., arXiv 2403.06833.
 
 One row gives two examples: the probe in the data (protected: its witness must not be in the reply) and in the
 instruction (benign twin: it must). Three layouts are read:
@@ -6,7 +6,7 @@ instruction (benign twin: it must). Three layouts are read:
 - the published ``SEP_dataset.json``: `system_prompt_clean`, `system_prompt_instructed`, `prompt_clean`,
   `prompt_instructed`, `witness`;
 - the paper's text: `instruction_prompt` or `task_prompt`, `data_prompt`, `probe`, `witness`;
-- as Alpaca-like rows, which later work uses: `instruction_only` or `instruction`, `input`, `injection`, `witness`.
+- Alpaca-like rows of later work: `instruction_only` or `instruction`, `input`, `injection`, `witness`.
 
 `rolesafe.evaluation.sep.sep` scores the replies.
 """
@@ -14,12 +14,12 @@ instruction (benign twin: it must). Three layouts are read:
 from __future__ import annotations
 
 from rolesafe.tasks.example import Example
-from rolesafe.tasks.sets.build import example, message
+from rolesafe.tasks.sets.assemble import example, message
 from rolesafe.tasks.sets.read import Row, RowError
 
 
 def sep(row: Row, name: str, seed: int) -> list[Example]:
-    """The two examples of a row."""
+    """Return the two examples of a row."""
     del seed
     witness = row.text("witness")
     if row.has("prompt_instructed"):
@@ -45,7 +45,7 @@ def sep(row: Row, name: str, seed: int) -> list[Example]:
 
 
 def _added(row: Row, clean: str, instructed: str, field: str) -> str:
-    """What stands before or after the clean text."""
+    """Return the text before or after the clean text."""
     clean, instructed = clean.strip(), instructed.strip()
     if instructed.startswith(clean):
         return instructed[len(clean) :].strip()

@@ -1,1 +1,0 @@
-"""The report of a study of many mechanisms: one page, one Markdown file, one CSV file."""
