@@ -24,7 +24,7 @@ from rolesafe.terminal import run_main
 VERSION = 1
 """Version of the compact form."""
 
-DROPPED = ("families", "n_queries", "n_steps", "losses", "samples")
+DROPPED = ("n_queries", "n_steps", "samples")
 SAMPLE = ("id", "family", "reply", "success", "right")
 """Fields of a recorded conversation that ``--replies`` keeps."""
 
@@ -58,7 +58,6 @@ def compact(results: Results, *, replies: bool = False) -> str:
     runs = values.pop("runs")
     for run in runs:
         use = run["utility"]
-        del use["families"]
         use.update(examples=ids.index(use["examples"]), right=runs_of(use["right"]))
         run.update(examples=ids.index(run["examples"]), mechanism=mechanisms.index(run["mechanism"]))
         run["attacks"] = [_packed(point, points, run["seed"], replies) for point in run["attacks"]]
@@ -116,7 +115,7 @@ def _whole(values: dict[str, Any]) -> dict[str, Any]:
     points, ids, mechanisms = (values.pop(name) for name in ("points", "ids", "mechanisms"))
     for run in values["runs"]:
         use = run["utility"]
-        use.update(examples=ids[use["examples"]], right=marks_of(use["right"]), families=[])
+        use.update(examples=ids[use["examples"]], right=marks_of(use["right"]))
         run.update(examples=ids[run["examples"]], mechanism=mechanisms[run["mechanism"]])
         run["attacks"] = [_point(point, points, run["seed"]) for point in run["attacks"]]
     return values
@@ -128,7 +127,7 @@ def _point(packed: list[Any], points: list[Any], seed: int) -> dict[str, Any]:
     marks = marks_of(outcomes) if isinstance(outcomes, str) else ""
     counts = {"k": marks.count("1"), "n": len(marks) - marks.count("-")}
     samples = [{**dict(zip(SAMPLE, one, strict=True)), "messages": []} for one in more.get("samples", ())]
-    point = {"attack": attack, "parameters": parameters, "typed": typed, "seed": seed, "families": []}
+    point = {"attack": attack, "parameters": parameters, "typed": typed, "seed": seed}
     point |= {"marks": marks, "success": counts if marks else outcomes, **more, "samples": samples}
     return {**point, "right": marks_of(more.get("right", ""))}
 

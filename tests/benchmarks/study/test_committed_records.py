@@ -68,7 +68,6 @@ def rich() -> Results:
         success=Rate(marks.count("1"), len(marks) - 1),
         complete=False,
         n_left_out=2,
-        n_met=1,
         failed=(("a", "out of memory"),),
         samples=(replace(first.samples[0], right=True),),
     )
