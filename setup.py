@@ -63,7 +63,7 @@ EXTRAS["all"] = sorted({requirement for extra in ("demo", "peft", "sets", "trl")
 setup(
     name="rolesafe",
     version=read_version(),
-    description="Tokens with standing: role-aware attention for transformers",
+    description="Role-aware attention for transformers",
     long_description=read_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -183,7 +183,7 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Give the role layer of `model` parameters as if it had been trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in rolesafe.role_parameters(model):
+        for name, parameter in rolesafe.named_role_parameters(model):
             if name.endswith("share"):
                 parameter.uniform_(0.1, 0.9, generator=generator)
             else:

@@ -16,7 +16,7 @@ Progress = Callable[[int, int], None]
 
 def role_config(model: Any) -> Any:
     """The role configuration of `model`, or ``None`` where it is not role-aware."""
-    from rolesafe.patching.apply import is_patched
+    from rolesafe.patching import is_patched
 
     return model.rolesafe_config if is_patched(model) else None
 

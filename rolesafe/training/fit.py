@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
 from rolesafe.config import RoleConfig
-from rolesafe.patching import is_patched, role_parameters
+from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.trainer import RoleTrainer
 
@@ -103,7 +103,7 @@ def fit(
     has_roles = is_patched(model)
     roles = model.rolesafe_config if has_roles else (config or RoleConfig())
     context = getattr(model.config, "max_position_embeddings", 0) or 0
-    trains_roles = has_roles and any(p.requires_grad for _, p in role_parameters(model))
+    trains_roles = has_roles and any(p.requires_grad for _, p in named_role_parameters(model))
     if settings.group_by_length:
         rows = grouped(rows, settings.batch_size, seed)
     arguments = TrainingArguments(

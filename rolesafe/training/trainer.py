@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 
 from rolesafe.config import RoleConfig
-from rolesafe.patching import is_patched, role_parameters
+from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.patching.adapters import check_adapter, freeze_constants, learned_parameters
 from rolesafe.patching.checkpoint import check_checkpoint
 from rolesafe.patching.seal import UNSAVED, unsaved_names
@@ -83,7 +83,7 @@ class RoleTrainer(Trainer):
         optimizer: Optimizer = super().create_optimizer(*args, **kwargs)
         if self.role_learning_rate is None:
             return optimizer
-        own: list[nn.Parameter] = [p for _, p in role_parameters(self.model) if p.requires_grad]
+        own: list[nn.Parameter] = [p for _, p in named_role_parameters(self.model) if p.requires_grad]
         if not own:
             return optimizer
         ids = {id(p) for p in own}
@@ -143,7 +143,7 @@ def _check_optimizer(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
         if given is not None:
             raise ValueError(
                 f"`role_learning_rate`: expected None with an optimizer in `{name}`, which has rates of its own; give "
-                "the parameters of rolesafe.role_parameters(model) a group there, or leave that optimizer out"
+                "the parameters of rolesafe.named_role_parameters(model) a group there, or leave that optimizer out"
             )
 
 

@@ -69,7 +69,7 @@ def test_steering_page_holds_the_record():
 def test_preset_without_training_keeps_the_chat_model_at_hand_talking(name):
     from transformers import AutoTokenizer
 
-    from rolesafe.patching.read import read_model
+    from rolesafe.patching.loading import read_model
 
     bench = Bench(read_model(CHAT_MODEL).eval(), AutoTokenizer.from_pretrained(CHAT_MODEL), max_new_tokens=32)
     plain, found = bench.measure(None), bench.measure(RoleConfig.preset(name))

@@ -100,14 +100,14 @@ def test_attention_mass_on_privileged_keys_is_at_least_the_share(
 ) -> None:
     """In every layer, head and row of a whole model; counted in the attention the model really asks for."""
     problems: list[tuple[Problem, Tensor, str]] = []
-    real = rolesafe.patching.attention.compute
+    real = rolesafe.patching.attention.run
 
     def record(problem: Problem, impl: str) -> Tensor:
         output = real(problem, impl)
         problems.append((problem, output, impl))
         return output
 
-    monkeypatch.setattr(rolesafe.patching.attention, "compute", record)
+    monkeypatch.setattr(rolesafe.patching.attention, "run", record)
     model = role_model(family, FULL)
     with torch.no_grad():
         model(**conversation(layout, padding=3), use_cache=False)

@@ -94,10 +94,10 @@ def test_loading_in_bfloat16(family: str, tmp_path: Path) -> None:
     model = role_model(family, FULL)
     model.save_pretrained(tmp_path)
     loaded = rolesafe.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for _, p in rolesafe.role_parameters(loaded)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(loaded)} == {torch.float32}
     assert loaded.dtype == torch.bfloat16
     for (name, ours), (_, theirs) in zip(
-        rolesafe.role_parameters(loaded), rolesafe.role_parameters(model), strict=True
+        rolesafe.named_role_parameters(loaded), rolesafe.named_role_parameters(model), strict=True
     ):
         assert torch.equal(ours, theirs), name
 
@@ -127,7 +127,7 @@ def test_a_loaded_model_can_be_unpatched_and_trained(sealed: Path) -> None:
     loaded = rolesafe.from_pretrained(sealed)
     batch = random_batch()
     loaded.train()(**batch, labels=batch["input_ids"]).loss.backward()
-    assert all(p.grad is not None and p.grad.any() for _, p in rolesafe.role_parameters(loaded))
+    assert all(p.grad is not None and p.grad.any() for _, p in rolesafe.named_role_parameters(loaded))
     bare = rolesafe.unpatch(loaded).eval()
     assert bare.config._attn_implementation == "sdpa"
     assert torch.equal(output(bare, plain(batch)), output(base_model("llama"), plain(batch)))
@@ -221,7 +221,7 @@ def test_a_configuration_that_is_not_understood_raises(sealed: Path, role_layer:
 
 def test_another_class_in_the_configuration_raises(sealed: Path) -> None:
     edit(sealed / "config.json", lambda c: c["base_config"].update(architectures=["NoSuchForCausalLM"]))
-    with pytest.raises(ValueError, match=r"`path`: config.json .*differs from what rolesafe_seal.json has of it"):
+    with pytest.raises(ValueError, match=r"`path`: config.json .*differs from its digest in rolesafe_seal.json"):
         rolesafe.from_pretrained(sealed)
     with pytest.raises(ValueError, match="NoSuchForCausalLM"):
         rolesafe.from_pretrained(sealed, verify=False)
@@ -258,7 +258,7 @@ def test_a_role_layer_alone_beside_its_base(family: str, tmp_path: Path) -> None
     rolesafe.save_role_layer(model, tmp_path / "roles")
     files = {file.name: file.stat().st_size for file in (tmp_path / "roles").iterdir()}
     assert set(files) == {"role_layer.safetensors", "role_config.json"}
-    numbers = sum(p.numel() for _, p in rolesafe.role_parameters(model))
+    numbers = sum(p.numel() for _, p in rolesafe.named_role_parameters(model))
     assert 4 * numbers <= files["role_layer.safetensors"] < 4 * numbers + 2000
     expected = output(model)
     assert torch.equal(output(rolesafe.from_pretrained(tmp_path / "roles")), expected)
@@ -294,7 +294,7 @@ def test_the_wrong_base_raises(role_layer: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_beside_a_whole_checkpoint_raises(sealed: Path) -> None:
-    with pytest.raises(ValueError, match="`base_model`: is only for a role layer saved alone"):
+    with pytest.raises(ValueError, match="`base_model`: expected None for a whole model"):
         rolesafe.from_pretrained(sealed, base_model=base_model("llama"))
 
 
@@ -315,6 +315,6 @@ def test_a_role_layer_with_other_tensors_raises(role_layer: Path, change: str) -
 
 def test_a_role_layer_loads_in_bfloat16(role_layer: Path) -> None:
     loaded = rolesafe.from_pretrained(role_layer, dtype=torch.bfloat16)
-    assert {p.dtype for _, p in rolesafe.role_parameters(loaded)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(loaded)} == {torch.float32}
     assert {p.dtype for name, p in loaded.named_parameters() if "rolesafe" not in name} == {torch.bfloat16}
     assert torch.isfinite(output(loaded)).all()

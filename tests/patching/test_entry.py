@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.mechanisms import RolePart, get_strength
-from rolesafe.patching.apply import _place
+from rolesafe.patching.install import _dtype_and_device
 from tests.models import base_model, logits, plain, random_batch, randomise, role_model, tiny_model
 
 FULL = RoleConfig.preset("channel", share=0.3)
@@ -230,14 +230,14 @@ def test_parts_of_several_strengths_raise(which: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_role_parameters_move_in_half_precision(dtype: torch.dtype) -> None:
     model, batch = rolesafe.patch(tiny_model("llama", dtype=dtype), FULL).train(), random_batch()
-    start = {name: p.detach().clone() for name, p in rolesafe.role_parameters(model)}
+    start = {name: p.detach().clone() for name, p in rolesafe.named_role_parameters(model)}
     assert {p.dtype for p in start.values()} == {torch.float32}
-    optimizer = torch.optim.AdamW([p for _, p in rolesafe.role_parameters(model)], lr=1e-4, weight_decay=0)
+    optimizer = torch.optim.AdamW([p for _, p in rolesafe.named_role_parameters(model)], lr=1e-4, weight_decay=0)
     for _ in range(3):
         optimizer.zero_grad()
         model(**batch, labels=batch["input_ids"]).loss.backward()
         optimizer.step()
-    for name, parameter in rolesafe.role_parameters(model):
+    for name, parameter in rolesafe.named_role_parameters(model):
         moved = (parameter.detach() - start[name]).abs().max()
         assert moved > 1e-4 or not name.endswith("share"), name
         assert moved > 0, name
@@ -246,7 +246,7 @@ def test_role_parameters_move_in_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("how", ["half", "bfloat16", "to", "to like", "double", "float", "dtype of a device"])
 def test_conversions_keep_role_parameters_whole(how: str) -> None:
     model = role_model("llama", FULL)
-    before = {name: p.detach().clone() for name, p in rolesafe.role_parameters(model)}
+    before = {name: p.detach().clone() for name, p in rolesafe.named_role_parameters(model)}
     convert: dict[str, Any] = {
         "to": lambda: model.to(torch.bfloat16),
         "to like": lambda: model.to(torch.zeros(1, dtype=torch.float16)),
@@ -254,13 +254,13 @@ def test_conversions_keep_role_parameters_whole(how: str) -> None:
     }
     convert.get(how, lambda: getattr(model, how)())()
     wide = torch.float64 if how == "double" else torch.float32
-    for name, parameter in rolesafe.role_parameters(model):
+    for name, parameter in rolesafe.named_role_parameters(model):
         assert parameter.dtype == wide
         assert torch.equal(parameter.float(), before[name])
     assert model.to("meta").device.type == "meta"
-    assert {p.device.type for _, p in rolesafe.role_parameters(model)} == {"meta"}
+    assert {p.device.type for _, p in rolesafe.named_role_parameters(model)} == {"meta"}
     model.to_empty(device="cpu")
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {wide}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(model)} == {wide}
 
 
 @pytest.mark.parametrize("kind", ["4-bit", "GPTQ"])
@@ -277,12 +277,12 @@ def test_role_parameters_of_a_quantised_layer_are_on_its_device(kind: str) -> No
                 del linear.weight
                 linear.register_buffer("qweight", packed)
     rolesafe.patch(model.to("meta"), FULL)
-    assert {(p.dtype, p.device.type) for _, p in rolesafe.role_parameters(model)} == {(torch.float32, "meta")}
+    assert {(p.dtype, p.device.type) for _, p in rolesafe.named_role_parameters(model)} == {(torch.float32, "meta")}
 
 
 def test_module_without_tensors_is_placed_by_its_layer() -> None:
-    assert _place(nn.Identity(), nn.Linear(1, 1, device="meta"))[1].type == "meta"
-    assert _place(nn.Linear(1, 1, dtype=torch.float64))[0] == torch.float64
+    assert _dtype_and_device(nn.Identity(), nn.Linear(1, 1, device="meta"))[1].type == "meta"
+    assert _dtype_and_device(nn.Linear(1, 1, dtype=torch.float64))[0] == torch.float64
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -298,7 +298,7 @@ def test_offloaded_model_takes_a_role_layer(tmp_path: Path, alone: bool) -> None
     else:
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options)
         model = randomise(rolesafe.patch(base, FULL))
-    assert {p.device.type for _, p in rolesafe.role_parameters(model)} == {"cpu"}
+    assert {p.device.type for _, p in rolesafe.named_role_parameters(model)} == {"cpu"}
     assert torch.equal(expected(model, batch), expected(trained, batch))
     assert model.generate(**batch, **GREEDY).shape == (2, 20)
 

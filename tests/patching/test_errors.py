@@ -105,7 +105,7 @@ def test_integrity_needs_attention_in_every_layer(family: str) -> None:
 @few
 def test_patching_twice_with_another_configuration(family: str) -> None:
     model = rolesafe.patch(base_model(family), RoleConfig())
-    with pytest.raises(ValueError, match=r"patched already.*rolesafe\.unpatch"):
+    with pytest.raises(ValueError, match=r"`model`: .*another configuration.*rolesafe\.unpatch"):
         rolesafe.patch(model, RoleConfig.preset("channel"))
     assert model.rolesafe_config == RoleConfig()
     rolesafe.patch(rolesafe.unpatch(model), RoleConfig.preset("channel"))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching import is_patched
-from rolesafe.patching.families import CHOOSES_KEYS, FAMILIES, MIXES_BESIDE_ATTENTION, STREAMS
+from rolesafe.patching.families import CHOOSES_KEYS, FAMILIES, MIXES_OUTSIDE_ATTENTION, STREAMS
 from tests.models import cached_logits, causal_lm_families, logits, plain, random_batch, randomise, tiny_model
 from tests.patching.test_channel import BETWEEN, conversation, edited
 
@@ -32,7 +32,7 @@ MIXES_IN_OTHER_LAYERS = frozenset(
 )  # fmt: skip
 """Families that have layers without attention here."""
 
-NO_INTEGRITY = MIXES_IN_OTHER_LAYERS | MIXES_BESIDE_ATTENTION | CHOOSES_KEYS
+NO_INTEGRITY = MIXES_IN_OTHER_LAYERS | MIXES_OUTSIDE_ATTENTION | CHOOSES_KEYS
 
 UNBUILT = {
     "cohere_compass_text": "its rope parameters are by kinds of layers",
@@ -150,7 +150,7 @@ def test_a_long_prompt_in_a_known_family(family: str) -> None:
 
 @pytest.mark.parametrize("family", sorted(NO_INTEGRITY))
 def test_integrity_is_refused_where_something_else_mixes_tokens(family: str) -> None:
-    with pytest.raises(ValueError, match=r"`integrity`: .*could not be kept apart; use integrity=False"):
+    with pytest.raises(ValueError, match=r"`integrity`: .*Use integrity=False"):
         rolesafe.patch(build_on_meta(family), RoleConfig(integrity=True))
 
 

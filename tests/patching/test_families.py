@@ -136,9 +136,9 @@ def test_patch_returns_the_model_and_is_idempotent(family: str) -> None:
     config = RoleConfig.preset("channel")
     assert rolesafe.patch(model, config) is model
     randomise(model)
-    before = {name: p.clone() for name, p in rolesafe.role_parameters(model)}
+    before = {name: p.clone() for name, p in rolesafe.named_role_parameters(model)}
     assert rolesafe.patch(model, RoleConfig.preset("channel")) is model
-    after = dict(rolesafe.role_parameters(model))
+    after = dict(rolesafe.named_role_parameters(model))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 3  # one per layer, one where the tokens enter
@@ -156,7 +156,7 @@ def test_patched_model_is_of_its_base_class_with_role_ids_in_the_signature(famil
 @named
 def test_role_parameters_are_ordinary_parameters(family: str) -> None:
     model = role_model(family, RoleConfig.preset("channel", share=0.3), trained=False)
-    ours = dict(rolesafe.role_parameters(model))
+    ours = dict(rolesafe.named_role_parameters(model))
     everything = dict(model.named_parameters())
     assert all(everything[name] is p for name, p in ours.items())
     assert len(ours) == 2 * 3  # per layer: embedding, bias, share
@@ -202,7 +202,7 @@ def test_bfloat16(family: str) -> None:
     batch = random_batch()
     base = base_model(family).to(torch.bfloat16)
     model = rolesafe.patch(copy.deepcopy(base), RoleConfig())
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(model)} == {torch.float32}
     with torch.no_grad():
         resting, expected = logits(model, batch), logits(base, plain(batch))
         if family == "gpt_oss":  # its base subtracts the largest score in bf16, which rounds; the role layer does not

@@ -83,7 +83,7 @@ def test_the_name_alone_makes_no_role_aware_model(family: str) -> None:
     register()
     model = base_model(family)
     model.set_attn_implementation("rolesafe")
-    with pytest.raises(RuntimeError, match=r"carries no role layer.*rolesafe\.patch"):
+    with pytest.raises(RuntimeError, match=r"no role layer.*rolesafe\.patch"):
         model(**plain(random_batch()))
 
 
@@ -91,7 +91,7 @@ def test_a_plain_checkpoint_with_the_name_alone(tmp_path: Path) -> None:
     register()
     base_model("llama").save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="rolesafe")
-    with pytest.raises(RuntimeError, match="carries no role layer"):
+    with pytest.raises(RuntimeError, match="no role layer"):
         model(**plain(random_batch()))
 
 
@@ -102,7 +102,7 @@ def test_a_plain_checkpoint_with_the_name_alone(tmp_path: Path) -> None:
 def test_a_removed_role_module_raises(family: str) -> None:
     model = role_model(family, FULL)
     del next(m for m in model.modules() if hasattr(m, "rolesafe_heads"))._modules["rolesafe_heads"]
-    with pytest.raises(RuntimeError, match="carries no role layer"):
+    with pytest.raises(RuntimeError, match="no role layer"):
         model(**random_batch())
 
 
@@ -165,7 +165,7 @@ def test_dtype_conversions_keep_roles(family: str, how: str) -> None:
     model, batch = role_model(family, FULL), random_batch()
     model = model.to(torch.bfloat16) if how == "to" else getattr(model, how)()
     assert model.dtype == (torch.float16 if how == "half" else torch.bfloat16)
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(model)} == {torch.float32}
     other = {**batch, "role_ids": (batch["role_ids"] + 1) % 5}
     with torch.no_grad():
         x, y = logits(model, batch), logits(model, other)
@@ -198,8 +198,8 @@ class _Wrapper(nn.Module):
 @families
 def test_role_parameters_are_found_through_a_wrapper(family: str) -> None:
     model = role_model(family, FULL)
-    wrapped = dict(rolesafe.role_parameters(_Wrapper(model)))
-    assert list(wrapped) == [f"model.{name}" for name, _ in rolesafe.role_parameters(model)]
+    wrapped = dict(rolesafe.named_role_parameters(_Wrapper(model)))
+    assert list(wrapped) == [f"model.{name}" for name, _ in rolesafe.named_role_parameters(model)]
     with pytest.raises(ValueError, match="`role_ids`"):
         _Wrapper(model)(**plain(random_batch()))
 
@@ -217,7 +217,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         output = wrapped(**batch).logits
         assert torch.equal(output[batch["attention_mask"].bool()], expected)
         output.sum().backward()
-        assert all(p.grad is not None for _, p in rolesafe.role_parameters(wrapped))
+        assert all(p.grad is not None for _, p in rolesafe.named_role_parameters(wrapped))
         with pytest.raises(ValueError, match="`role_ids`"):
             wrapped(**plain(batch))
     finally:
@@ -233,7 +233,7 @@ def test_offloaded_by_accelerate(family: str, config: RoleConfig) -> None:
     with torch.no_grad():
         expected = logits(model, batch)
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-        assert {p.device.type for _, p in rolesafe.role_parameters(model)} == {"meta"}
+        assert {p.device.type for _, p in rolesafe.named_role_parameters(model)} == {"meta"}
         close(logits(model, batch), expected)
 
 

@@ -274,7 +274,7 @@ def test_jumps_beside_a_cache_are_refused() -> None:
     model, batch = role_model("llama", OWN), random_batch(padding=0)
     cache = output_cache(model(**{name: x[:, :9] for name, x in batch.items()}, use_cache=True))
     step = {**batch, "input_ids": batch["input_ids"][:, 9:], CACHE: cache}
-    with pytest.raises(ValueError, match=r"`position_ids`: expected consecutive positions beside a cache"):
+    with pytest.raises(ValueError, match=r"`position_ids`: expected consecutive positions with a cache"):
         model(**step, position_ids=torch.arange(9, 14)[None] + 20)
 
 

@@ -156,7 +156,7 @@ def test_saved_loaded_and_taken_off_again(family: str, config: RoleConfig, tmp_p
 def test_gradients_with_and_without_checkpointing(family: str, config: RoleConfig) -> None:
     model, batch = role_model(family, config).train(), random_batch()
     expected = gradients(model, batch)
-    for name, _ in rolesafe.role_parameters(model):
+    for name, _ in rolesafe.named_role_parameters(model):
         assert expected[name].abs().max() > 0, name
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for name, gradient in gradients(model, batch).items():

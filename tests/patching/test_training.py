@@ -38,7 +38,7 @@ def gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Ten
 def test_gradients_reach_every_role_parameter(family: str, config: RoleConfig, state: str) -> None:
     model = role_model(family, config, trained=state == "trained").train()
     found = gradients(model, random_batch())
-    names = [name for name, _ in rolesafe.role_parameters(model)]
+    names = [name for name, _ in rolesafe.named_role_parameters(model)]
     assert names
     for name in names:
         assert name in found, name
@@ -65,7 +65,7 @@ def test_the_gradient_at_rest_is_the_derivative(family: str) -> None:
     model = role_model(family, trained=False).double()
     batch = random_batch()
     found = gradients(model, batch)
-    name, parameter = next(iter(rolesafe.role_parameters(model)))
+    name, parameter = next(iter(rolesafe.named_role_parameters(model)))
     direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     losses = []
     for sign in (1, -1):
@@ -96,7 +96,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str, state: str
 def test_training_the_role_layer_alone_lowers_the_loss(family: str) -> None:
     """Frozen base, a target that only the roles tell apart."""
     model = role_model(family, RoleConfig(embedding="layers"), trained=False).requires_grad_(False).train()
-    parameters = [p.requires_grad_() for _, p in rolesafe.role_parameters(model)]
+    parameters = [p.requires_grad_() for _, p in rolesafe.named_role_parameters(model)]
     optimizer = torch.optim.Adam(parameters, lr=0.05)
     ids = random_batch(padding=0)["input_ids"]
     ids[1] = ids[0]
@@ -128,13 +128,15 @@ def test_attention_dropout_is_applied_in_training_alone(
         torch.manual_seed(0)
         assert not torch.equal(model.train()(**batch).logits, model(**batch).logits)
     found = gradients(model, batch)
-    assert all(torch.isfinite(found[name]).all() and found[name].any() for name, _ in rolesafe.role_parameters(model))
+    assert all(
+        torch.isfinite(found[name]).all() and found[name].any() for name, _ in rolesafe.named_role_parameters(model)
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_constant_share_is_not_trained(family: str) -> None:
     model = role_model(family, RoleConfig.preset("channel", share=0.3, learn_share=False), trained=False)
-    shares = [p for name, p in rolesafe.role_parameters(model) if name.endswith("share")]
+    shares = [p for name, p in rolesafe.named_role_parameters(model) if name.endswith("share")]
     assert shares
     assert not any(p.requires_grad for p in shares)
     found = gradients(model.train(), random_batch())
@@ -149,6 +151,6 @@ def test_mixed_precision(family: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(**batch, labels=batch["input_ids"], use_cache=False).loss
     loss.backward()
-    for name, p in rolesafe.role_parameters(model):
+    for name, p in rolesafe.named_role_parameters(model):
         assert p.grad is not None, name
         assert torch.isfinite(p.grad).all(), name

@@ -84,7 +84,7 @@ def test_weights_and_configuration_of_other_savers_load_on_request(way: str, tmp
     model = role_model("llama", FULL)
     WAYS[way](model, tmp_path)
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"expected `strength`.*pass strength="):
+    with pytest.raises(ValueError, match=r"expected `strength`.*strength=1.0"):
         rolesafe.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"found no rolesafe_seal.json.*verify=False"):
         rolesafe.from_pretrained(tmp_path, strength=1.0)
@@ -199,7 +199,9 @@ def test_class_that_no_loader_knows_is_not_saved(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
     rolesafe.save_role_layer(randomise(model), tmp_path, base_model="mine")
     loaded = rolesafe.from_pretrained(tmp_path, base_model=MyLlama(base_model("llama").config))
-    for (_, ours), (_, theirs) in zip(rolesafe.role_parameters(loaded), rolesafe.role_parameters(model), strict=True):
+    for (_, ours), (_, theirs) in zip(
+        rolesafe.named_role_parameters(loaded), rolesafe.named_role_parameters(model), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -253,7 +255,7 @@ def test_constant_share_stays_constant(tmp_path: Path) -> None:
     model = rolesafe.patch(base_model("llama"), config)
     model.save_pretrained(tmp_path)
     loaded = rolesafe.from_pretrained(tmp_path).train()
-    shares = [p for name, p in rolesafe.role_parameters(loaded) if name.endswith("share")]
+    shares = [p for name, p in rolesafe.named_role_parameters(loaded) if name.endswith("share")]
     assert shares
     assert not any(p.requires_grad for p in shares)
     for share in shares:
@@ -265,7 +267,7 @@ def test_constant_share_stays_constant(tmp_path: Path) -> None:
 
 def test_unpatched_model_does_not_swallow_roles() -> None:
     model, batch = rolesafe.unpatch(role_model("llama", FULL)), random_batch()
-    with pytest.raises(ValueError, match=r"`role_ids`: expected none.*rolesafe.unpatch"):
+    with pytest.raises(ValueError, match=r"`role_ids`: expected None.*rolesafe.unpatch"):
         model(**batch)
     model(**plain(batch))
     rolesafe.patch(model, FULL)(**batch)
@@ -323,7 +325,7 @@ def alone(tmp_path: Path) -> Path:
 def test_base_in_a_pickle_is_not_read(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "base" / "model.safetensors").unlink()
     torch.save(base_model("llama").state_dict(), tmp_path / "base" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="never read, because pickle runs code"):
+    with pytest.raises(ValueError, match="pickle runs code"):
         rolesafe.from_pretrained(alone)
 
 

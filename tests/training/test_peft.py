@@ -109,11 +109,11 @@ def test_frozen_role_layer_raises_with_the_way_out(tokenizer, rows, tmp_path, ra
 
 def test_role_layer_unfrozen_by_hand_raises(tokenizer, rows, tmp_path):
     model = lora(rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), CONFIG), roles=False)
-    for _, parameter in rolesafe.role_parameters(model):
+    for _, parameter in rolesafe.named_role_parameters(model):
         parameter.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"would not be saved with the adapter.*role_modules\(model\)"):
+    with pytest.raises(ValueError, match=r"`modules_to_save`.*role_modules\(model\)"):
         trainer(tokenizer, rows, tmp_path, model)
-    with pytest.raises(ValueError, match="would not be saved with the adapter"):
+    with pytest.raises(ValueError, match="`modules_to_save`"):
         model.save_pretrained(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_constant_share_does_not_train_with_its_part(tokenizer, rows, tmp_path):
     config = RoleConfig.preset("channel", share=0.3, learn_share=False)
     one = trainer(tokenizer, rows, tmp_path, config=config, weight_decay=0.1)
     one.train()
-    shares = [p for name, p in rolesafe.role_parameters(one.model) if name.endswith("share")]
+    shares = [p for name, p in rolesafe.named_role_parameters(one.model) if name.endswith("share")]
     assert shares
     assert all(torch.equal(share, torch.full_like(share, 0.3)) for share in shares)
 

@@ -50,7 +50,7 @@ def trainer(tokenizer, rows, directory, *, patched: bool = True, role_learning_r
 def test_role_parameters_have_their_own_rate(tokenizer, rows, tmp_path):
     one = trainer(tokenizer, rows, tmp_path, role_learning_rate=0.5, weight_decay=0.1)
     optimizer = one.create_optimizer()
-    own = {id(p) for _, p in rolesafe.role_parameters(one.model)}
+    own = {id(p) for _, p in rolesafe.named_role_parameters(one.model)}
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in one.model.parameters()} == set(groups)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
@@ -129,7 +129,7 @@ def test_role_learning_rate_needs_role_parameters(tokenizer, rows, tmp_path):
 
 def test_frozen_role_parameters_cannot_be_given_a_rate(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
-    for _, parameter in rolesafe.role_parameters(good.model):
+    for _, parameter in rolesafe.named_role_parameters(good.model):
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
         RoleTrainer(
@@ -139,14 +139,14 @@ def test_frozen_role_parameters_cannot_be_given_a_rate(tokenizer, rows, tmp_path
 
 def test_rate_of_zero_keeps_a_frozen_role_layer(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path, max_steps=1)
-    for _, parameter in rolesafe.role_parameters(good.model):
+    for _, parameter in rolesafe.named_role_parameters(good.model):
         parameter.requires_grad_(False)
     options = {"collator": good.data_collator, "train_dataset": rows}
     with pytest.raises(ValueError, match=r"`role_learning_rate`: all role parameters are frozen.*=0 to keep"):
         RoleTrainer(good.model, good.args, **options)
-    before = {name: p.clone() for name, p in rolesafe.role_parameters(good.model)}
+    before = {name: p.clone() for name, p in rolesafe.named_role_parameters(good.model)}
     RoleTrainer(good.model, good.args, **options, role_learning_rate=0).train()
-    assert all(torch.equal(before[name], p) for name, p in rolesafe.role_parameters(good.model))
+    assert all(torch.equal(before[name], p) for name, p in rolesafe.named_role_parameters(good.model))
 
 
 def test_rate_beside_an_optimizer_raises(tokenizer, rows, tmp_path):

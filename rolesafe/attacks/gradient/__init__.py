@@ -24,7 +24,7 @@ def gcg_search(model: Any, tokenizer: Any, example: Any, *, draft: Any = "", **o
 
 @functools.lru_cache(maxsize=1)
 def _read_draft(path: str, device: str) -> Any:
-    from rolesafe.patching.read import read_model
+    from rolesafe.patching.loading import read_model
 
     try:
         return read_model(path).to(device)

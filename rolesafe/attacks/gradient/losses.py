@@ -18,7 +18,7 @@ from rolesafe.attacks.gradient.target import check_number
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attention import Problem, RoleIndex
 from rolesafe.attention.reference import reference_mass
-from rolesafe.patching.apply import is_patched
+from rolesafe.patching import is_patched
 from rolesafe.patching.observe import observing
 
 Loss = Callable[[Victim, Tensor], Tensor]

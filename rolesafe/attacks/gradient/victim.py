@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from rolesafe.attacks.gradient.target import Target
-from rolesafe.patching.apply import is_patched
+from rolesafe.patching import is_patched
 from rolesafe.patching.caches import cache_argument, cache_class, change_rows, output_cache
 
 
