@@ -141,7 +141,7 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
             config._attn_implementation = name
 
 
-# ---------------------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------------------- checks
 
 
 def check_fits(model: PreTrainedModel, config: RoleConfig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ ADAPTERS = (
 class RoleAwareMixin(RoleAware):
     """Mixed into the class of a patched model, in front of its base class. Made by :func:`role_aware_class`."""
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build the base model and its role layer from a configuration that carries one."""
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, RoleConfig.from_dict(config.rolesafe))
@@ -57,18 +58,18 @@ class RoleAwareMixin(RoleAware):
 
     # -------------------------------------------------------------------------------------------------------- saving
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+    def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> None:
         """Save as the base model does, with digests of the files. Load with :func:`rolesafe.from_pretrained`.
 
         Raises:
             ValueError: The folder holds another checkpoint, or the model could not be loaded again.
         """
         kwargs = before_saving(self, save_directory, kwargs)
-        self.config.rolesafe_strength = get_strength(self)  # type: ignore[attr-defined]
+        self.config.rolesafe_strength = get_strength(self)
         try:
             super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         finally:
-            del self.config.rolesafe_strength  # type: ignore[attr-defined]
+            del self.config.rolesafe_strength
         if kwargs.get("is_main_process", True):
             after_saving(self, save_directory, kwargs)
 

@@ -42,7 +42,7 @@ def test_number_of_dedicated_heads(asked: float | int, heads: int, count: int) -
 
 
 def test_more_dedicated_heads_than_heads() -> None:
-    with pytest.raises(ValueError, match="`dedicated_heads`: 9 asked for, but the model's attention has 8 heads"):
+    with pytest.raises(ValueError, match=r"`dedicated_heads`: expected at most the 8 heads .* got 9"):
         RoleHeads(RoleConfig(dedicated_heads=9), 8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +155,21 @@ def test_mixed_precision(family: str) -> None:
     for name, p in rolesafe.named_role_parameters(model):
         assert p.grad is not None, name
         assert torch.isfinite(p.grad).all(), name
+
+
+def test_role_parameters_old_name_warns() -> None:
+    model = role_model("llama", FULL)
+    with pytest.warns(DeprecationWarning, match="named_role_parameters"):
+        found = list(rolesafe.role_parameters(model))
+    assert found == list(rolesafe.named_role_parameters(model))
+
+
+def test_print_trainable_parameters_as_peft_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    model: Any = role_model("llama", FULL)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("rolesafe_" in name)
+    model.print_trainable_parameters()
+    roles = sum(p.numel() for _, p in rolesafe.named_role_parameters(model))
+    total = sum(p.numel() for p in model.parameters())
+    expected = f"trainable params: {roles:,d} || all params: {total:,d} || trainable%: {100 * roles / total:.4f}"
+    assert capsys.readouterr().out == f"{expected} || role params: {roles:,d}\n"

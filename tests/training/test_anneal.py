@@ -82,7 +82,7 @@ def fit(model, tokenizer, rows, directory, steps, callbacks=(), resume=None, pat
         **{"learning_rate": 2e-3, "lr_scheduler_type": "constant", "save_strategy": "no", **changes},
     )  # fmt: skip
     collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=patched)
-    trainer = RoleTrainer(model, arguments, collator=collator, train_dataset=rows, callbacks=list(callbacks))
+    trainer = RoleTrainer(model, arguments, data_collator=collator, train_dataset=rows, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=resume)
     return model
 

@@ -58,7 +58,7 @@ def trainer(tokenizer, rows, directory, model=None, *, config=CONFIG, rate=0.1, 
         **{"max_steps": 4, "learning_rate": 1e-2, "save_steps": 2, **changes},
     )
     collator = RoleCollator(tokenizer=tokenizer, config=config)
-    return RoleTrainer(model, arguments, collator=collator, train_dataset=rows, role_learning_rate=rate)
+    return RoleTrainer(model, arguments, data_collator=collator, train_dataset=rows, role_learning_rate=rate)
 
 
 def trained(model) -> dict[str, Tensor]:

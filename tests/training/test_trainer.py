@@ -43,7 +43,7 @@ def trainer(tokenizer, rows, directory, *, patched: bool = True, role_learning_r
     )
     collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=patched)
     return RoleTrainer(
-        model, arguments, collator=collator, train_dataset=rows, role_learning_rate=role_learning_rate
+        model, arguments, data_collator=collator, train_dataset=rows, role_learning_rate=role_learning_rate
     )  # fmt: skip
 
 
@@ -116,12 +116,12 @@ def test_plain_twin_trains_on_the_same_batches(tokenizer, rows, tmp_path):
 def test_collator_must_fit_the_model(tokenizer, rows, tmp_path, patched):
     good = trainer(tokenizer, rows, tmp_path, patched=patched)
     collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=not patched)
-    with pytest.raises(ValueError, match=rf"`collator`: expected with_roles={patched}.*got {not patched}"):
-        RoleTrainer(good.model, good.args, collator=collator, train_dataset=rows)
+    with pytest.raises(ValueError, match=rf"`data_collator`: expected with_roles={patched}.*got {not patched}"):
+        RoleTrainer(good.model, good.args, data_collator=collator, train_dataset=rows)
 
 
 def test_role_learning_rate_needs_role_parameters(tokenizer, rows, tmp_path):
-    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
+    with pytest.raises(ValueError, match="`role_learning_rate`: expected None without trainable role parameters"):
         trainer(tokenizer, rows, tmp_path, patched=False, role_learning_rate=0.1)
     with pytest.raises(ValueError, match="`role_learning_rate`: expected a positive number, got -1"):
         trainer(tokenizer, rows, tmp_path, role_learning_rate=-1)
@@ -131,9 +131,9 @@ def test_frozen_role_parameters_cannot_be_given_a_rate(tokenizer, rows, tmp_path
     good = trainer(tokenizer, rows, tmp_path)
     for _, parameter in rolesafe.named_role_parameters(good.model):
         parameter.requires_grad_(False)
-    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
+    with pytest.raises(ValueError, match="`role_learning_rate`: expected None without trainable role parameters"):
         RoleTrainer(
-            good.model, good.args, collator=good.data_collator, train_dataset=rows, role_learning_rate=0.1
+            good.model, good.args, data_collator=good.data_collator, train_dataset=rows, role_learning_rate=0.1
         )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_rate_of_zero_keeps_a_frozen_role_layer(tokenizer, rows, tmp_path):
     for _, parameter in rolesafe.named_role_parameters(good.model):
         parameter.requires_grad_(False)
     options = {"collator": good.data_collator, "train_dataset": rows}
-    with pytest.raises(ValueError, match=r"`role_learning_rate`: all role parameters are frozen.*=0 to keep"):
+    with pytest.raises(ValueError, match=r"`role_learning_rate`: expected 0 .*frozen"):
         RoleTrainer(good.model, good.args, **options)
     before = {name: p.clone() for name, p in rolesafe.named_role_parameters(good.model)}
     RoleTrainer(good.model, good.args, **options, role_learning_rate=0).train()
@@ -160,8 +160,10 @@ def test_rate_beside_an_optimizer_raises(tokenizer, rows, tmp_path):
 
 def test_no_model_raises_with_the_way_out(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
-    with pytest.raises(TypeError, match=r"`model`: expected a model, got NoneType; call `model_init` yourself"):
-        RoleTrainer(None, good.args, collator=good.data_collator, train_dataset=rows, model_init=lambda: good.model)
+    with pytest.raises(TypeError, match=r"`model`: expected a model, got NoneType. Call `model_init` yourself"):
+        RoleTrainer(
+            None, good.args, data_collator=good.data_collator, train_dataset=rows, model_init=lambda: good.model
+        )
 
 
 @pytest.mark.parametrize("what", ["role tensors", "configuration", "plain"])
@@ -190,7 +192,20 @@ def test_checkpoint_that_is_not_whole_does_not_resume(tokenizer, rows, tmp_path,
 def test_collator_must_mean_the_same_by_a_role_id(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
     other = RoleConfig(roles=("user", "assistant", "system", "developer", "tool"))
-    with pytest.raises(ValueError, match=r"`collator`: expected the model's roles .*would mean something else"):
+    with pytest.raises(ValueError, match=r"`data_collator`: expected the model's roles"):
         RoleTrainer(
-            good.model, good.args, collator=RoleCollator(tokenizer=tokenizer, config=other), train_dataset=rows
+            good.model, good.args, data_collator=RoleCollator(tokenizer=tokenizer, config=other), train_dataset=rows
         )  # fmt: skip
+
+
+def test_collator_old_name_warns(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    with pytest.warns(DeprecationWarning, match="data_collator"):
+        one = RoleTrainer(good.model, good.args, collator=good.data_collator, train_dataset=rows)
+    assert one.data_collator is good.data_collator
+
+
+def test_collator_missing_raises(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    with pytest.raises(TypeError, match="`data_collator`: expected a RoleCollator, got None"):
+        RoleTrainer(good.model, good.args, train_dataset=rows)
