@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolesafe.roles.traced import Kind, Source, Traced, join, printed, to_json, traced
+from rolesafe.roles.traced import Kind, Source, Traced, join, printed, traced
+from rolesafe.roles.traced_data import to_json
 
 TEMPLATE, CONTENT, OTHER = Source(Kind.TEMPLATE, 0, 1), Source(Kind.CONTENT, 1), Source(Kind.CONTENT, 2)
 TEXT = st.text("ab \n.,xX", max_size=8)
