@@ -1,21 +1,16 @@
-"""Patch a model in place, and undo it."""
+"""Patch a model in place, and undo it. Imports are late, so that ``from rolesafe import patch`` is fast."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
-
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rolesafe.config import RoleConfig
-from rolesafe.patching import families
-from rolesafe.patching.guards import accept_roles, check_whole, refuse_roles
-from rolesafe.patching.install import check_fits, install, own_config, uninstall
-from rolesafe.patching.model import role_aware_class
 from rolesafe.patching.patched import check_patched, is_patched
-from rolesafe.patching.seal import unseal
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 
 def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> Model:
@@ -44,6 +39,14 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
         TypeError: `model` is no transformers model, or `config` no RoleConfig.
         ValueError: Unknown family, or a configuration that does not fit the model.
     """
+    from transformers import PreTrainedModel
+
+    from rolesafe.patching import families
+    from rolesafe.patching.guards import accept_roles, check_whole
+    from rolesafe.patching.install import check_fits, install, own_config
+    from rolesafe.patching.model import role_aware_class
+    from rolesafe.patching.seal import unseal
+
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"`model`: expected a transformers PreTrainedModel, got {type(model).__name__}. "
@@ -69,7 +72,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     try:
         install(model, config)
     except BaseException:
-        unseal(cast(nn.Module, model))
+        unseal(cast(Any, model))
         model.__class__ = base
         del model.config.rolesafe
         raise
@@ -91,9 +94,12 @@ def unpatch(model: Model) -> Model:
     Raises:
         ValueError: `model` is not patched.
     """
+    from rolesafe.patching.guards import refuse_roles
+    from rolesafe.patching.install import uninstall
+
     check_patched(model)
     base = cast(Any, model).rolesafe_base
     uninstall(model)
     model.__class__ = base
-    refuse_roles(cast(nn.Module, model))
+    refuse_roles(cast(Any, model))
     return model

@@ -34,7 +34,7 @@ SEAL_KEYS = ("format_version", CONFIG_NAME, GENERATION_CONFIG_NAME, "tensors", "
 ROLE_KEYS = ("format_version", "base_model_name_or_path", "base_model_type", "rolesafe", "strength", "tensors")
 
 UNVERIFIED = (
-    "Pass verify=False to load it without these checks (only what you saved yourself), and save it again to have them."
+    "Pass verify=False to load it without these checks (only for your own files), and save it again to have them."
 )
 
 

@@ -24,7 +24,7 @@ from rolesafe.patching.positions import with_positions
 
 MISSING = (
     "`role_ids`: expected the role of every token, got none. This model is role-aware and does not run without roles. "
-    "Pass what `rolesafe.encode(tokenizer, messages)` returns, or remove the role layer with rolesafe.unpatch(model)."
+    "Pass the result of `rolesafe.encode(tokenizer, messages)`, or remove the role layer with rolesafe.unpatch(model)."
 )
 
 ENTRY_PARTS = ("rolesafe_data", "rolesafe_embedding")

@@ -145,7 +145,7 @@ class RoleAwareMixin(RoleAware):
             total = mask.shape[1]
         else:
             mask, total = None, tokens.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
-        # Longer in chunked prefill. Shorter in assisted decoding, whose candidates have the role of generated tokens.
+        # Longer in chunked prefill. Shorter in assisted decoding: candidates get the role of generated tokens.
         role_ids = self._fit_roles(role_ids, total)
         if self.rolesafe_config.moves_positions and (strength := strength_of(self)) > 0:  # type: ignore[arg-type]
             # Here and not in `forward`: the mask of a static cache no longer shows the padding.

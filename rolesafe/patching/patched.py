@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from torch import nn
-from transformers import PreTrainedModel
-
-from rolesafe.mechanisms import RolePart
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class RoleAware:
     """Marker in the class of every patched model."""
 
-    rolesafe_base: type[PreTrainedModel]
+    rolesafe_base: type[Any]  # transformers evaluates the annotation: only names that exist here
 
 
 def is_patched(model: Any) -> TypeGuard[Any]:
@@ -45,6 +43,8 @@ def named_role_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]
     >>> [(name, tuple(parameter.shape)) for name, parameter in rolesafe.named_role_parameters(model)]
     [('model.layers.0.self_attn.rolesafe_heads.bias', (4, 5, 5))]
     """
+    from rolesafe.mechanisms import RolePart  # late: it imports torch
+
     for prefix, module in model.named_modules():
         if isinstance(module, RolePart):
             for name, parameter in module.named_parameters(recurse=False):

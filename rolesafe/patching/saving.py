@@ -32,7 +32,7 @@ _PICKLED = re.compile(r"(pytorch_model(-\d+-of-\d+)?\.bin|tf_model\.h5|flax_mode
 
 
 def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse to save a whole model where it could not be loaded again, and remove the weights of an earlier save.
+    """Raise where a whole model could not be loaded again, and remove the weights of an earlier save.
 
     Returns:
         `options`, the arguments of `save_pretrained`, with a `state_dict` that is sealed.

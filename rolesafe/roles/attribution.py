@@ -216,7 +216,7 @@ def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) 
     for k, piece in enumerate(pieces):
         out.append(piece)
         if piece.kind is not Kind.TEMPLATE or opener not in piece.text or last.get(piece.owner, k) >= k:
-            continue  # no opener, or the header of a message whose content is yet to come
+            continue  # no opener, or the header of a message before its content
         ahead = _stretch(pieces, k, 1)
         filled = pieces[k + len(ahead) + 1].owner if k + len(ahead) + 1 < len(pieces) else None
         if filled in (None, piece.owner) or any(p.owner == filled for p in ahead):

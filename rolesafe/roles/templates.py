@@ -232,7 +232,7 @@ class Layout:
                 continue
         return culprits[0] if len(culprits) == 1 else None
 
-    # ----------------------------------------------------------------- what the template prints in other conversations
+    # ------------------------------------------------------------------- output of the template in other conversations
 
     def generation_literals(self, shape: Shape) -> frozenset[Any]:
         """Return the names of the literals that the template prints because of ``add_generation_prompt``."""
