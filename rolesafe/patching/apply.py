@@ -24,7 +24,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     >>> from rolesafe.training.tiny import tiny_llama
     >>> model = rolesafe.patch(tiny_llama(vocab_size=64, seed=0), rolesafe.RoleConfig(embedding="input"))
     >>> model.print_trainable_parameters()
-    trainable params: 115,376 || all params: 115,376 || trainable%: 100.0000 || role params: 620
+    trainable params: 164,908 || all params: 164,908 || trainable%: 100.0000 || role params: 620
 
     Args:
         model: A causal language model of transformers.
