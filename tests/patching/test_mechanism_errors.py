@@ -1,4 +1,4 @@
-"""A mechanism that does not fit a model says so before anything is changed; and what a report says of each."""
+"""Mechanisms that do not fit a model raise before anything is changed; reports of `inspect`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.models import new_config, tiny_model
         ("llama", RoleConfig(mass_target=0.2, impl="triton"), "`mass_target`: impl='triton' does not know the mass"),
     ],
 )  # fmt: skip
-def test_message(family: str, config: RoleConfig, message: str) -> None:
+def test_unfitting_mechanism_raises(family: str, config: RoleConfig, message: str) -> None:
     model = tiny_model(family)
     with pytest.raises(ValueError) as error:
         rolesafe.patch(model, config)
@@ -33,7 +33,7 @@ def test_message(family: str, config: RoleConfig, message: str) -> None:
     assert not rolesafe.patching.is_patched(model)
 
 
-def test_an_odd_hidden_size_cannot_be_rotated() -> None:
+def test_rotation_of_odd_hidden_size_raises() -> None:
     model = tiny_model("llama", config=new_config("llama", hidden_size=33, num_attention_heads=3, head_dim=16,
                                                   num_key_value_heads=3))  # fmt: skip
     with pytest.raises(ValueError, match=r"`rotation`: expected .* even hidden size.* got 33"):
@@ -41,14 +41,14 @@ def test_an_odd_hidden_size_cannot_be_rotated() -> None:
     assert not rolesafe.patching.is_patched(model)
 
 
-def test_other_heads_can_be_steered_in_layers_of_their_own() -> None:
+def test_steered_heads_per_layer_are_accepted() -> None:
     rolesafe.patch(tiny_model("jamba"), RoleConfig(steered_heads=((1, 3),), boost=2.0))
 
 
 # ------------------------------------------------------------------------------------------------------------- reports
 
 
-def test_inspect_tells_of_every_part(tmp_path: Path) -> None:
+def test_inspect_lists_every_part(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     config = RoleConfig(
         embedding="all", rotation=1.5707963, shift=True, position_gap=7, own_positions=True, boost=3.0, dampen=0.5,
@@ -71,8 +71,8 @@ def test_inspect_tells_of_every_part(tmp_path: Path) -> None:
     )
 
 
-def test_presets_are_counted_for_a_model(tmp_path: Path) -> None:
-    """By patching it; the formula agrees; what does not fit says why."""
+def test_count_presets_equals_formula(tmp_path: Path) -> None:
+    """Counted by patching; presets that do not fit give the reason."""
     tiny_model("llama").save_pretrained(tmp_path)
     kind, counts = count_presets(str(tmp_path))
     assert kind == "LlamaForCausalLM"

@@ -1,4 +1,4 @@
-"""Role layers train: gradients reach every part, from the start on, with and without checkpointing."""
+"""Training: gradients reach every part from the first step, with and without checkpointing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = RoleConfig.preset("channel", share=0.3)
 
 
 def loss_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Next-token loss where both the token and the one before it are no padding, in the model's own precision."""
+    """Return the next-token loss without padding, in the model's own precision."""
     real = batch["attention_mask"].bool()
     both = real[:, 1:] & real[:, :-1]
     predicted = model(**batch, use_cache=False).logits[:, :-1][both]
@@ -27,7 +27,7 @@ def loss_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 
 def gradients(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of the loss by parameter name; parameters without one are absent."""
+    """Return the gradients of the loss by parameter name, without parameters that have none."""
     model.zero_grad()
     loss_of(model, batch).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -48,8 +48,8 @@ def test_gradients_reach_every_role_parameter(family: str, config: RoleConfig, s
 
 
 @named
-def test_the_first_step_has_the_gradients_of_the_base(family: str) -> None:
-    """At rest the base's own parameters are trained as they would be without the role layer."""
+def test_first_step_has_base_gradients(family: str) -> None:
+    """At rest the base parameters get the gradients of a plain model."""
     batch = random_batch()
     expected = gradients(base_model(family).train(), plain(batch))
     found = gradients(role_model(family, trained=False).train(), batch)
@@ -58,10 +58,10 @@ def test_the_first_step_has_the_gradients_of_the_base(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "starcoder2"])
-def test_the_gradient_at_rest_is_the_derivative(family: str) -> None:
-    """Value and gradient come from two computations there; against a finite difference, in fp64.
+def test_gradient_at_rest_equals_finite_difference(family: str) -> None:
+    """Value and gradient come from two computations at rest; compared with a finite difference, in fp64.
 
-    Families with a LayerNorm: an RMSNorm computes in fp32 whatever the model's dtype.
+    Families with a LayerNorm: an RMSNorm always computes in fp32.
     """
     model = role_model(family, trained=False).double()
     batch = random_batch()
@@ -80,7 +80,7 @@ def test_the_gradient_at_rest_is_the_derivative(family: str) -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("state", ["at rest", "trained"])
 @named
-def test_gradient_checkpointing_gives_the_same_gradients(family: str, state: str, reentrant: bool) -> None:
+def test_gradient_checkpointing_keeps_gradients(family: str, state: str, reentrant: bool) -> None:
     model = role_model(family, FULL, trained=state == "trained").train()
     twin = copy.deepcopy(model)
     # The name of newer releases, and that of the others.
@@ -94,8 +94,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str, state: str
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss"])
-def test_training_the_role_layer_alone_lowers_the_loss(family: str) -> None:
-    """Frozen base, a target that only the roles tell apart."""
+def test_training_only_role_layer_lowers_loss(family: str) -> None:
+    """Frozen base, a target that depends on the roles alone."""
     model = role_model(family, RoleConfig(embedding="layers"), trained=False).requires_grad_(False).train()
     parameters = [p.requires_grad_() for _, p in rolesafe.named_role_parameters(model)]
     optimizer = torch.optim.Adam(parameters, lr=0.05)
@@ -117,9 +117,7 @@ def test_training_the_role_layer_alone_lowers_the_loss(family: str) -> None:
 @pytest.mark.parametrize("config", [RoleConfig(), FULL], ids=["bias", "full"])
 @pytest.mark.parametrize("state", ["at rest", "trained"])
 @pytest.mark.parametrize("family, option", [("llama", "attention_dropout"), ("gpt2", "attn_pdrop")])
-def test_attention_dropout_is_applied_in_training_alone(
-    family: str, option: str, state: str, config: RoleConfig
-) -> None:
+def test_attention_dropout_only_in_training(family: str, option: str, state: str, config: RoleConfig) -> None:
     model = rolesafe.patch(tiny_model(family, **{option: 0.5}), config)
     if state == "trained":
         randomise(model)
@@ -135,7 +133,7 @@ def test_attention_dropout_is_applied_in_training_alone(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_constant_share_is_not_trained(family: str) -> None:
+def test_constant_share_is_not_trained(family: str) -> None:
     model = role_model(family, RoleConfig.preset("channel", share=0.3, learn_share=False), trained=False)
     shares = [p for name, p in rolesafe.named_role_parameters(model) if name.endswith("share")]
     assert shares
