@@ -53,8 +53,8 @@ LAYERS = (
 LAZY = {"rolesafe": rolesafe._HOME, "rolesafe.patching": rolesafe.patching._HOME}
 """Modules of the names that packages import on first use."""
 
-LONGEST = 400
-"""Largest number of lines of a file."""
+LONGEST = {"rolesafe": 400, "kernels": 400, "tests": 500, "benchmarks": 500}
+"""Largest number of lines of a file, by folder."""
 
 PUBLIC = [
     "Role",
@@ -271,14 +271,14 @@ def test_version_is_written_once() -> None:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("folder", ["rolesafe", "kernels", "tests", "benchmarks"])
-def test_files_are_short(folder: str) -> None:
+@pytest.mark.parametrize("folder, most", LONGEST.items())
+def test_files_are_short(folder: str, most: int) -> None:
     lengths = {
         path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
         for path in (ROOT / folder).rglob("*.py")
     }
-    long = {str(path): lines for path, lines in lengths.items() if lines > LONGEST}
-    assert not long, f"files of more than {LONGEST} lines: {long}; split them by purpose"
+    long = {str(path): lines for path, lines in lengths.items() if lines > most}
+    assert not long, f"files of more than {most} lines: {long}; split them by purpose"
 
 
 @pytest.mark.parametrize("pattern", FORBIDDEN)
