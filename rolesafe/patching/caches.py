@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from rolesafe.patching.guards import demand
+
 if TYPE_CHECKING:
     from rolesafe.patching.inputs import RoleInputs
 
@@ -156,7 +158,7 @@ def check_cache(cache: Any, role_ids: Tensor, past: int | Tensor, owner: tuple[s
             source = f"this model at strength {filled_by[1]} (it has {owner[1]} now)"
         raise ValueError(f"`cache`: expected keys that this patched model computed, got keys of {source}. {_FILL}")
     if isinstance(past, Tensor) and kept is None:
-        _demand(past == 0, lambda: "another model, without roles", "")
+        demand(past == 0, f"`cache`: expected keys of this patched model, got keys of another model. {_FILL}")
         return
     if kept is None or kept.shape[0] != role_ids.shape[0]:
         rows = "no" if kept is None else kept.shape[0]
@@ -171,7 +173,7 @@ def check_cache(cache: Any, role_ids: Tensor, past: int | Tensor, owner: tuple[s
     same = kept == now
     if isinstance(past, Tensor):
         same = same | (torch.arange(size, device=same.device) >= past.to(same.device))
-    _demand(same.all(), lambda: _difference(kept, now), "`cache`: its roles differ from `role_ids`")
+    demand(same.all(), "`cache`: its roles differ from `role_ids`", lambda: _difference(kept, now))
 
 
 _FILL = "Fill a new cache with this model, its `role_ids` and its strength."
@@ -185,13 +187,6 @@ def _difference(kept: Tensor, now: Tensor) -> str:
         f"`role_ids`: expected the roles of the tokens in the cache, got role {is_now} for token {position} of row "
         f"{row}, which was computed {computed}. Pass the roles of the cached tokens unchanged, or fill a new cache."
     )
-
-
-def _demand(holds: Tensor, message: Callable[[], str], on_device: str) -> None:
-    if holds.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(holds, on_device)
-    elif not bool(holds):
-        raise ValueError(message())
 
 
 def record_roles(cache: Any, inputs: RoleInputs) -> None:

@@ -1,11 +1,25 @@
-"""Checks before and after a patch: models that are sharded already, `role_ids` for an unpatched model."""
+"""Checks: values of tensors, models that are sharded already, `role_ids` for an unpatched model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def demand(holds: Tensor, on_device: str, message: Callable[[], str] | None = None) -> None:
+    """Raise where the bool scalar `holds` is False: a ValueError on a CPU, else a device-side assertion (no sync).
+
+    Args:
+        on_device: Message of the assertion.
+        message: Message of the ValueError; default: `on_device`.
+    """
+    if holds.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(holds, on_device)
+    elif not bool(holds):
+        raise ValueError(on_device if message is None else message())
 
 
 def check_whole(model: nn.Module) -> None:

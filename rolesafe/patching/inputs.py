@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rolesafe.attention import Problem, RoleIndex
 from rolesafe.config import RoleConfig
+from rolesafe.patching.guards import demand
 
 
 class RoleInputs:
@@ -132,11 +133,9 @@ def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any)
 
 
 def _check_ids(role_ids: Tensor, num_roles: int) -> None:
-    fits = ((role_ids >= 0) & (role_ids < num_roles)).all()
-    if fits.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(fits, f"`role_ids`: expected ids in [0, {num_roles})")
-    elif not bool(fits):
-        raise ValueError(
-            f"`role_ids`: expected ids in [0, {num_roles}) as declared in RoleConfig.roles, "
-            f"got {int(role_ids.min())} to {int(role_ids.max())}"
-        )
+    expected = f"`role_ids`: expected ids in [0, {num_roles})"
+    demand(
+        ((role_ids >= 0) & (role_ids < num_roles)).all(),
+        expected,
+        lambda: f"{expected} as declared in RoleConfig.roles, got {int(role_ids.min())} to {int(role_ids.max())}",
+    )

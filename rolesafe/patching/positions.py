@@ -19,6 +19,7 @@ from rolesafe.attention.problem import is_privileged
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
 from rolesafe.patching.caches import given_cache
+from rolesafe.patching.guards import demand
 
 
 def role_positions(
@@ -89,7 +90,7 @@ def _steps(given: Tensor, real: Tensor) -> Tensor:
     steps = torch.nn.functional.pad(given[:, 1:] - given[:, :-1], (1, 0), value=1)
     after = torch.nn.functional.pad(real[:, :-1], (1, 0), value=False)  # True after a token that is no padding
     steps = torch.where(after, steps, 1) * real
-    _demand(
+    demand(
         (steps >= 0).all(),
         "`position_ids`: expected positions that never go down within a row, got some that do (several sequences "
         "packed into one row?). Give each conversation a row of its own.",
@@ -102,19 +103,12 @@ def _check_counted(given: Tensor, counted: Tensor, real: Tensor, at: Tensor) -> 
     now = real[:, at]
     ahead = given - counted
     pads = (~real).cumsum(1)[:, at]
-    _demand(
+    demand(
         ((ahead >= 0) & (ahead <= pads) | ~now).all(),
         "`position_ids`: expected consecutive positions with a cache, got others. `own_positions` counts cached tokens "
         "from `role_ids` and `attention_mask`, so jumps would be lost. Leave `position_ids` out, or run without a "
         "cache.",
     )
-
-
-def _demand(holds: Tensor, message: str) -> None:
-    if holds.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(holds, message)
-    elif not bool(holds):
-        raise ValueError(message)
 
 
 def with_positions(
