@@ -303,7 +303,7 @@ class RoleConfig:
         version = values.pop("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
-                f"`format_version`: expected at most {FORMAT_VERSION}, got {version!r}, written by a newer version. "
+                f"`format_version`: expected at most {FORMAT_VERSION}, got {version!r} of a newer rolesafe. "
                 "Upgrade rolesafe."
             )
         known = {field.name for field in fields(cls)}
