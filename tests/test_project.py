@@ -53,7 +53,7 @@ LAYERS = (
 LAZY = {"rolesafe": rolesafe._HOME, "rolesafe.patching": rolesafe.patching._HOME}
 """Modules of the names that packages import on first use."""
 
-LONGEST = {"rolesafe": 400, "kernels": 400, "tests": 500, "benchmarks": 500}
+LONGEST = dict.fromkeys(("rolesafe", "kernels", "tests", "benchmarks"), 400)
 """Largest number of lines of a file, by folder."""
 
 PUBLIC = [
