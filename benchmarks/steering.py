@@ -29,7 +29,7 @@ from rolesafe import RoleConfig, encode, patch, unpatch
 from rolesafe.evaluation import environment
 from rolesafe.evaluation.mass import attention_mass
 from rolesafe.files import check_writable, write_whole
-from rolesafe.patching.read import read_model
+from rolesafe.patching.loading import read_model
 from rolesafe.terminal import as_text, run_main
 
 RESULTS = Path(__file__).parent / "results" / "steering.json"

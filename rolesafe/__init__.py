@@ -1,6 +1,6 @@
-"""rolesafe: tokens with standing. Role-aware attention for transformers.
+"""Role-aware attention for transformers.
 
-Everything heavy is imported on first use, so ``from rolesafe import patch, encode, RoleConfig`` costs next to nothing.
+Every name is imported on first use, so ``from rolesafe import patch, encode, RoleConfig`` takes milliseconds.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ _HOME = {
     "Role": "rolesafe.roles.role",
     "RoleConfig": "rolesafe.config",
     "encode": "rolesafe.roles.encoding",
-    "patch": "rolesafe.patching",
-    "unpatch": "rolesafe.patching",
-    "role_parameters": "rolesafe.patching",
-    "from_pretrained": "rolesafe.patching",
-    "save_role_layer": "rolesafe.patching",
+    "patch": "rolesafe.patching.apply",
+    "unpatch": "rolesafe.patching.apply",
+    "named_role_parameters": "rolesafe.patching.patched",
+    "from_pretrained": "rolesafe.patching.loading",
+    "save_role_layer": "rolesafe.patching.saving",
     "role_attention": "rolesafe.attention",
+    "role_parameters": "rolesafe.patching.patched",  # deprecated
 }
 
-__all__ = [  # noqa: RUF022  (grouped: what to call first comes first)
+__all__ = [  # noqa: RUF022  (in the order of use)
     "Role",
     "RoleConfig",
     "encode",
     "patch",
     "unpatch",
-    "role_parameters",
+    "named_role_parameters",
     "from_pretrained",
     "save_role_layer",
     "role_attention",
@@ -38,7 +39,7 @@ __all__ = [  # noqa: RUF022  (grouped: what to call first comes first)
 if TYPE_CHECKING:
     from rolesafe.attention import role_attention
     from rolesafe.config import RoleConfig
-    from rolesafe.patching import from_pretrained, patch, role_parameters, save_role_layer, unpatch
+    from rolesafe.patching import from_pretrained, named_role_parameters, patch, save_role_layer, unpatch
     from rolesafe.roles.encoding import encode
     from rolesafe.roles.role import Role
 

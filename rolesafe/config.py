@@ -1,77 +1,92 @@
-"""`RoleConfig`: everything that decides what a role-aware model is, in one frozen, serialisable value."""
+"""`RoleConfig`: the configuration of a role layer, frozen and serialisable."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
+from rolesafe.arguments import is_integer, is_number
 from rolesafe.presets import PRESETS
 from rolesafe.roles.role import DEFAULT_PRIVILEGED, DEFAULT_ROLES, MAX_ROLES
 
 FORMAT_VERSION = 2
 """Version of the dictionary that :meth:`RoleConfig.to_dict` writes. Version 1 had the parts up to `impl`."""
 
-EMBEDDINGS = ("none", "input", "layers", "all")
-IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
+Embedding = Literal["none", "input", "layers", "all"]
+Implementation = Literal["auto", "reference", "sdpa", "triton"]
+EMBEDDINGS: tuple[str, ...] = get_args(Embedding)
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoleConfig:
-    """What makes a model role-aware.
+    """Configure the role layer of a model.
 
-    Every part is at rest when it is added (zero tables, zero share), so ``RoleConfig()`` leaves the base model's
-    outputs unchanged bit for bit until it is trained. Dedicated heads, a positive share and the integrity mask change
-    the outputs at once: they are meant to be trained with.
+    Learned parts start at rest (zero tables), so ``RoleConfig()`` leaves the base model's outputs unchanged bit for bit
+    until it is trained. Dedicated heads, a positive share and the integrity mask change the outputs at once: train the
+    model with them.
+
+    >>> from rolesafe import RoleConfig
+    >>> RoleConfig.preset("channel", share=0.3).dedicated_heads
+    0.5
+    >>> RoleConfig(roles=("operator", "user", "assistant"), privileged=("operator",)).privileged_ids
+    (0,)
+    >>> RoleConfig.from_dict(RoleConfig(bias=False).to_dict()) == RoleConfig(bias=False)
+    True
 
     Args:
         roles: Names of the roles, most privileged first; at most 16. A role's id is its index.
-        privileged: Which of `roles` form the privileged channel.
-        generated: Role of the tokens that the model writes itself.
+        privileged: Names of the roles that form the privileged channel.
+        generated: Name of the role of generated tokens.
         embedding: ``"none"``; ``"input"``: a vector per role added to the input of the first layer (ISE,
             arXiv 2410.09102); ``"layers"``: a vector per role and layer, added before every layer; ``"all"``: and one
             after the last layer, before the final norm (AIR, arXiv 2505.18907).
-        embedding_std: Standard deviation of the role vectors at the start. 0 (bit-exact with the base) or what the
-            papers use: 0.01 (ISE), 0.02 (AIR).
+        embedding_std: Standard deviation of the initial role vectors. 0 is bit-exact with the base; the papers use
+            0.01 (ISE) and 0.02 (AIR).
         bias: A learned bias per layer, head and pair of roles, added to the attention scores; zero at the start.
         dedicated_heads: Heads of every patched layer that see privileged keys only: a share of the heads in [0, 1]
             (float) or their number (int). They output 0 where no privileged key is visible.
-        share: Reserved share in [0, 1] of every other head: the attention mass on privileged keys is at least this,
-            whatever else is in the context.
-        learn_share: Whether `share` is a learned parameter per head (it starts at `share`) or a constant.
-        integrity: Privileged queries see privileged keys only: no text can change the privileged channel's states.
-            CIV, arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's provenance.
+        share: Reserved share in [0, 1] of every other head: the attention mass on visible privileged keys is at least
+            this, however much other text is in the context.
+        learn_share: True: `share` is the initial value of a learned parameter per head. False: it is constant.
+        integrity: Privileged queries see privileged keys only: other text cannot change the privileged channel's
+            states. CIV, arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's
+            provenance.
         layers: Indices of the decoder layers whose attention is patched; ``None``: all of them.
         rotation: Angle in radians by which pairs of dimensions (0, 1), (2, 3), ... of the first layer's input are
-            turned at data tokens, learned positions with them where the model adds such to its embeddings; nothing is
-            learned (ASIDE, arXiv 2503.10566, takes pi / 2).
+            rotated at data tokens, including learned positions where the model adds them to its embeddings; not
+            learned (ASIDE, arXiv 2503.10566, uses pi / 2).
         shift: A learned linear shift ``h + W h + b`` of the first layer's input at data tokens, after the rotation; W
             and b are zero at the start (the token-wise shift of DRIP, arXiv 2511.00447).
         data_roles: Roles whose tokens `rotation` and `shift` change; ``None``: all but the privileged and the
             generated one.
-        position_gap: What is added to the positions of all tokens that are not privileged, generated ones included, so
-            that they stay in order (PFT, arXiv 2505.00626, takes 512 between system and user text; public code adds
-            it once more for the reply).
+        position_gap: Offset, in tokens, of the positions of all tokens that are not privileged, generated ones
+            included (PFT, arXiv 2505.00626, uses 512 between system and user text; public code adds it once more for
+            the reply).
         own_positions: Privileged tokens count their positions 0, 1, 2, ... among themselves, and so do the others.
-            With `integrity` the privileged states then depend neither on what other text says nor on where it stands
-            or how long it is (as long as sliding windows keep the privileged keys in sight).
-        boost: Factor >= 1 of the attention to privileged keys, before it is renormalised (InstABoost,
-            arXiv 2506.13734, tunes it per model and task between 1 and 19); no training.
-        dampen: Factor in (0, 1] of the attention to all other keys (PASTA, arXiv 2311.02262, takes 0.01 on heads
-            that it profiles); no training.
+            With `integrity` the privileged states then depend on neither content, place nor length of other text (as
+            long as sliding windows contain the privileged keys).
+        boost: Factor >= 1 of the attention to privileged keys, before renormalisation (InstABoost, arXiv 2506.13734,
+            tunes it per model and task between 1 and 19); no training.
+        dampen: Factor in (0, 1] of the attention to all other keys (PASTA, arXiv 2311.02262, uses 0.01 on profiled
+            heads); no training.
         steered_heads: Pairs (layer, head) that `boost` and `dampen` act on; ``None``: all heads of `layers`.
         mass_target: In [0, 1]: where a row's attention mass m on privileged keys is lower, log(target / m) is added to
-            their scores, so the mass becomes target / (1 + target - m) (SpotLight, arXiv 2505.12025, takes 0.2); no
-            training. Comes before `share`. Not with ``impl="triton"``.
+            their scores, so the mass becomes target / (1 + target - m) (SpotLight, arXiv 2505.12025, uses 0.2); no
+            training. Applied before `share`. Not with ``impl="triton"``.
         impl: Backend of :func:`rolesafe.role_attention`. ``"auto"`` chooses by device and by the base model's own
             attention implementation; an explicit choice never falls back.
+
+    Raises:
+        ValueError: A value is out of range, or a part has no effect without another one.
     """
 
     roles: tuple[str, ...] = DEFAULT_ROLES
     privileged: tuple[str, ...] = DEFAULT_PRIVILEGED
     generated: str = "assistant"
-    embedding: str = "none"
+    embedding: Embedding = "none"
     embedding_std: float = 0.0
     bias: bool = True
     dedicated_heads: float | int = 0
@@ -79,7 +94,7 @@ class RoleConfig:
     learn_share: bool = True
     integrity: bool = False
     layers: tuple[int, ...] | None = None
-    impl: str = "auto"
+    impl: Implementation = "auto"
     rotation: float = 0.0
     shift: bool = False
     data_roles: tuple[str, ...] | None = None
@@ -114,17 +129,16 @@ class RoleConfig:
         for name in self.privileged:
             if name not in self.roles:
                 raise ValueError(
-                    f"`privileged`: role {name!r} does not exist; expected some of {self.roles}. "
-                    "Declare it in `roles` or leave it out."
+                    f"`privileged`: expected some of {self.roles}, got {name!r}. Declare it in `roles` or leave it out."
                 )
         if len(set(self.privileged)) != len(self.privileged):
             raise ValueError(f"`privileged`: expected distinct names, got {self.privileged}")
         if self.generated not in self.roles:
-            raise ValueError(f"`generated`: role {self.generated!r} does not exist; expected one of {self.roles}")
+            raise ValueError(f"`generated`: expected one of {self.roles}, got {self.generated!r}")
         if self.generated in self.privileged:
             raise ValueError(
-                f"`generated`: role {self.generated!r} is privileged; what a model writes must not be, or it could "
-                "write itself into the privileged channel. Leave it out of `privileged`."
+                f"`generated`: expected an unprivileged role, got {self.generated!r}: the model could write into the "
+                "privileged channel. Leave it out of `privileged`."
             )
 
     def _check_parts(self) -> None:
@@ -135,7 +149,7 @@ class RoleConfig:
         for name in ("bias", "learn_share", "integrity", "shift", "own_positions"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}`: expected True or False, got {getattr(self, name)!r}")
-        for name, what, fits in (
+        for name, expected, fits in (
             ("embedding_std", "a finite number >= 0", lambda x: 0 <= x < math.inf),
             ("share", "a number in [0, 1]", lambda x: 0 <= x <= 1),
             ("rotation", "a finite angle in radians", math.isfinite),
@@ -144,25 +158,25 @@ class RoleConfig:
             ("mass_target", "a number in [0, 1]", lambda x: 0 <= x <= 1),
         ):
             value = getattr(self, name)
-            if not _is_number(value) or not fits(value):
-                raise ValueError(f"`{name}`: expected {what}, got {value!r}")
-        if not _is_index(self.position_gap):
+            if not is_number(value) or not fits(value):
+                raise ValueError(f"`{name}`: expected {expected}, got {value!r}")
+        if not is_integer(self.position_gap, 0):
             raise ValueError(f"`position_gap`: expected a whole number of positions >= 0, got {self.position_gap!r}")
         if self.data_roles is not None:
             for role in self.data_roles:
                 if role not in self.roles:
-                    raise ValueError(f"`data_roles`: role {role!r} does not exist; expected some of {self.roles}")
+                    raise ValueError(f"`data_roles`: expected some of {self.roles}, got {role!r}")
             if len(set(self.data_roles)) != len(self.data_roles):
                 raise ValueError(f"`data_roles`: expected distinct names, got {self.data_roles}")
         if (self.rotation or self.shift) and not self.data_ids:
             raise ValueError(
-                "`data_roles`: no role is left for `rotation` and `shift` to act on; name at least one, or switch "
-                "them off"
+                "`data_roles`: expected at least one role for `rotation` and `shift`, got none. Name one, or disable "
+                "them."
             )
 
     def _check_heads(self) -> None:
         heads = self.dedicated_heads
-        if not _is_number(heads) or heads < 0 or (isinstance(heads, float) and not heads <= 1.0):
+        if not is_number(heads) or heads < 0 or (isinstance(heads, float) and not heads <= 1.0):
             raise ValueError(
                 "`dedicated_heads`: expected a share of the heads in [0, 1] (float) or their number >= 0 (int), "
                 f"got {heads!r}"
@@ -170,7 +184,7 @@ class RoleConfig:
         if self.layers is not None:
             if not self.layers:
                 raise ValueError("`layers`: expected at least one layer index, or None for all layers, got ()")
-            if any(not _is_index(i) for i in self.layers):
+            if not all(is_integer(i, 0) for i in self.layers):
                 raise ValueError(f"`layers`: expected layer indices >= 0, got {self.layers}")
             if len(set(self.layers)) != len(self.layers):
                 raise ValueError(f"`layers`: expected distinct layer indices, got {self.layers}")
@@ -178,10 +192,10 @@ class RoleConfig:
             if not self.steered_heads:
                 raise ValueError("`steered_heads`: expected at least one pair (layer, head), or None for all, got ()")
             for pair in self.steered_heads:
-                if not isinstance(pair, tuple) or len(pair) != 2 or not all(_is_index(i) for i in pair):
+                if not isinstance(pair, tuple) or len(pair) != 2 or not all(is_integer(i, 0) for i in pair):
                     raise ValueError(f"`steered_heads`: expected pairs (layer, head) of indices >= 0, got {pair!r}")
                 if self.layers is not None and pair[0] not in self.layers:
-                    raise ValueError(f"`steered_heads`: layer {pair[0]} is not among `layers` {self.layers}")
+                    raise ValueError(f"`steered_heads`: expected layers among `layers` {self.layers}, got {pair[0]}")
             if len(set(self.steered_heads)) != len(self.steered_heads):
                 raise ValueError(f"`steered_heads`: expected distinct pairs, got {self.steered_heads}")
 
@@ -193,8 +207,8 @@ class RoleConfig:
         used += [name for name in ("boost", "dampen") if getattr(self, name) != 1.0]
         if used:
             raise ValueError(
-                f"`privileged`: is empty, so {', '.join(f'`{name}`' for name in used)} would do nothing; name at least "
-                "one privileged role or switch them off"
+                f"`privileged`: expected at least one role with {', '.join(f'`{name}`' for name in used)}, got (). "
+                "Name a privileged role, or disable these parts: they would have no effect."
             )
 
     # ------------------------------------------------------------------------------------------------- derived values
@@ -219,11 +233,11 @@ class RoleConfig:
 
     @property
     def moves_positions(self) -> bool:
-        """Whether tokens stand at other positions than in the base model."""
+        """True if tokens have other positions than in the base model."""
         return bool(self.position_gap) or self.own_positions
 
     def count_parameters(self, *, layers: int, hidden: int, heads: int) -> int:
-        """Learned scalars that a patch adds to a model of `layers` layers that all attend, with `heads` query heads."""
+        """Return the number of learned scalars in a model of `layers` attention layers with `heads` query heads."""
         roles, active = len(self.roles), layers if self.layers is None else len(self.layers)
         vectors = {"none": 0, "input": 1, "layers": layers, "all": layers + 1}[self.embedding]
         shares = heads if self.share > 0 and self.count_dedicated(heads) < heads else 0
@@ -231,17 +245,17 @@ class RoleConfig:
         return vectors * roles * hidden + active * (tables + shares) + (hidden * hidden + hidden) * self.shift
 
     def count_dedicated(self, heads: int) -> int:
-        """Number of dedicated heads of a layer with `heads` query heads.
+        """Return the number of dedicated heads of a layer with `heads` query heads.
 
         Raises:
-            ValueError: More dedicated heads are asked for than the layer has.
+            ValueError: The configuration has more dedicated heads than the layer has heads.
         """
         wanted = self.dedicated_heads
         count = round(wanted * heads) if isinstance(wanted, float) else wanted
         if count > heads:
             raise ValueError(
-                f"`dedicated_heads`: {count} asked for, but the model's attention has {heads} heads; expected at most "
-                f"{heads}, or a share of them as a float in [0, 1]"
+                f"`dedicated_heads`: expected at most the {heads} heads of the model's attention, or a share of them "
+                f"(float in [0, 1]), got {count}"
             )
         return count
 
@@ -249,55 +263,54 @@ class RoleConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> RoleConfig:
-        """A named configuration, with `changes` to it.
+        """Return a named configuration with some values changed.
 
-        The parts alone: ``"bias"`` (the default configuration), ``"dedicated"``, ``"share"``, ``"integrity"``,
-        ``"embedding"``. What others published: ``"ise"``, ``"air"``, ``"aside"``, ``"pft"``, ``"drip"`` and, without
+        Single parts: ``"bias"`` (the default configuration), ``"dedicated"``, ``"share"``, ``"integrity"``,
+        ``"embedding"``. Published mechanisms: ``"ise"``, ``"air"``, ``"aside"``, ``"pft"``, ``"drip"`` and, without
         training, ``"instaboost"``, ``"pasta"``, ``"spotlight"``. Recommended: ``"channel"`` (per-layer role embeddings,
         learned bias, half of the heads dedicated, a reserved share of 0.5 in the others, integrity mask), or
-        ``"separate"``, which adds own positions. :mod:`rolesafe.presets` has their papers and what each guarantees;
-        the command ``rolesafe mechanisms`` prints it.
+        ``"separate"``, which adds own positions. :mod:`rolesafe.presets` has their papers and guarantees; the command
+        ``rolesafe mechanisms`` prints them.
+
+        Args:
+            name: Name of the preset.
+            **changes: Arguments of `RoleConfig` that replace those of the preset.
+
+        Raises:
+            ValueError: There is no such preset, or a change does not fit.
         """
         if name not in PRESETS:
-            raise ValueError(f"`name`: unknown preset {name!r}; expected one of {sorted(PRESETS)}")
+            raise ValueError(f"`name`: expected one of {sorted(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name].values, **changes})
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
-        """Names that :meth:`preset` knows."""
+        """Return the names of all presets."""
         return tuple(PRESETS)
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of JSON values that :meth:`from_dict` reads back to an equal configuration."""
+        """Return a dictionary of JSON values; :meth:`from_dict` returns an equal configuration from it."""
         return {"format_version": FORMAT_VERSION, **{k: _plain(v) for k, v in asdict(self).items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RoleConfig:
-        """Read what :meth:`to_dict` wrote.
+        """Return the configuration that :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: A key this version does not know, or a newer format: dropping it could switch a defence off.
+            ValueError: Unknown keys, or a newer format: ignoring them could disable a defence.
         """
         values = dict(values)
         version = values.pop("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
-                f"`format_version`: {version!r} was written by a newer rolesafe; this one reads up to "
-                f"{FORMAT_VERSION}. Upgrade rolesafe."
+                f"`format_version`: expected at most {FORMAT_VERSION}, got {version!r} of a newer rolesafe. "
+                "Upgrade rolesafe."
             )
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"unknown keys {unknown} in a role configuration; expected {sorted(known)}")
+            raise ValueError(f"`values`: expected keys of a role configuration {sorted(known)}, got {unknown}")
         return cls(**values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _plain(value: Any) -> Any:

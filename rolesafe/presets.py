@@ -1,4 +1,4 @@
-"""Named configurations: the parts one by one, what others have published, and what rolesafe recommends."""
+"""Presets of `RoleConfig`: single parts, published mechanisms, and the recommended combinations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A configuration with a name, and what has to be known before it is chosen.
+    """A named configuration, with its cost, guarantee and source.
 
     Attributes:
-        values: Arguments of `RoleConfig`, besides its defaults.
-        adds: What it adds to a model.
+        values: Arguments of `RoleConfig` that differ from its defaults.
+        adds: Changes to the model.
         parameters: Number of learned scalars, a formula in L (layers), d (hidden size), H (heads), R (roles).
-        guarantee: What holds whatever the model learned and whatever text comes; "none" where nothing does.
-        trained: Whether the model has to be trained with it.
-        paper: Who published it, or what it follows; None: no publication is known to the authors.
+        guarantee: Property that holds for all weights and all texts; "none" where there is none.
+        trained: True if the model has to be trained with it.
+        paper: Publication; None where none is known.
     """
 
     values: dict[str, Any]
@@ -38,23 +38,23 @@ PRESETS: dict[str, Preset] = {
     ),
     "dedicated": Preset(
         values={"bias": False, "dedicated_heads": 0.5},
-        adds="half of the heads look at privileged keys only",
+        adds="half of the heads see privileged keys only",
         parameters="0",
-        guarantee="these heads never look at an unprivileged key",
+        guarantee="these heads never see an unprivileged key",
         trained=True,
     ),
     "share": Preset(
         values={"bias": False, "share": 0.5},
-        adds="a reserved, learned share of every head's attention for privileged keys, 0.5 at the start",
+        adds="a learned reserved share of every head's attention for privileged keys, 0.5 initially",
         parameters="L*H",
-        guarantee="attention mass on privileged keys in sight is at least the share, however much else is there",
+        guarantee="attention mass on visible privileged keys is at least the share, however long other text is",
         trained=True,
     ),
     "integrity": Preset(
         values={"bias": False, "integrity": True},
-        adds="privileged queries look at privileged keys only",
+        adds="privileged queries see privileged keys only",
         parameters="0",
-        guarantee="no edit of other text, in place, changes the privileged tokens' states",
+        guarantee="edits of other text in place do not change the privileged tokens' states",
         trained=True,
         paper="CIV, Gupta 2025, arXiv 2508.09288 (hard mask over levels of trust, no training, signed provenance)",
     ),
@@ -91,7 +91,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "pft": Preset(
         values={"bias": False, "position_gap": 512},
-        adds="all tokens that are not privileged stand 512 positions later",
+        adds="all other tokens are moved by 512 positions",
         parameters="0",
         guarantee="none",
         trained=True,
@@ -125,9 +125,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "spotlight": Preset(
         values={"bias": False, "mass_target": 0.2},
-        adds="where a row's privileged mass m is under 0.2: log(0.2 / m) onto the privileged scores",
+        adds="where a row's privileged mass m is below 0.2: log(0.2 / m) added to the privileged scores",
         parameters="0",
-        guarantee="attention mass on privileged keys in sight is at least 1/6 in every head (0.2 / (1 + 0.2))",
+        guarantee="attention mass on visible privileged keys is at least 1/6 in every head (0.2 / (1 + 0.2))",
         trained=False,
         paper="SpotLight, Venkateswaran and Contractor 2025, arXiv 2505.12025",
     ),
@@ -144,8 +144,8 @@ PRESETS: dict[str, Preset] = {
         },
         adds="channel, and privileged tokens count their positions among themselves",
         parameters="L*R*d + L*H*R*R + L*H",
-        guarantee="those of channel; and where other text stands, or how much, changes no privileged token's states",
+        guarantee="those of channel; place and length of other text do not change the privileged tokens' states",
         trained=True,
     ),
 }  # fmt: skip
-"""What :meth:`rolesafe.RoleConfig.preset` knows. The recommended one is "channel"."""
+"""Presets of :meth:`rolesafe.RoleConfig.preset`, by name. The recommended one is "channel"."""

@@ -71,7 +71,7 @@ GENERIC: dict[str, object] = {
     "ffn_hidden_size": 48,
 }  # fmt: skip
 
-# What a family needs beyond or instead of it.
+# Changes by family.
 CAPPED = ("gemma2", "vaultgemma")
 """Families with a cap on the scores: the `sdpa` attention of older transformers leaves it out instead of refusing."""
 _FULL_SECOND: dict[str, object] = {"layer_types": ["linear_attention", "full_attention"]}
@@ -105,7 +105,7 @@ SPECIAL: dict[str, dict[str, object]] = {
 
 
 def causal_lm_families() -> list[str]:
-    """Model types of the installed transformers that have a causal language model."""
+    """Return the model types of the installed transformers with a causal language model."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
@@ -128,7 +128,7 @@ def _config(family: str) -> object:
 
 
 def new_config(family: str, **changes: object) -> Any:
-    """The generic configuration of `family`, built with `changes`: for values that others are derived from."""
+    """Return the generic configuration of `family`, built with `changes`."""
     kind = CONFIG_MAPPING[family]
     known = set(inspect.signature(kind.__init__).parameters) | set(getattr(kind, "__annotations__", {}))
     for base in kind.__mro__:
@@ -147,7 +147,7 @@ def tiny_model(
     config: Any = None,
     **changes: object,
 ) -> PreTrainedModel:
-    """A random model of `family` in eval mode; the same weights for the same seed."""
+    """Return a random model of `family` in eval mode; the same weights for the same seed."""
     config = copy.deepcopy(_config(family)) if config is None else config
     for key, value in changes.items():
         setattr(config, key, value)
@@ -167,23 +167,23 @@ def _shared(family: str, attn: str | None) -> PreTrainedModel:
 
 
 def base_model(family: str, attn: str | None = None) -> PreTrainedModel:
-    """A copy of a model that is built once: `tiny_model(family)` for tests that need many."""
+    """Return a copy of `tiny_model(family)`, which is built once."""
     return copy.deepcopy(_shared(family, attn))
 
 
 def role_model(
     family: str, config: RoleConfig | None = None, *, attn: str | None = None, trained: bool = True
 ) -> PreTrainedModel:
-    """`base_model`, patched; with random role parameters unless `trained` is False."""
+    """Return `base_model`, patched; with random role parameters unless `trained` is False."""
     model = rolesafe.patch(base_model(family, attn), RoleConfig() if config is None else config)
     return randomise(model) if trained else model
 
 
 def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Give the role layer of `model` parameters as if it had been trained."""
+    """Set the role parameters of `model` to random values, as after training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in rolesafe.role_parameters(model):
+        for name, parameter in rolesafe.named_role_parameters(model):
             if name.endswith("share"):
                 parameter.uniform_(0.1, 0.9, generator=generator)
             else:
@@ -194,7 +194,7 @@ def randomise(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 def random_batch(
     seed: int = 0, batch: int = 2, length: int = 14, padding: int = 3, roles: int = 5
 ) -> dict[str, Tensor]:
-    """Random ids, a mask with left padding in the first row, random roles."""
+    """Return random ids, a mask with left padding in the first row, random roles, (B, T) each."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCAB, (batch, length), generator=generator)
     mask = torch.ones(batch, length, dtype=torch.long)
@@ -204,22 +204,22 @@ def random_batch(
 
 
 def plain(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`batch` without roles, for a base model."""
+    """Return `batch` without roles, for a base model."""
     return {name: value for name, value in batch.items() if name != "role_ids"}
 
 
 def logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Logits (N, V) at the tokens of `batch` that are not padding."""
+    """Return the logits (N, V) at the tokens of `batch` that are not padding."""
     return model(**batch).logits[batch["attention_mask"].bool()]
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
-    """The argument `cache`, under the name that the installed transformers gives it."""
+    """Return the argument `cache`, with its name in the installed transformers."""
     return {CACHE: cache}
 
 
 def cached_logits(model: PreTrainedModel, batch: dict[str, Tensor], chunks: tuple[int, ...] = (9, 1, 1, 3)) -> Tensor:
-    """The same, the tokens fed chunk by chunk through a dynamic cache."""
+    """Return the logits (N, V) of chunked prefill through a dynamic cache."""
     cache, parts, start = None, [], 0
     for size in chunks:
         stop = start + size

@@ -33,7 +33,7 @@ def test_inspect_shows_what_a_patch_adds(run, tmp_path):
     result = run("inspect", str(tmp_path))
     assert result.exit_code == 0, result.output
     rolesafe.patch(model, rolesafe.RoleConfig.preset("channel"))
-    added = sum(p.numel() for _, p in rolesafe.role_parameters(model))
+    added = sum(p.numel() for _, p in rolesafe.named_role_parameters(model))
     for text in ("LlamaForCausalLM", "llama (tested)", "2 of 2 decoder layers", f"{added:,}", "sdpa"):
         assert text in result.output
 

@@ -203,8 +203,30 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype, dim: int) -> str |
     return unsupported(device, dtype, dim)
 
 
+def resolve_problem(p: Problem, impl: str) -> str:
+    """Return the backend for a checked problem, see :func:`resolve_impl`."""
+    device, dtype = p.q.device, p.q.dtype
+    if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device.type)
+    return resolve_impl(
+        impl,
+        softcap=p.softcap is not None,
+        sinks=p.sinks is not None,
+        dropout=p.dropout > 0,
+        mass_target=p.mass_target > 0,
+        device=device,
+        dtype=dtype,
+        dim=max(p.q.shape[3], p.v.shape[3]),
+    )
+
+
 def compute(problem: Problem, impl: str) -> Tensor:
-    """Run a checked problem on the backend that `impl` stands for."""
+    """Run a checked problem on the backend of `impl`."""
+    return run(problem, resolve_problem(problem, impl))
+
+
+def run(problem: Problem, backend: str) -> Tensor:
+    """Run a checked problem on `backend`, which :func:`resolve_problem` returned."""
     device = problem.q.device.type
     if torch.is_autocast_enabled(device):
         # Tokens in autocast's dtype, as PyTorch's attention takes them; but the tables must not be rounded on the way.
@@ -212,28 +234,18 @@ def compute(problem: Problem, impl: str) -> Tensor:
             dtype = torch.get_autocast_dtype(device)
             problem = replace(problem, q=problem.q.to(dtype), k=problem.k.to(dtype), v=problem.v.to(dtype))
         with torch.autocast(device, enabled=False):
-            return _run(problem, impl)
-    return _run(problem, impl)
+            return _run(problem, backend)
+    return _run(problem, backend)
 
 
-def _run(p: Problem, impl: str) -> Tensor:
-    chosen = resolve_impl(
-        impl,
-        softcap=p.softcap is not None,
-        sinks=p.sinks is not None,
-        dropout=p.dropout > 0,
-        mass_target=p.mass_target > 0,
-        device=p.q.device,
-        dtype=p.q.dtype,
-        dim=max(p.q.shape[3], p.v.shape[3]),
-    )
-    if chosen == "triton":
+def _run(p: Problem, backend: str) -> Tensor:
+    if backend == "triton":
         from rolesafe.attention.triton import triton_attention  # late: it imports triton
 
         return triton_attention(p)
     if p.documents is not None:
         p = replace(p, mask=_same_document(p), documents=None)
-    return reference_attention(p) if chosen == "reference" else sdpa_attention(p)
+    return reference_attention(p) if backend == "reference" else sdpa_attention(p)
 
 
 def _same_document(p: Problem) -> Tensor:

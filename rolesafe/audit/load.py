@@ -69,7 +69,7 @@ def load(path: str, *, preset: str | None = None, device: str | None = None, dty
 def _read(path: str, dtype: Dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoTokenizer
 
-    from rolesafe.patching.read import UNREADABLE, is_alone, read_model
+    from rolesafe.patching.loading import UNREADABLE, is_alone, read_model
     from rolesafe.terminal import first_line
 
     model = read_model(path, dtype)

@@ -86,7 +86,7 @@ def load(settings: DemoSettings, name: str, seed: int) -> tuple[Any, Any]:
 
     from rolesafe.patching import patch
     from rolesafe.patching.checkpoint import read_config
-    from rolesafe.patching.read import reading
+    from rolesafe.patching.loading import reading
     from rolesafe.patching.seal import is_sealed
     from rolesafe.roles.templates import DEFAULT_TEMPLATE
     from rolesafe.tasks import vocabulary

@@ -1,4 +1,4 @@
-"""The parts of a role-aware model: small modules that a patch hangs into the base, and the dial of their strength."""
+"""Parts of a role layer: small modules that a patch adds to a model, and their common strength."""
 
 from rolesafe.mechanisms.data import DataTransform
 from rolesafe.mechanisms.embedding import RoleEmbedding

@@ -1,8 +1,10 @@
-"""What sets data tokens apart from instructions at the input: a fixed rotation, a learned shift.
+"""Transforms of data tokens at the input: a fixed rotation, a learned shift.
 
 The rotation is that of ASIDE (arXiv 2503.10566, section 3: an isoclinic rotation, which turns the dimensions (0, 1),
 (2, 3), ... by the same angle). The shift is the token-wise one of DRIP (arXiv 2511.00447). Public code of both
-reads from the text which tokens are data, so that text decides; here their roles say it.
+finds the data tokens in the text, so text decides; here roles do.
+
+Legend: B batch, T tokens, d hidden size.
 """
 
 from __future__ import annotations
@@ -17,10 +19,20 @@ from rolesafe.mechanisms.part import RolePart
 
 
 class DataTransform(RolePart):
-    """``x -> R x``, then ``x -> x + W x + b``, at the tokens of some roles; nothing at the others.
+    """Compute ``x -> R x``, then ``x -> x + W x + b``, at the tokens of some roles only.
+
+    Args:
+        roles: Ids of these roles.
+        dim: d.
+        rotation: Angle in radians.
+        shift: Add the learned shift.
+        dtype, device: Of the parameters.
 
     Attributes:
-        shift_weight, shift_bias: W (d, d) and b (d,), zero at the start; absent where there is no shift.
+        shift_weight, shift_bias: W (d, d) and b (d,), initially zero; None without `shift`.
+
+    Raises:
+        ValueError: A rotation with odd `dim`.
     """
 
     shift_weight: nn.Parameter | None
@@ -36,14 +48,9 @@ class DataTransform(RolePart):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`roles`: ids of those it acts on. `dim`: d. `rotation`: an angle in radians.
-
-        Raises:
-            ValueError: A rotation of an odd number of dimensions.
-        """
         super().__init__()
         if rotation and dim % 2:
-            raise ValueError(f"`rotation`: turns pairs of dimensions; expected an even hidden size, got {dim}")
+            raise ValueError(f"`rotation`: expected an even hidden size (it turns pairs of dimensions), got {dim}")
         self.roles = roles
         self.rotation = rotation
         self.shift_weight = nn.Parameter(torch.empty(dim, dim, dtype=dtype, device=device)) if shift else None
@@ -51,13 +58,13 @@ class DataTransform(RolePart):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the start: no shift."""
+        """Set the shift to zero."""
         if self.shift_weight is not None and self.shift_bias is not None:
             nn.init.zeros_(self.shift_weight)
             nn.init.zeros_(self.shift_bias)
 
     def forward(self, hidden_states: Tensor, roles: Tensor) -> Tensor:
-        """Change those of `hidden_states` (..., B, T, d) whose `roles` (B, T) are among the ones it acts on."""
+        """Return `hidden_states` (..., B, T, d), transformed where `roles` (B, T) are among :attr:`roles`."""
         if self.strength == 0:
             return hidden_states
         changed = hidden_states
@@ -75,7 +82,7 @@ class DataTransform(RolePart):
 
 
 def rotate(x: Tensor, angle: float) -> Tensor:
-    """`x` (..., d) with each pair of dimensions (2i, 2i + 1) turned by `angle` radians; d is even."""
+    """Return `x` (..., d) with each pair of dimensions (2i, 2i + 1) rotated by `angle` radians; d is even."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = math.cos(angle), math.sin(angle)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

@@ -1,9 +1,10 @@
 """Role embeddings: a vector per role, added to the residual stream.
 
 At the input this is ISE (Instructional Segment Embedding, arXiv 2410.09102), before every layer it is AIR (Augmented
-Intermediate Representations, arXiv 2505.18907), which adds one more after the last layer. Both give every
-token its own role's vector, the generated ones included; public code of both lets generated tokens inherit the last
-prompt role.
+Intermediate Representations, arXiv 2505.18907), which adds one more after the last layer. Every token gets the vector
+of its own role, generated ones included; in public code of both, generated tokens inherit the last role of the prompt.
+
+Legend: B batch, T tokens, d hidden size, R roles.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ from rolesafe.mechanisms.part import RolePart
 
 
 class RoleEmbedding(RolePart):
-    """``x + weight[role]``.
+    """Compute ``x + weight[role]``.
+
+    Args:
+        num_roles: R.
+        dim: d.
+        std: Standard deviation of the initial vectors. 0: zeros, the model is unchanged.
+        dtype, device: Of `weight`.
 
     Attributes:
-        weight: (R, d), fp32 at least; drawn with `std` at the start (0: the model is unchanged).
+        weight: (R, d), fp32 or wider.
     """
 
     def __init__(
@@ -36,11 +43,11 @@ class RoleEmbedding(RolePart):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the start."""
+        """Draw the initial vectors again."""
         nn.init.normal_(self.weight, std=self.std) if self.std else nn.init.zeros_(self.weight)
 
     def forward(self, hidden_states: Tensor, roles: Tensor) -> Tensor:
-        """Add to `hidden_states` (B, T, d) the vectors of `roles` (B, T)."""
+        """Return `hidden_states` (B, T, d) plus the vectors of `roles` (B, T)."""
         if self.strength == 0:
             return hidden_states
         hidden_states, roles = (x.to(self.weight.device) for x in (hidden_states, roles))

@@ -1,8 +1,10 @@
-"""The parts of one attention layer: bias table, reserved share, dedicated heads, steering without training.
+"""Role parts of one attention layer: bias table, reserved share, dedicated heads, steering without training.
 
 Steering by a factor on the attention weights, renormalised, is its logarithm on the scores: InstABoost multiplies the
 weights of the instruction's keys by M, PASTA (arXiv 2311.02262) those of all other keys by 0.01. Both are constants in
-the table of the bias.
+the bias table.
+
+Legend: H query heads, R roles.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from rolesafe.mechanisms.part import RolePart
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamp to [0, 1] whose gradient is that of the identity."""
+    """Clamp to [0, 1] with the gradient of the identity."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -30,15 +32,22 @@ class _Clamp(torch.autograd.Function):
 
 
 class RoleHeads(RolePart):
-    """What role-aware attention needs to know of one layer (H query heads, R roles).
+    """Hold the parameters and settings of role-aware attention in one layer.
+
+    Args:
+        config: The model's role configuration.
+        heads: H.
+        active: False for a layer outside ``config.layers``, whose attention is that of the base.
+        layer: Index of the layer, for ``config.steered_heads``.
+        dtype, device: Of the parameters.
 
     Attributes:
-        bias: (H, R, R) added to the scores of query role x key role; absent where the configuration has no bias.
-        share: (H,) reserved share of every head before clamping to [0, 1]; absent where the configuration has none.
+        bias: (H, R, R) added to the scores, [head, query role, key role]; None without a bias.
+        share: (H,) reserved share of every head before clamping to [0, 1]; None without a share.
         dedicated: Number of dedicated heads, the first of the layer.
-        integrity: Whether privileged queries read the privileged channel alone.
-        learns_share: Whether `share` is learned or a constant.
-        mass_target: What the attention mass on privileged keys is raised to where it is lower; 0: nothing.
+        integrity: True if privileged queries read the privileged channel alone.
+        learns_share: True if `share` is learned, False if it is constant.
+        mass_target: Lower attention mass on privileged keys is raised to this; 0: not raised.
     """
 
     bias: nn.Parameter | None
@@ -54,7 +63,6 @@ class RoleHeads(RolePart):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
-        """`active=False`: a layer outside ``config.layers``, which attends as its base does. `layer`: its index."""
         super().__init__()
         self.heads = heads
         self.dedicated = config.count_dedicated(heads) if active else 0
@@ -81,7 +89,7 @@ class RoleHeads(RolePart):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Back to the start: a zero table, the configured share."""
+        """Set the bias to zero and the share to that of the configuration."""
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         if self.share is not None:
@@ -89,27 +97,27 @@ class RoleHeads(RolePart):
 
     @property
     def changes_scores_only(self) -> bool:
-        """Whether this layer is plain attention as long as its bias is zero."""
+        """True if this layer is plain attention as long as its bias is zero."""
         return self.share is None and not self.dedicated and not self.integrity and not self.mass_target
 
     def reserved_share(self) -> Tensor | None:
-        """The share in force, (H,) in [0, 1].
+        """Return the share clamped to [0, 1], (H,); None without a share.
 
-        The clamp passes its gradient on unchanged: an optimizer that steps over the edge can come back.
+        The clamp has the gradient of the identity, so an optimizer that leaves [0, 1] can return.
         """
         if self.share is None:
             return None
-        # a constant has no gradient, whoever sets `requires_grad` (PEFT does, for all it saves)
+        # PEFT sets `requires_grad` of all that it saves; a constant share gets no gradient.
         share = self.share if self.learns_share else self.share.detach()
         clamped: Tensor = _Clamp.apply(share)  # type: ignore[no-untyped-call]
         return clamped
 
     def steering(self, device: torch.device | None = None) -> Tensor | None:
-        """The constants that `boost` and `dampen` add to the table, (H, R, R) in fp32; None where there are none."""
+        """Return the constants of `boost` and `dampen`, (H, R, R) in fp32; None without any."""
         if not self.steered:
             return None
         device = torch.device("cpu") if device is None else device
-        # Compiled code makes its own: whether one is kept changes later, and it would be compiled anew.
+        # Compiled code makes its own: a change of `_constants` would recompile it.
         kept = None if torch.compiler.is_compiling() else self._constants
         if kept is not None and kept.device == device:
             return kept
@@ -123,11 +131,11 @@ class RoleHeads(RolePart):
         return table
 
     def forward(self, device: torch.device | None = None) -> tuple[Tensor | None, Tensor | None]:
-        """Table and share as they are at full strength; `device` is where the constants in the table are needed.
+        """Return bias table (H, R, R) and share (H,) at full strength; constants are put on `device`.
 
-        A call, so that hooks which bring parameters from elsewhere (offloading) run.
+        This is `forward`, so hooks that move parameters (offloading) run.
         """
-        # A copy: hooks that brought the parameter (offloading, fully_shard of the part) free it after this call.
+        # A copy: hooks that moved the parameter (offloading, fully_shard of the part) free it after this call.
         table = None if self.bias is None else self.bias.clone()
         constants = self.steering(device)
         if constants is not None:

@@ -1,4 +1,4 @@
-"""The base of all parts of a role layer, and the dial that takes them in and out together."""
+"""Base class of all parts of a role layer, and their common strength."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rolesafe.arguments import is_number
+
 
 class RolePart(nn.Module):
-    """A module that a patch hangs into a model.
+    """Base class of the modules that a patch adds to a model.
 
-    Its parameters stay in fp32 at least, whatever dtype the model is converted to, and are cast where they are used: in
-    half precision a step of ordinary size would be rounded away.
+    Parameters stay in fp32 or wider when the model is converted, and are cast where they are used: in half precision
+    updates of ordinary size would be rounded to zero.
 
     Attributes:
-        name: Name of the part in its model. Copies and wrappers of the part have it too.
-        strength: In [0, 1], how much of the part is in force. Set it with :func:`set_strength`, on all parts at once.
+        name: Name of the part in its model, also in copies and wrappers.
+        strength: In [0, 1]. Set it with :func:`set_strength`, on all parts at once.
     """
 
     name: str = ""
     strength: float = 1.0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What `to`, `half`, `bfloat16`, ... do to every tensor, without the loss of precision."""
+        """Apply `to`, `half`, `bfloat16`, ... to every tensor without loss of precision."""
 
         def keep_precision(x: Tensor) -> Tensor:
             changed = fn(x)
@@ -37,38 +39,37 @@ class RolePart(nn.Module):
         return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
-def set_strength(model: Any, strength: float) -> None:
-    """Take the role layer of `model` in or out by degrees, without changing a parameter.
+def set_strength(model: nn.Module, strength: float) -> None:
+    """Interpolate between the base model (0) and its role layer (1), without changing a parameter.
 
-    At 1 the role layer is what it is. At 0 the model computes what its base does: on a CPU bit for bit, on a GPU up to
-    the rounding of the fused kernel. In between, of its parts
+    At 0 the model computes the same as its base: on a CPU bit for bit, on a GPU up to the rounding of the fused kernel.
+    In between
 
     - attention: the output of every layer is ``(1 - strength)`` times that of plain attention, plus `strength` times
-      that of role-aware attention. So every key has the mixture of its two weights: an entry -inf of a table, a
-      dedicated head and the integrity mask leave ``1 - strength`` of the plain weight, a reserved share gives at least
-      ``strength * share``. Both are computed, which takes the time of two;
+      that of role-aware attention. So the weights of every key are mixed: an entry -inf of a table, a dedicated head
+      and the integrity mask leave ``1 - strength`` of the plain weight, a reserved share gives at least
+      ``strength * share``. Both are computed, at twice the cost;
     - role vectors and shift: times `strength`; rotation: the angle times `strength`;
-    - positions: moved by the rounded fraction `strength` of what they are moved by at 1.
+    - positions: moved by the rounded fraction `strength` of the distance at 1.
 
-    What a guarantee says holds at 1. A cache that was filled at another strength is refused.
-    `save_pretrained` and `save_role_layer` save the strength; what was saved with less than 1 loads only where
-    `from_pretrained(strength=...)` says how much is wanted.
+    Guarantees hold at 1. A cache that was filled at another strength raises. `save_pretrained` and `save_role_layer`
+    save the strength; a checkpoint with less than 1 loads only with `from_pretrained(strength=...)`.
 
     Args:
         model: A patched model, or a wrapper of one (PEFT, DDP).
         strength: In [0, 1].
 
     Raises:
-        ValueError: `model` is not patched, or `strength` is no such number.
+        ValueError: `model` is not patched, or `strength` is out of range.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0.0 <= strength <= 1.0:
+    if not is_number(strength) or not 0.0 <= strength <= 1.0:
         raise ValueError(f"`strength`: expected a number in [0, 1], got {strength!r}")
     for part in _parts(model):
         part.strength = float(strength)
 
 
-def get_strength(model: Any) -> float:
-    """How much of the role layer of `model` is in force, in [0, 1]; see :func:`set_strength`.
+def get_strength(model: nn.Module) -> float:
+    """Return the strength of the role layer of `model`, in [0, 1]; see :func:`set_strength`.
 
     Raises:
         ValueError: `model` is not patched, or its parts have several strengths.

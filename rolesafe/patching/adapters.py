@@ -1,29 +1,33 @@
-"""Role layers under PEFT: what an adapter has to hold so that nothing that was trained is lost."""
+"""Role layers under PEFT: names for `modules_to_save`, and checks that an adapter holds the trained role layer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from rolesafe.mechanisms import RoleHeads, RolePart
-from rolesafe.patching.apply import is_patched
-from rolesafe.patching.files import open_tensors
-from rolesafe.patching.seal import is_role_name
+from rolesafe.patching.checkpoint_files import open_tensors
+from rolesafe.patching.patched import is_patched, is_role_name
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def role_modules(model: nn.Module) -> list[str]:
-    """See :func:`rolesafe.patching.role_modules`."""
+    """Return the names of the learned parts of a role layer, for `modules_to_save` of a PEFT configuration.
+
+    With them PEFT trains the role layer, saves it with the adapter and loads it again. Without them it freezes it.
+
+    Raises:
+        ValueError: `model` is not patched.
+    """
     if not any(is_patched(module) for module in model.modules()):
         raise ValueError(f"`model`: expected a model patched by rolesafe, got {type(model).__name__}")
     return sorted({path.rsplit(".", 1)[-1] for path, part in model.named_modules() if _learns(part)})
 
 
 def _learns(part: nn.Module) -> bool:
-    """Return whether a module is a role part with parameters that its configuration lets train."""
+    """Return True for a role part with parameters that its configuration lets train."""
     if isinstance(part, RoleHeads):
         return part.bias is not None or (part.share is not None and part.learns_share)
     return isinstance(part, RolePart) and next(part.parameters(), None) is not None
@@ -41,14 +45,14 @@ def learned_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def freeze_constants(model: nn.Module) -> None:
-    """Take constant shares out of training again, where PEFT switched everything on that it saves."""
+    """Freeze constant shares again: PEFT unfreezes everything that it saves."""
     for part in model.modules():
         if isinstance(part, RoleHeads) and part.share is not None and not part.learns_share:
             part.share.requires_grad_(False)
 
 
-def check_adapter(directory: Any, model: nn.Module, adapter: str) -> None:
-    """Raise where the adapter in `directory` lacks role parameters that `model` trains."""
+def check_adapter(directory: str | Path, model: nn.Module, adapter: str) -> None:
+    """Raise a ValueError where the adapter in `directory` lacks role parameters that `model` trains."""
     file = Path(directory) / ADAPTER_WEIGHTS
     file = file if file.is_file() else Path(directory) / adapter / ADAPTER_WEIGHTS
     if not file.is_file():
@@ -57,6 +61,6 @@ def check_adapter(directory: Any, model: nn.Module, adapter: str) -> None:
     expected = {name.replace(f".modules_to_save.{adapter}.", ".") for name in trained}
     if lost := sorted(expected - open_tensors([file]).shapes.keys()):
         raise ValueError(
-            f"`path`: the adapter in {str(directory)!r} holds no {lost[0]}, which this model trains; it was saved "
-            "without its role layer. Train it again with modules_to_save=rolesafe.patching.role_modules(model)"
+            f"`path`: the adapter in {str(directory)!r} holds no {lost[0]}, which this model trains. Train it "
+            "again with modules_to_save=rolesafe.patching.role_modules(model)."
         )

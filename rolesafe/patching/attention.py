@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rolesafe.attention import Problem, resolve_impl
-from rolesafe.attention.api import compute
+from rolesafe.attention import Problem
+from rolesafe.attention.api import resolve_problem, run
 from rolesafe.attention.sdpa import added
 from rolesafe.patching.families import cache_layer
 from rolesafe.patching.inputs import RoleInputs
 from rolesafe.patching.masks import role_mask
 
 NAME = "rolesafe"
-"""What ``config._attn_implementation`` of a patched model says."""
+"""Value of ``config._attn_implementation`` in a patched model."""
 
 UNSUPPORTED = ("position_bias", "head_mask", "cache", "block_table")
-"""Arguments of attention functions that would change the result and that role-aware attention does not compute."""
+"""Arguments that would change the result and that role-aware attention does not compute."""
 
 
 def register() -> None:
-    """Make the function and its masks known to transformers. Nothing changes for models that are not patched."""
+    """Register the attention function and its masks in transformers. Models that are not patched do not use them."""
     AttentionInterface.register(NAME, role_attention_forward)
     # Without a mask function of the same name transformers passes no mask at all: padding would be dropped.
     AttentionMaskInterface.register(NAME, role_mask)
@@ -47,31 +47,39 @@ def role_attention_forward(
     role_inputs: RoleInputs | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Role-aware attention in the signature of transformers' attention interface.
+    """Compute role-aware attention, in the signature of transformers' attention interface.
 
     Args:
+        module: An attention module with role heads.
         query: (B, H, T, D). `key`, `value`: (B, G, S, D).
         attention_mask: None (causal), bool (B, S) (causal with padding) or (B, 1 | H, T, S), see `role_mask`.
         s_aux: Sink logits (H,), gpt-oss.
+        role_inputs: Roles of this forward pass.
 
     Returns:
         ((B, T, H, D), None).
+
+    Raises:
+        ValueError: The roles did not arrive, or the module asks for attention that is not computed here.
+        RuntimeError: The module has no role heads, or has another number of heads.
     """
     name = type(module).__name__
     heads: Any = getattr(module, "rolesafe_heads", None)
-    if not hasattr(heads, "reserved_share"):  # by what it does: libraries wrap modules that they train or move
+    if not hasattr(heads, "reserved_share"):  # duck typing: libraries wrap modules that they train or move
         raise RuntimeError(
-            f"{name} runs with attn_implementation='{NAME}' but carries no role layer: the model was not patched. "
-            "Call rolesafe.patch(model, RoleConfig(...)) instead of setting the attention implementation."
+            f"{name} has attn_implementation='{NAME}' and no role layer: the model was not patched. Call "
+            "rolesafe.patch(model, RoleConfig(...)) instead of setting the attention implementation."
         )
     if role_inputs is None:
         raise ValueError(
-            f"`role_ids` did not reach {name}: expected role ids beside the tokens, got none. Call the patched model "
+            f"`role_ids` did not reach {name}: expected a role id for every token, got none. Call the patched model "
             "itself (not its inner `model.model`) with `role_ids`; `rolesafe.encode` returns them."
         )
     for argument in UNSUPPORTED:
         if kwargs.get(argument) is not None:
-            raise ValueError(f"`{argument}`: {name} passes it to its attention, and rolesafe would drop it")
+            raise ValueError(
+                f"`{argument}`: {name} passes it to its attention, role-aware attention does not compute it"
+            )
     if query.shape[1] != heads.heads:
         raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
     bias, share = heads(query.device)
@@ -83,7 +91,7 @@ def role_attention_forward(
     if padding is not None and not is_causal:
         raise ValueError(f"`attention_mask`: {name} is not causal but was given a causal mask as padding (B, S)")
     causal = bool(is_causal) and (attention_mask is None or padding is not None) and length > 1
-    # an empty static cache was filled: what follows the new tokens is not there
+    # prefill of a static cache: keys after the new tokens are unused
     if causal and padding is None and key.shape[2] > length:
         key, value = key[:, :, :length], value[:, :, :length]
     problem = Problem(
@@ -105,44 +113,35 @@ def role_attention_forward(
     )
     if role_inputs.see is not None:
         role_inputs.see(module, problem)
-    impl = resolve_impl(
-        role_inputs.impl,
-        softcap=softcap is not None,
-        sinks=s_aux is not None,
-        dropout=problem.dropout > 0,
-        mass_target=problem.mass_target > 0,
-        device=query.device,
-        dtype=query.dtype,
-        dim=max(query.shape[3], value.shape[3]),
-    )
+    impl = resolve_problem(problem, role_inputs.impl)
 
     def plain() -> Tensor:
-        """Attention without roles. On the fused path of PyTorch the base model's own call, bit for bit."""
+        """Compute attention without roles; with `sdpa` by the base model's own call, bit for bit."""
         if impl != "sdpa" or padding is not None:
-            return compute(problem.without_roles(), impl).transpose(1, 2).contiguous()
+            return run(problem.without_roles(), impl).transpose(1, 2).contiguous()
         mask = added(problem.roles, attention_mask, query.dtype)
         own, _ = sdpa_attention_forward(module, query, full_key, full_value, mask, problem.dropout, scaling, is_causal)
         return own
 
     if heads.strength == 0:
         return plain(), None
-    # Dropout draws its own numbers in each call: two calls cannot stand for one.
-    # So it is where the padding comes apart from the order: the base's own call takes them together.
+    # The base's own call cannot replace the role-aware one with dropout (each call draws its own numbers), nor where
+    # padding and causal order are separate masks.
     if impl != "sdpa" or padding is not None or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
-        output = compute(problem, impl).transpose(1, 2).contiguous()
+        output = run(problem, impl).transpose(1, 2).contiguous()
         return output if heads.strength == 1 else torch.lerp(plain(), output, heads.strength), None
-    # Nothing is switched on yet, at any strength.
+    # The role layer is still at rest: the same result at any strength.
     base = plain()
     if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):
         return base, None
     # The first training step: the value of the plain call with the gradient of the role-aware one.
-    carrier = compute(problem, impl).transpose(1, 2).contiguous()
+    carrier = run(problem, impl).transpose(1, 2).contiguous()
     value_of: Tensor = _ValueOf.apply(base.detach(), carrier)  # type: ignore[no-untyped-call]
     return value_of, None
 
 
 def _at_rest(heads: Any, bias: Tensor | None) -> bool:
-    """Whether the layer is known to be plain attention. On a GPU the table is not read: that would wait for it."""
+    """Return True for a layer known to be plain attention. Always False on a GPU with a bias, to avoid a sync."""
     if not heads.changes_scores_only:
         return False
     if bias is None:
@@ -151,15 +150,15 @@ def _at_rest(heads: Any, bias: Tensor | None) -> bool:
 
 
 def keep_all_queries(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """In place of Gemma 4's method of dropping queries where layers share keys: roles would not line up with them.
+    """Return all arguments but the last (the queries to keep): replaces Gemma 4's method that drops queries.
 
-    The last argument by position says which queries to keep; the others are what that method returns.
+    It drops queries where layers share keys, so roles would not line up with them.
     """
     return args[:-1]
 
 
 class _ValueOf(torch.autograd.Function):
-    """`value` forward, the gradient to `carrier`: two computations of one number that differ in rounding."""
+    """Return `value`, and pass the gradient to `carrier`: the same number with other rounding."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, carrier: Tensor) -> Tensor:

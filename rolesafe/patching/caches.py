@@ -1,8 +1,8 @@
-"""The key/value cache of a patched model: its names in transformers, and its binding to the roles that filled it.
+"""KV caches of a patched model: their argument names in transformers, and their binding to roles.
 
 transformers calls it `cache` from 5.24 on, `past_key_values` before. The keys and values in a cache depend on the roles
-that they were computed with. So a cache keeps the roles of its tokens and the patch that computed them, through every
-change of its rows or its length, and each use compares.
+that they were computed with. So a cache keeps the roles of its tokens and the patch that computed them, follows every
+change of its rows or its length, and is compared with `role_ids` at each use.
 
 Legend: B batch, N tokens from the first one, T of them new, C tokens that a cache keeps the roles of.
 """
@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from rolesafe.patching.guards import demand
+
 if TYPE_CHECKING:
     from rolesafe.patching.inputs import RoleInputs
 
 NAMES = ("cache", "past_key_values")
 NOBODY = -1
-"""Kept in place of a role where a static cache holds no token of the patched model."""
+"""Role id of a slot in a static cache without a token of the patched model."""
 
 
 def cache_argument(forward: Callable[..., Any]) -> str:
-    """What `forward` of a model calls its cache.
+    """Return the name of the cache argument of a model's `forward`.
 
     Raises:
         ValueError: It has none.
@@ -40,12 +42,12 @@ def cache_argument(forward: Callable[..., Any]) -> str:
 
 
 def given_cache(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the keyword arguments of a forward pass, under whichever name; None: there is none."""
+    """Return the cache among the keyword arguments of a forward pass, under either name; None without one."""
     return next((arguments[name] for name in NAMES if arguments.get(name) is not None), None)
 
 
 def output_cache(output: Any) -> Any:
-    """The cache that a forward pass or `generate` returned; None: it returned none."""
+    """Return the cache in the output of a forward pass or of `generate`; None without one."""
     if isinstance(output, tuple):
         return next((item for item in output if isinstance(item, Cache)), None)
     # `hasattr` first: from 5.24 on the old name is a property that warns
@@ -53,7 +55,7 @@ def output_cache(output: Any) -> Any:
 
 
 def is_static(cache: Any) -> bool:
-    """Whether the cache has one size for all steps."""
+    """Return True for a cache of one size for all steps."""
     return bool(getattr(cache, "is_compileable", False))
 
 
@@ -114,19 +116,19 @@ def _new_like(base: Any) -> Any:
 
 
 def follow(cache: Any) -> None:
-    """Make `cache` keep the roles of its keys through crop, reset and changes of its rows; this instance alone."""
+    """Make this instance of a cache keep the roles of its keys through crop, reset and changes of its rows."""
     if isinstance(cache, Cache) and not isinstance(cache, _KeepsRoles):
         kind: Any = type(cache)
         cache.__class__ = _class_that_keeps_roles(kind)
 
 
 def cache_class(cache: Any) -> type:
-    """Class of `cache` in transformers, whether it keeps roles or not."""
+    """Return the class of `cache` in transformers, whether it keeps roles or not."""
     return getattr(cache, "rolesafe_base", type(cache))
 
 
 def change_rows(cache: Any, change: Callable[[Tensor], Tensor]) -> None:
-    """Apply `change` to the roles (B, C) that `cache` keeps, where its keys were changed alike layer by layer."""
+    """Apply `change` to the roles (B, C) that `cache` keeps, after its keys were changed layer by layer."""
     if getattr(cache, "rolesafe_roles", None) is not None:
         cache.rolesafe_roles = change(cache.rolesafe_roles)
 
@@ -142,21 +144,21 @@ def check_cache(cache: Any, role_ids: Tensor, past: int | Tensor, owner: tuple[s
         owner: Patch and strength of the model that reads it.
 
     Raises:
-        ValueError: It was filled otherwise.
+        ValueError: The cache was filled by another model or patch, at another strength, or with other roles.
     """
     if not isinstance(past, Tensor) and past == 0:
         return
     kept, filled_by = getattr(cache, "rolesafe_roles", None), getattr(cache, "rolesafe_owner", None)
     if filled_by != owner and not (filled_by is None and isinstance(past, Tensor)):
         if filled_by is None:
-            what = "another model, without roles"
+            source = "another model, without roles"
         elif filled_by[0] != owner[0]:
-            what = "another patched model"
+            source = "another patched model"
         else:
-            what = f"this model at strength {filled_by[1]} (it has {owner[1]} now)"
-        raise ValueError(f"`cache`: expected keys that this patched model computed, got keys of {what}. {_FILL}")
+            source = f"this model at strength {filled_by[1]} (it has {owner[1]} now)"
+        raise ValueError(f"`cache`: expected keys that this patched model computed, got keys of {source}. {_FILL}")
     if isinstance(past, Tensor) and kept is None:
-        _demand(past == 0, lambda: "another model, without roles", "")
+        demand(past == 0, f"`cache`: expected keys of this patched model, got keys of another model. {_FILL}")
         return
     if kept is None or kept.shape[0] != role_ids.shape[0]:
         rows = "no" if kept is None else kept.shape[0]
@@ -164,17 +166,17 @@ def check_cache(cache: Any, role_ids: Tensor, past: int | Tensor, owner: tuple[s
     size = min(kept.shape[1], role_ids.shape[1]) if isinstance(past, Tensor) else past
     if kept.shape[1] < size:
         raise ValueError(
-            f"`cache`: expected roles of all its {past} tokens, it has those of {kept.shape[1]}: another model, "
-            f"without roles, went on with it. {_FILL}"
+            f"`cache`: expected roles of all its {past} tokens, got those of {kept.shape[1]}: another model, without "
+            f"roles, added tokens. {_FILL}"
         )
     kept, now = kept[:, :size].to(role_ids.device), role_ids[:, :size]
     same = kept == now
     if isinstance(past, Tensor):
         same = same | (torch.arange(size, device=same.device) >= past.to(same.device))
-    _demand(same.all(), lambda: _difference(kept, now), "`cache`: its roles differ from `role_ids`")
+    demand(same.all(), "`cache`: its roles differ from `role_ids`", lambda: _difference(kept, now))
 
 
-_FILL = "Fill a new cache with this model, its `role_ids` and its present strength."
+_FILL = "Fill a new cache with this model, its `role_ids` and its strength."
 
 
 def _difference(kept: Tensor, now: Tensor) -> str:
@@ -182,17 +184,9 @@ def _difference(kept: Tensor, now: Tensor) -> str:
     was, is_now = int(kept[row, position]), int(now[row, position])
     computed = "by another model, without roles" if was == NOBODY else f"with role {was}"
     return (
-        f"`role_ids`: expected the roles that the tokens in the cache were computed with, got role {is_now} for token "
-        f"{position} of row {row}, which was computed {computed}. Pass the roles of the cached tokens unchanged, or "
-        "fill a new cache."
+        f"`role_ids`: expected the roles of the tokens in the cache, got role {is_now} for token {position} of row "
+        f"{row}, which was computed {computed}. Pass the roles of the cached tokens unchanged, or fill a new cache."
     )
-
-
-def _demand(holds: Tensor, message: Callable[[], str], on_device: str) -> None:
-    if holds.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(holds, on_device)
-    elif not bool(holds):
-        raise ValueError(message())
 
 
 def record_roles(cache: Any, inputs: RoleInputs) -> None:

@@ -1,4 +1,4 @@
-"""Which model families can be patched, and where in a model its attention is. No family needs code of its own.
+"""Model families that can be patched, and the attention modules of a model. No family needs code of its own.
 
 A family is known once it has gone through the tests in `tests/patching/test_families.py`: bit-exact at rest, roles
 change the output, cached equals uncached with left padding.
@@ -35,10 +35,10 @@ FAMILIES = frozenset(
 )  # fmt: skip
 """Model types that pass the family tests."""
 
-_DROPS = "Missing: it does not pass keyword arguments on to its attention, so roles do not arrive there."
+_DROPS = "Missing: it does not pass keyword arguments on to its attention, so roles cannot reach it."
 _BIAS = "Missing: its attention adds a position bias of its own, which role-aware attention does not compute."
 GAPS = {
-    "deepseek_v4": "Missing: its compressor adds keys that stand for several tokens, and those have no role.",
+    "deepseek_v4": "Missing: its compressor adds keys of several tokens each, and those have no role.",
     "doge": "Missing: its attention makes a float mask of its own, which role-aware attention does not compute.",
     "inkling_text": _BIAS,
     "inkling2_text": _BIAS,
@@ -46,17 +46,16 @@ GAPS = {
     "stablelm": _DROPS,
     "whisper": "Missing: its cross-attention has no roles.",
 }
-"""What is known to stand between a family and a patch although it uses transformers' attention interface."""
+"""Reason a family is unsupported although it uses transformers' attention interface."""
 
-MIXES_BESIDE_ATTENTION = frozenset({"falcon_h1"})
-"""Families whose layers mix tokens beside their attention too (Mamba), where the integrity mask does not reach."""
+MIXES_OUTSIDE_ATTENTION = frozenset({"falcon_h1"})
+"""Families whose layers also mix tokens outside of their attention (Mamba): integrity is refused."""
 
 CHOOSES_KEYS = frozenset({"axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text"})
 """Families whose layers choose a limited number of keys before attention, among all tokens: integrity is refused."""
 
 STREAMS = frozenset({"hy_v4"})
-"""Families whose layers pass on several streams per token, so that there is no one input to add an embedding to."""
-
+"""Families whose layers pass on several streams per token: there is no single input to add an embedding to."""
 
 NO_POSITIONS = frozenset({"jamba", "nemotron_h"})
 """Families that take `position_ids` and use them nowhere: order comes from their Mamba layers."""
@@ -72,12 +71,12 @@ class Layer:
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules by name whose `forward` goes through transformers' attention interface."""
+    """Return the modules, by name, whose `forward` goes through transformers' attention interface."""
     return {name: module for name, module in model.named_modules() if _uses_interface(type(module))}
 
 
 def decoder_layers(model: nn.Module) -> list[Layer]:
-    """The layers of the stack that holds the attention modules, in order.
+    """Return the layers of the stack that holds the attention modules, in order.
 
     Raises:
         ValueError: No attention module was found inside a list of layers.
@@ -102,9 +101,9 @@ def decoder_layers(model: nn.Module) -> list[Layer]:
 
 
 def entry_path(model: nn.Module, stack: str) -> str:
-    """Path in `model` of the innermost module around the layers at `stack` that reads tokens; "" for `model` itself.
+    """Return the path of the innermost module around the layers at `stack` that reads tokens; "" for `model` itself.
 
-    Whatever calls the model, or goes around its head, calls that module.
+    All callers run that module, those that skip the language-model head too.
     """
     path = stack
     while path:
@@ -116,17 +115,17 @@ def entry_path(model: nn.Module, stack: str) -> str:
 
 
 def count_heads(module: nn.Module) -> int:
-    """Query heads of an attention module."""
+    """Return the number of query heads of an attention module."""
     for holder in (module, getattr(module, "config", None)):
         for name in ("num_heads", "num_attention_heads", "n_heads", "num_query_heads"):
             value = getattr(holder, name, None)
             if isinstance(value, int) and value > 0:
                 return value
-    raise ValueError(f"`model`: cannot tell how many heads {type(module).__name__} has")
+    raise ValueError(f"`model`: expected a number of heads in {type(module).__name__} or its configuration, found none")
 
 
 def cache_layer(attention: nn.Module) -> int:
-    """Index of the layer whose place in a cache holds the keys of `attention`: its own, unless layers share keys."""
+    """Return the index of the cache layer that holds the keys of `attention`: its own, unless layers share keys."""
     own = int(getattr(attention, "layer_idx", None) or 0)
     if not getattr(attention, "is_kv_shared_layer", False):
         return own
@@ -136,24 +135,24 @@ def cache_layer(attention: nn.Module) -> int:
 
 
 def model_types(model: PreTrainedModel) -> set[str]:
-    """Model types of a model and of its text part."""
+    """Return the model types of a model and of its text part."""
     return {model.config.model_type, model.config.get_text_config().model_type}
 
 
 def check_family(model: PreTrainedModel) -> None:
-    """Raise for a family that was never tested, and say what is missing."""
+    """Raise a ValueError for a family without tests, with the reason."""
     kind = model.config.model_type
     if kind in FAMILIES:
         return
     raise ValueError(
         f"`model`: family {kind!r} ({type(model).__name__}) is not among the {len(FAMILIES)} that rolesafe is tested "
-        f"with. {GAPS.get(kind) or why_not(model)} To patch it all the same, pass allow_untested=True: a layer that "
-        "does not take part raises at the first forward pass, it is never skipped in silence."
+        f"with. {GAPS.get(kind) or why_not(model)} To patch it anyway, pass allow_untested=True: a layer that "
+        "ignores the roles raises at the first forward pass."
     )
 
 
 def why_no_positions(model: PreTrainedModel) -> str | None:
-    """Why the positions of tokens cannot be moved in `model`; None where they can."""
+    """Return the reason that the positions of tokens cannot be moved in `model`; None where they can."""
     text = model.config.get_text_config()
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         return "takes no `position_ids`"
@@ -167,26 +166,26 @@ def why_no_positions(model: PreTrainedModel) -> str | None:
 
 
 def rope_types(model: PreTrainedModel) -> set[str]:
-    """Kinds of rotary positions in `model`: "default", "yarn", "longrope", ..."""
+    """Return the kinds of rotary positions in `model`: "default", "yarn", "longrope", ..."""
     return {str(rope.get("rope_type", rope.get("type", "default"))) for rope in _ropes(model.config.get_text_config())}
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """Parameters of the rotary positions, one dictionary per kind of layer."""
+    """Return the parameters of the rotary positions, one dictionary per kind of layer."""
     ropes = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in ropes.values() if isinstance(value, dict)]
     return nested or [ropes]
 
 
 def why_not(model: nn.Module) -> str:
-    """What stands between a model and a patch, as far as its classes tell."""
+    """Return the reason that a model is unsupported, derived from its classes."""
     if attention_modules(model):
         return "Its attention goes through transformers' attention interface, so it may work."
     own = sorted({type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__})
     named = f" ({', '.join(own)})" if own else ""
     return (
         f"Missing: its attention{named} does not go through transformers' attention interface "
-        "(`ALL_ATTENTION_FUNCTIONS`), so there is no place where roles could enter."
+        "(`ALL_ATTENTION_FUNCTIONS`), so roles cannot reach it."
     )
 
 

@@ -1,15 +1,29 @@
-"""Refusals around a patch: models that are sharded already, roles given to a model that has lost its role layer."""
+"""Checks: values of tensors, models that are sharded already, `role_ids` for an unpatched model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def demand(holds: Tensor, on_device: str, message: Callable[[], str] | None = None) -> None:
+    """Raise where the bool scalar `holds` is False: a ValueError on a CPU, else a device-side assertion (no sync).
+
+    Args:
+        on_device: Message of the assertion.
+        message: Message of the ValueError; default: `on_device`.
+    """
+    if holds.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(holds, on_device)
+    elif not bool(holds):
+        raise ValueError(on_device if message is None else message())
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raise where the model is sharded or wrapped already: role parameters that come later would not be."""
+    """Raise a ValueError for a sharded or wrapped model: role parameters added later would not be sharded."""
     found = next((type(m).__name__ for m in model.modules() if isinstance(m, _wrappers())), None)
     if found is None and torch.distributed.is_available():
         from torch.distributed.tensor import DTensor
@@ -31,7 +45,7 @@ def _wrappers() -> tuple[type, ...]:
 
 
 def refuse_roles(module: nn.Module) -> None:
-    """Make `module`, which was unpatched, refuse `role_ids`: its base class would take and ignore them."""
+    """Make the unpatched `module` raise on `role_ids`, which its base class would silently ignore."""
     module.register_forward_pre_hook(_refuse, with_kwargs=True)
 
 
@@ -46,6 +60,6 @@ def accept_roles(module: nn.Module) -> None:
 def _refuse(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if kwargs.get("role_ids") is not None:
         raise ValueError(
-            "`role_ids`: expected none, got some; the role layer of this model was taken off by rolesafe.unpatch, so "
-            "they would be ignored. Leave them out, or call rolesafe.patch again"
+            "`role_ids`: expected None after rolesafe.unpatch, got some, which would be ignored. Leave them out, or "
+            "call rolesafe.patch again."
         )

@@ -1,4 +1,4 @@
-"""Roles of one forward pass, lined up with whatever keys the cache of each layer returns.
+"""Roles of one forward pass, aligned with the keys that the cache of each layer returns.
 
 Legend: B batch, T new tokens, S keys that a layer's attention sees, R roles.
 """
@@ -13,31 +13,52 @@ from torch import Tensor
 
 from rolesafe.attention import Problem, RoleIndex
 from rolesafe.config import RoleConfig
+from rolesafe.patching.guards import demand
 
 
 class RoleInputs:
-    """What travels from a patched model's `forward` to its layers beside the hidden states.
+    """Roles that a patched model's `forward` passes to its layers, as the keyword argument `role_inputs`.
 
     Args:
-        role_ids: (B, N) roles of all tokens from position 0: those in the cache, then the T new ones.
+        role_ids: (B, N) roles of all tokens from position 0: those in the cache, then the T new ones. Integer.
         length: T.
         cache: The cache, or None.
-        layers: Layer indices under which attention modules find their keys in the cache (`families.cache_layer`), to
-            ask the cache for what it will return to each.
+        layers: Layer indices under which attention modules find their keys in the cache (`families.cache_layer`).
         config: The model's role configuration.
+        impl: Attention backend.
+        owner: Patch and strength of the model.
+        see: Called with every attention module and its problem, see :func:`rolesafe.patching.observe.observing`.
+
+    Attributes:
+        past: Number of tokens in the cache; a tensor on the device for a static cache.
+        q_positions: (T,) int64 indices of the new tokens.
+        q_roles: (B, T) int64 roles of the new tokens.
+        strengths: Strength of the parts that took part so far, by name.
+        entered: Indices of the decoder layers that ran so far.
 
     Raises:
         ValueError: `role_ids` has another length than the tokens, or holds an id that is no role.
     """
 
-    def __init__(self, role_ids: Tensor, length: int, cache: Any, layers: Iterable[int], config: RoleConfig) -> None:
+    def __init__(
+        self,
+        role_ids: Tensor,
+        length: int,
+        cache: Any,
+        layers: Iterable[int],
+        config: RoleConfig,
+        *,
+        impl: str,
+        owner: tuple[str, float],
+        see: Callable[[torch.nn.Module, Problem], None] | None = None,
+    ) -> None:
         self.config = config
         self.length = length
-        self.strengths: dict[str, float] = {}  # of the parts that took part so far, by name
-        self.entered: set[int] = set()  # decoder layers that ran so far
-        self.owner = ("", 1.0)  # patch and strength of the model
-        self.impl = config.impl
-        self.see: Callable[[torch.nn.Module, Problem], None] | None = None  # see `observe`
+        self.impl = impl
+        self.owner = owner
+        self.see = see
+        self.strengths: dict[str, float] = {}
+        self.entered: set[int] = set()
         self._indices: list[tuple[tuple[Any, ...], RoleIndex]] = []
         past = 0 if cache is None else cache.get_seq_length()
         # A static cache counts on the device: no wait for it, unless that is free.
@@ -53,14 +74,16 @@ class RoleInputs:
             self.q_roles = self.role_ids[:, self.q_positions]
         else:
             self.q_roles = self.role_ids[:, past : past + length]
-        # The cache tells how many keys it will return to each layer and where the first of them stands: the same
-        # numbers that transformers builds its masks from.
+        # (number of keys, index of the first) per layer: the numbers that transformers builds its masks from.
         self._layouts = {} if cache is None else {i: cache.get_mask_sizes(length, i) for i in layers}
 
     def index(self, layer: int, keys: int, device: torch.device, padding: Tensor | None = None) -> RoleIndex:
-        """Roles of the queries, and of the `keys` keys that layer `layer` of the cache returns, on `device`.
+        """Return the roles of the queries (B, T) and of the `keys` keys (B, S) of layer `layer`, on `device`.
 
         `padding` (B, S) bool is False where a key is padding.
+
+        Raises:
+            RuntimeError: The cache returned another number of keys than it announced.
         """
         expected, offset = self._layouts.get(layer, (self.length, 0))
         # A static cache is sliced to the new tokens where it was empty before them.
@@ -85,12 +108,12 @@ class RoleInputs:
         return index
 
     def took_part(self, part: Any) -> None:
-        """Note that `part`, a part of the role layer or a wrapper of one, used the roles."""
+        """Record that `part`, a part of the role layer or a wrapper of one, used the roles."""
         self.strengths[part.name] = part.strength
 
     @property
     def _unprivileged(self) -> int:
-        return self.config.generated_id  # never privileged: `RoleConfig` sees to it
+        return self.config.generated_id  # never privileged, `RoleConfig` checks that
 
 
 def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any) -> None:
@@ -110,11 +133,9 @@ def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any)
 
 
 def _check_ids(role_ids: Tensor, num_roles: int) -> None:
-    fits = ((role_ids >= 0) & (role_ids < num_roles)).all()
-    if fits.device.type != "cpu" or torch.compiler.is_compiling():
-        torch._assert_async(fits, f"`role_ids`: expected ids in [0, {num_roles})")
-    elif not bool(fits):
-        raise ValueError(
-            f"`role_ids`: expected ids in [0, {num_roles}) as declared in RoleConfig.roles, "
-            f"got {int(role_ids.min())} to {int(role_ids.max())}"
-        )
+    expected = f"`role_ids`: expected ids in [0, {num_roles})"
+    demand(
+        ((role_ids >= 0) & (role_ids < num_roles)).all(),
+        expected,
+        lambda: f"{expected} as declared in RoleConfig.roles, got {int(role_ids.min())} to {int(role_ids.max())}",
+    )

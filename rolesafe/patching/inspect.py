@@ -1,4 +1,4 @@
-"""What a patch would add to a model, told from its configuration alone."""
+"""Report the effect of a patch on a model, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rolesafe.attention import resolve_impl
 from rolesafe.attention.api import HAS_TRITON
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
-from rolesafe.patching.apply import patch, role_parameters, unpatch
+from rolesafe.patching.apply import patch, unpatch
 from rolesafe.patching.checkpoint import read_config
-from rolesafe.patching.read import reading
+from rolesafe.patching.loading import reading
+from rolesafe.patching.patched import named_role_parameters
 from rolesafe.patching.seal import is_sealed, unseal_config
 
 _PART_OF = {
@@ -26,14 +27,14 @@ _PART_OF = {
     "shift_weight": "shift",
     "shift_bias": "shift",
 }
-"""What the table calls the parts that hold parameters of these names."""
+"""Names of the parts in the table, by the last name of their parameters."""
 
-_WINDOW_NOTE = "in some layers: privileged keys that left it are reserved no attention there"
+_WINDOW_NOTE = "in some layers: the reserved share excludes privileged keys outside of it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchReport:
-    """What :func:`inspect_model` found. Parameter counts are numbers of scalars."""
+    """Result of :func:`inspect_model`. Parameter counts are numbers of scalars."""
 
     architecture: str
     model_type: str
@@ -50,7 +51,7 @@ class PatchReport:
     window: int | None = None
 
     def lines(self) -> list[tuple[str, str]]:
-        """Labels and values for a table."""
+        """Return labels and values for a table."""
         if self.problem is not None:
             return [("family", self.model_type), ("can be patched", f"no. {self.problem}")]
         added = sum(self.role_parameters.values())
@@ -58,26 +59,26 @@ class PatchReport:
             ("family", f"{self.model_type} ({'tested' if self.tested else 'not tested: needs allow_untested=True'})"),
             ("attention layers", f"{self.patched_layers} of {self.layers} decoder layers"),
             ("heads per layer", _range(self.heads)),
-            ("of them dedicated", _range(self.dedicated)),
+            ("dedicated heads", _range(self.dedicated)),
             ("roles", ", ".join(f"{r}*" if r in self.config.privileged else r for r in self.config.roles)
              + "  (* privileged)"),
             *_fixed_parts(self.config),
             ("base parameters", f"{self.base_parameters:,}"),
             *((f"added: {kind}", f"{count:,}") for kind, count in self.role_parameters.items()),
-            ("added in all", f"{added:,} ({100 * added / self.base_parameters:.3f} %)"),
+            ("added in total", f"{added:,} ({100 * added / self.base_parameters:.3f} %)"),
             *((f"backend on {device}", name) for device, name in self.backends.items()),
             *([] if self.window is None else [("sliding window", f"{self.window} tokens {_WINDOW_NOTE}")]),
         ]  # fmt: skip
 
 
 def count_presets(path: str) -> tuple[str, dict[str, int | str]]:
-    """Learned scalars that each preset would add to the model of `path`, or why it does not fit; first, its class.
+    """Return the model class of `path`, and the learned scalars of each preset or the reason it does not fit.
 
     Raises:
         ValueError: There is no model at `path`, it has a role layer, or cannot be patched at all.
     """
     if _read_sealed(path) is not None:
-        raise ValueError(f"`model`: {path!r} has a role layer already; expected a plain model")
+        raise ValueError(f"`model`: expected a plain model, got {path!r}, which has a role layer")
     with reading(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -96,22 +97,22 @@ def _read_sealed(path: str) -> dict[str, Any] | None:
 
 
 def _count(model: Any, config: RoleConfig) -> int | str:
-    """Learned scalars that `config` would add to `model`, or why it does not fit. Leaves the model as it was."""
+    """Return the learned scalars of `config` in `model`, or the reason it does not fit. `model` is unchanged."""
     try:
         patch(model, config, allow_untested=True)
     except ValueError as error:
         return str(error)
-    count = sum(p.numel() for _, p in role_parameters(model))
+    count = sum(p.numel() for _, p in named_role_parameters(model))
     unpatch(model)
     return count
 
 
 def inspect_model(path: str, config: RoleConfig) -> PatchReport:
-    """Build the model of `path` without weights and patch that.
+    """Build the model of `path` without weights, patch it and report the role layer.
 
     Args:
-        path: A directory or hub id. Of a checkpoint with a role layer its own configuration is shown.
-        config: What a patch would use.
+        path: A directory or hub id. For a checkpoint with a role layer its own configuration is reported.
+        config: Configuration of the patch.
 
     Raises:
         ValueError: There is no model at `path`, or `config` does not fit it.
@@ -143,7 +144,7 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
         layers = families.decoder_layers(model)
         patch(model, config, allow_untested=True)
     counts: dict[str, int] = {}
-    for name, parameter in role_parameters(model):
+    for name, parameter in named_role_parameters(model):
         part = _PART_OF[name.rsplit(".", 1)[1]]
         counts[part] = counts.get(part, 0) + parameter.numel()
     heads: list[Any] = [module.rolesafe_heads for layer in layers for module in layer.attention]
@@ -172,9 +173,9 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
 
 
 def _fixed_parts(config: RoleConfig) -> Iterator[tuple[str, str]]:
-    """Labels and values of the parts that do something without, or besides, learned parameters."""
+    """Iterate over labels and values of the parts without learned parameters."""
     if config.integrity:
-        yield "integrity", "privileged queries look at privileged keys only"
+        yield "integrity", "privileged queries see privileged keys only"
     if config.rotation or config.shift:
         acts = [f"rotated by {math.degrees(config.rotation):.4g} degrees"] if config.rotation else []
         acts += ["shifted"] if config.shift else []
@@ -193,7 +194,7 @@ def _fixed_parts(config: RoleConfig) -> Iterator[tuple[str, str]]:
 
 
 def _on_cuda(backend: str, elsewhere: str, attention: Iterable[Any], config: RoleConfig) -> str:
-    """What "auto" takes on an NVIDIA GPU of compute capability 8.0 or newer, in half or single precision."""
+    """Return the choice of "auto" on an NVIDIA GPU of compute capability 8.0 or newer, in half or single precision."""
     if backend != "auto" or not HAS_TRITON or config.mass_target:
         return elsewhere
     from rolesafe_kernels import MAX_DIM  # late: it imports triton
@@ -206,7 +207,7 @@ def _range(values: tuple[int, ...]) -> str:
 
 
 def _window(config: Any) -> int | None:
-    """Length of the sliding windows or chunks that some layers of a model attend in."""
+    """Return the length of the sliding windows or chunks of a model; None without any."""
     kinds = getattr(config, "layer_types", None) or ()
     used = any("sliding" in kind or "chunked" in kind for kind in kinds) if kinds else True
     size = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)

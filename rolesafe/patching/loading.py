@@ -1,256 +1,231 @@
-"""Making a base model from a configuration and tensors: whole, of a known class, within limits, or an error."""
+"""Load models: patched ones with their role layer, or any causal language model, plain or patched."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import CONFIG_NAME
+
+from rolesafe.config import RoleConfig
+from rolesafe.mechanisms import set_strength
+from rolesafe.patching.apply import patch
+from rolesafe.patching.base_model import load_model, load_plain, split_options
+from rolesafe.patching.checkpoint import (
+    CONFIG_KEYS,
+    ROLE_CONFIG_NAME,
+    ROLE_KEYS,
+    ROLE_WEIGHTS_NAME,
+    UNVERIFIED,
+    check_seal,
+    check_table,
+    check_version,
+    read_config,
+    role_config,
+    saved_strength,
 )
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
-
-from rolesafe.patching.files import HUB_OPTIONS, Source, Tensors, model_tensors
-from rolesafe.patching.seal import is_role_name, is_sealed, unseal_tensor
-
-ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-"""Attention implementations that a base model may be loaded with. A name "org/kernel" would load code from the hub."""
-
-OPTIONS = (
-    "attn_implementation",
-    "device_map",
-    "disable_mmap",
-    "dtype",
-    "experts_implementation",
-    "generation_config",
-    "low_cpu_mem_usage",
-    "max_memory",
-    "offload_buffers",
-    "offload_folder",
-    "quantization_config",
-    "torch_dtype",
-    "variant",
+from rolesafe.patching.checkpoint_files import (
+    Source,
+    Tensors,
+    check_keys,
+    digest,
+    field_of,
+    model_tensors,
+    open_tensors,
+    read_metadata,
 )
-"""Arguments of transformers' `from_pretrained` that are handed on."""
+from rolesafe.patching.patched import named_role_parameters
+from rolesafe.patching.seal import is_sealed, unseal_config, unseal_tensor
+from rolesafe.terminal import first_line
 
-_FIXED = {
-    "ignore_mismatched_sizes": "a role layer that does not fit is never skipped",
-    "output_loading_info": "whatever is missing or left over raises",
-    "trust_remote_code": "rolesafe never runs code from a checkpoint",
-}
-
-_FAULTS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    StrictDataclassError,
-    TypeError,
-    ValueError,
+UNREADABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError),
 )
-"""What transformers raises on configurations that make no model."""
-
-_SCALARS_PER_BYTE = 8
-"""More than any quantisation packs into a byte."""
-
-_COUNTS = re.compile(r"(^|_)(n|num)_(\w+_)?(layer|block|expert|head|group|codebook)s?$|(^|_)layers?$")
-"""Names of numbers that modules are made by in a loop."""
-
-
-def split_options(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort the arguments of `from_pretrained` into those of the hub and those of loading.
-
-    Raises:
-        ValueError: An argument that is not known, or that would skip a check.
-    """
-    kwargs = dict(kwargs)
-    for name, reason in _FIXED.items():
-        if kwargs.pop(name, False):
-            raise ValueError(f"`{name}`: expected False, got True; {reason}")
-    if kwargs.pop("use_safetensors", True) is False:
-        raise ValueError("`use_safetensors`: expected True, got False; other formats run code when they are read")
-    known = {*OPTIONS, *HUB_OPTIONS}
-    if unknown := sorted(set(kwargs) - known):
-        raise ValueError(
-            f"`{unknown[0]}`: expected some of {sorted(known)}, got this one. What a model is made from comes from its "
-            "checkpoint; for anything else load the base model yourself and call rolesafe.patch"
-        )
-    for name in ("attn_implementation", "experts_implementation"):
-        _check_implementation(kwargs.get(name), name, f"`{name}`")
-    hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-    return hub, kwargs
-
-
-def causal_class(model_type: Any) -> type[PreTrainedModel]:
-    """Return transformers' causal language model of the family `model_type`.
-
-    Raises:
-        ValueError: There is none.
-    """
-    kinds: Any = None
-    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
-        kinds = MODEL_FOR_CAUSAL_LM_MAPPING.get(CONFIG_MAPPING[model_type], None)
-    if kinds is None:
-        raise ValueError(f"`path`: transformers has no causal language model of the type {model_type!r:.100}")
-    return kinds[0] if isinstance(kinds, tuple) else kinds
-
-
-def check_class(model_type: Any, base: type[PreTrainedModel]) -> None:
-    """Raise where a model of the class `base` would be saved and not be loaded again."""
-    if causal_class(model_type) is not base:
-        raise ValueError(
-            f"`model`: expected a {causal_class(model_type).__name__} of transformers to save as a whole, got a "
-            f"{base.__module__}.{base.__qualname__}, which rolesafe.from_pretrained does not know. Save the role layer "
-            "with rolesafe.save_role_layer, and load it with from_pretrained(directory, base_model=your_model)"
-        )
-
-
-def load_plain(source: Source, options: Mapping[str, Any]) -> PreTrainedModel:
-    """Load a base model from its own checkpoint.
-
-    Raises:
-        ValueError: There is no plain causal language model in `source`, or it is not whole.
-    """
-    where = f"{CONFIG_NAME} in {str(source.path)!r}"
-    about = source.read_json(CONFIG_NAME)
-    if about is None:
-        raise ValueError(f"`base_model`: expected a causal language model, found no {where}")
-    if is_sealed(about):
-        raise ValueError(
-            f"`base_model`: expected a plain base model, got {str(source.path)!r}, which has a role layer itself"
-        )
-    tensors = model_tensors(source, options.get("variant"))
-    return load_model(source, about, tensors, options, where)
-
-
-def load_model(
-    source: Source, about: dict[str, Any], tensors: Tensors, options: Mapping[str, Any], where: str
-) -> PreTrainedModel:
-    """Make the model that `about`, the JSON of a plain configuration, describes, without a role layer.
-
-    Args:
-        source: Where its generation configuration is.
-        about: Content of a plain `config.json`.
-        tensors: Its weights; role tensors among them are left out.
-        options: Those of :data:`OPTIONS`.
-        where: What errors call `about`.
-
-    Raises:
-        ValueError: `about` is malformed or too large for `tensors`, or weights are missing, left over or of other
-            shapes.
-    """
-    kind = causal_class(about.get("model_type"))
-    named = about.get("architectures") or [kind.__name__]
-    if named != [kind.__name__]:
-        raise ValueError(f"`path`: expected `architectures` [{kind.__name__!r}] in {where}, got {named!r:.200}")
-    _check_values(about, tensors, where)
-    names = [name for name in tensors.shapes if not is_role_name(name)]
-    with _named(f"`path`: {where} makes no {kind.__name__}"):
-        config: Any = kind.config_class.from_dict(_decoded(about))
-        _check_size(kind, config, tensors, where)
-    options = {name: value for name, value in options.items() if name != "variant"}
-    with _named(f"`path`: {kind.__name__} in {str(source.path)!r} does not load"):
-        model, info = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict={name: unseal_tensor(tensor) for name, tensor in tensors.read(names).items()},
-            output_loading_info=True,
-            trust_remote_code=False,
-            **options,
-        )
-    for what, found in (("missing", "missing_keys"), ("left over", "unexpected_keys"), ("wrong", "mismatched_keys")):
-        if odd := sorted(str(name) for name in info[found]):
-            raise ValueError(
-                f"`path`: weights of {kind.__name__} in {str(source.path)!r} are {what}: {', '.join(odd[:3])}, ...; "
-                "expected all of them and no others. Where that is meant, load the base model yourself and pass "
-                "base_model=model, or call rolesafe.patch"
-            )
-    model.config.name_or_path = model.name_or_path = str(source.path)
-    if options.get("generation_config") is None:
-        generation = source.read_json(GENERATION_CONFIG_NAME)
-        if generation is not None:
-            with _named(f"`path`: {GENERATION_CONFIG_NAME} in {str(source.path)!r} is no generation configuration"):
-                model.generation_config = GenerationConfig.from_dict(generation)
-    return model
+"""Errors of transformers for a checkpoint with missing or truncated files, or with values of the wrong type."""
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
+    """Turn any error of reading the checkpoint at `path` into a ValueError that names it."""
     try:
         yield
-    except _FAULTS as error:
-        if str(error).startswith("`"):
-            raise
-        raise ValueError(f"{what}: {type(error).__name__}: {error}") from error
-
-
-def _check_values(about: Mapping[str, Any], tensors: Tensors, where: str) -> None:
-    """Raise on values that load code, or that would keep the machine busy before any weight is looked at."""
-    count = len(tensors.shapes)
-    widest = max((n for _, shape in tensors.shapes.values() for n in shape), default=0)
-    for name, value in _walk(about):
-        if name.endswith("_implementation") or name == "_attn_implementation_internal":
-            _check_implementation(value, name, f"`path`: `{name}` in {where}")
-        if name == "fusion_config" and value is not None:
-            raise ValueError(f"`path`: expected no `{name}` in {where}: it patches classes of transformers")
-        if isinstance(value, int) and _COUNTS.search(name):
-            most = count if "layer" in name or "block" in name else max(count, widest)
-            if value > most:
-                raise ValueError(
-                    f"`path`: expected `{name}` of at most {most} in {where}, as its {count} tensors allow, got {value}"
-                )
-
-
-def _decoded(value: Any) -> Any:
-    """A JSON value with the infinities in it that transformers writes as objects."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"__float__"}:
-            return float(value["__float__"])
-        return {key: _decoded(inner) for key, inner in value.items()}
-    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All values in a JSON value with the key that each is under."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _walk(inner, str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _walk(inner, name)
-    else:
-        yield name, value
-
-
-def _check_implementation(value: Any, name: str, argument: str) -> None:
-    if isinstance(value, Mapping):
-        for inner in value.values():
-            _check_implementation(inner, name, argument)
-        return
-    if value is None or (name.startswith("experts") and isinstance(value, str) and "/" not in value):
-        return
-    if value not in ATTENTION:
+    except UNREADABLE as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ValueError(
-            f"{argument}: expected one of {ATTENTION}, got {value!r:.100}; others may load code from the hub"
+            f"`model`: expected a directory or hub id of a causal language model in transformers, "
+            f"got {path!r}: {reason}"
+        ) from error
+
+
+def read_model(path: str, dtype: str = "auto") -> PreTrainedModel:
+    """Return the model at `path`, patched if it was saved so, in eval mode. Never runs code of a checkpoint.
+
+    Args:
+        path: A directory or hub id.
+        dtype: As for `AutoModelForCausalLM.from_pretrained`.
+
+    Raises:
+        ValueError: There is no such model, or its role layer does not load.
+    """
+    with reading(path):
+        if is_alone(path) or is_sealed(read_config(path)):
+            return from_pretrained(path, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype=dtype)
+
+
+def is_alone(path: str) -> bool:
+    """Return True for a directory that holds a role layer without its model."""
+    return (Path(path) / ROLE_CONFIG_NAME).is_file()
+
+
+def from_pretrained(
+    path: str | Path,
+    *,
+    base_model: PreTrainedModel | str | Path | None = None,
+    strength: float | None = None,
+    verify: bool = True,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load a model with its role layer.
+
+    >>> import rolesafe, tempfile
+    >>> from rolesafe.training.tiny import tiny_llama
+    >>> model = rolesafe.patch(tiny_llama(vocab_size=64, seed=0), rolesafe.RoleConfig(share=0.5))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     model.save_pretrained(directory)
+    ...     loaded = rolesafe.from_pretrained(directory)
+    >>> loaded.rolesafe_config.share
+    0.5
+
+    Args:
+        path: A directory or hub id, written by `model.save_pretrained` or :func:`save_role_layer`.
+        base_model: Only for a role layer saved alone: a model, hub id or path in place of the recorded one.
+        strength: Strength of the role layer, in [0, 1], see :func:`rolesafe.mechanisms.set_strength`. Required for a
+            checkpoint saved with less than 1, for example in the middle of annealing.
+        verify: Check the files against their digests. ``False``: for checkpoints of formats 1 and 2, which have none,
+            and for files that you changed yourself.
+        **kwargs: Options of `AutoModelForCausalLM.from_pretrained` for the place and way of loading: `dtype`,
+            `device_map`, `attn_implementation`, `quantization_config`, `revision`, ...
+
+    Returns:
+        The patched model, in eval mode.
+
+    Raises:
+        ValueError: There is no role layer at `path`, a file was changed after it was saved, weights are missing or
+            unexpected, the role layer does not fit the base model, `strength` is required and not given, or an argument
+            is not supported.
+    """
+    hub, options = split_options(kwargs)
+    source = Source(path, hub)
+    alone = source.read_json(ROLE_CONFIG_NAME)
+    about = source.read_json(CONFIG_NAME)
+    adapter = source.find("adapter_config.json")
+    if sum((alone is not None, about is not None, adapter is not None)) > 1:
+        raise ValueError(
+            f"`path`: expected one checkpoint in {str(path)!r}, found several of {ROLE_CONFIG_NAME}, {CONFIG_NAME} and "
+            "adapter_config.json. Move them into folders of their own."
         )
+    if alone is not None:
+        return _load_role_layer(source, alone, base_model, strength, verify, options)
+    if base_model is not None:
+        raise ValueError(
+            f"`base_model`: expected None for a whole model (there is no {ROLE_CONFIG_NAME} in {str(path)!r})"
+        )
+    if about is None or not is_sealed(about):
+        found = "no config.json" if about is None else f"a plain {about.get('model_type')!r:.100} model"
+        if adapter is not None:
+            found = "an adapter: load the model it belongs to, then PeftModel.from_pretrained(model, path)"
+        raise ValueError(
+            f"`path`: expected a checkpoint with a role layer at {str(path)!r}, found {found}. "
+            "To add a role layer: rolesafe.patch(AutoModelForCausalLM.from_pretrained(path), RoleConfig(...))."
+        )
+    return _load_whole(source, about, strength, verify, options)
 
 
-def _check_size(kind: Any, config: PretrainedConfig, tensors: Tensors, where: str) -> None:
-    """Raise where a model is far larger than its weights, before memory for it is asked for."""
-    with torch.device("meta"):
-        empty = kind(config)
-    needed, most = sum(p.numel() for p in empty.parameters()), _SCALARS_PER_BYTE * tensors.size
-    if needed > most:
-        raise ValueError(f"`path`: {where} asks for {needed} parameters, the weights have {tensors.size} bytes")
+def _load_whole(
+    source: Source, about: dict[str, Any], strength: float | None, verify: bool, options: dict[str, Any]
+) -> PreTrainedModel:
+    check_version(about, CONFIG_NAME)
+    check_keys(about, CONFIG_KEYS, CONFIG_NAME)
+    if "base_model_type" not in field_of(about, "base_config", dict, CONFIG_NAME):
+        raise ValueError(f"`path`: expected `base_model_type` in `base_config` of {CONFIG_NAME}, found none")
+    config = role_config(about, CONFIG_NAME)
+    variant = options.get("variant")
+    strength = saved_strength(source.path, about, strength)
+    tensors = check_seal(source, variant) if verify else model_tensors(source, variant)
+    base = unseal_config(about)
+    model = load_model(source, base, tensors, options, f"{CONFIG_NAME} in {str(source.path)!r}")
+    return _add(model, config, strength, source.path, tensors)
+
+
+def _add(model: PreTrainedModel, config: RoleConfig, strength: float, path: Any, saved: Tensors) -> PreTrainedModel:
+    """Patch `model` and copy the role parameters in `saved` into it."""
+    model = patch(model, config, allow_untested=True)
+    set_strength(model, strength)
+    parameters = dict(named_role_parameters(model))
+    if missing := sorted(parameters.keys() - saved.shapes.keys()):
+        raise ValueError(
+            f"`path`: role parameters are missing in {str(path)!r}: {', '.join(missing[:3])}, ...: the role layer does "
+            "not fit the base model"
+        )
+    if extra := sorted(set(saved.role_names) - parameters.keys()):
+        raise ValueError(
+            f"`path`: the weights in {str(path)!r} hold role parameters that its {CONFIG_NAME} does not mention: "
+            f"{', '.join(extra[:3])}, ...: the role layer does not fit the base model"
+        )
+    tensors = saved.read(parameters)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            tensor = unseal_tensor(tensors[name])
+            if tensor.shape != parameter.shape or not tensor.is_floating_point():
+                raise ValueError(
+                    f"`path`: {name} has shape {tuple(tensor.shape)} and type {tensor.dtype}, expected floating-point "
+                    f"numbers of shape {tuple(parameter.shape)}"
+                )
+            check_table(path, name, tensor)
+            parameter.copy_(tensor)
+    return model.eval()
+
+
+def _load_role_layer(
+    source: Source,
+    about: dict[str, Any],
+    base_model: Any,
+    strength: float | None,
+    verify: bool,
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    check_version(about, ROLE_CONFIG_NAME)
+    check_keys(about, ROLE_KEYS, ROLE_CONFIG_NAME)
+    for name in ("base_model_name_or_path", "base_model_type"):
+        field_of(about, name, str, ROLE_CONFIG_NAME)
+    config = role_config(about, ROLE_CONFIG_NAME)
+    file = source.find(ROLE_WEIGHTS_NAME)
+    if file is None:
+        raise ValueError(f"`path`: {ROLE_WEIGHTS_NAME} is missing in {str(source.path)!r}")
+    saved = open_tensors([file])
+    if verify and (
+        read_metadata(file).get(ROLE_CONFIG_NAME) != digest(about) or saved.role_digest() != about.get("tensors")
+    ):
+        raise ValueError(
+            f"`path`: {ROLE_CONFIG_NAME} and {ROLE_WEIGHTS_NAME} in {str(source.path)!r} do not belong together: one "
+            f"was changed, or comes from another save, or both from an older rolesafe. {UNVERIFIED}"
+        )
+    strength = saved_strength(source.path, about, strength)
+    model = about["base_model_name_or_path"] if base_model is None else base_model
+    if not isinstance(model, PreTrainedModel):
+        own = {} if base_model is None else {k: v for k, v in source.options.items() if k in ("revision", "subfolder")}
+        shared = {k: v for k, v in source.options.items() if k not in ("revision", "subfolder")}
+        model = load_plain(Source(model, {**shared, **own}), options)
+    if model.config.model_type != about["base_model_type"]:
+        raise ValueError(
+            f"`base_model`: expected a {about['base_model_type']!r} model, got {model.config.model_type!r}"
+        )
+    return _add(model, config, strength, source.path, saved)

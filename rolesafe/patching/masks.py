@@ -1,4 +1,4 @@
-"""The mask that a patched model builds for its attention.
+"""Attention masks of a patched model.
 
 Legend: B batch, T new tokens, S keys.
 """
@@ -15,7 +15,7 @@ from transformers.masking_utils import causal_mask_function, prepare_padding_mas
 from rolesafe.patching.families import CHOOSES_KEYS
 
 COMPACT_DEVICES = ("cuda",)
-"""Where a causal mask is passed on as the padding alone. The fused kernel is there, which knows order by itself."""
+"""Devices where a causal mask is passed on as the padding alone: the fused kernel there computes causal order."""
 
 
 def role_mask(
@@ -30,11 +30,11 @@ def role_mask(
     config: Any = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """In the signature of transformers' mask functions: padding (B, S) bool, or what `sdpa_mask` returns.
+    """Return the padding (B, S) bool, or the mask of `sdpa_mask`; in the signature of transformers' mask functions.
 
-    (B, S) stands for "causal, aligned at the bottom right, without the keys that are False": nothing of size T x S is
-    made. Windows, chunks, packed or bidirectional sequences, caches that are longer than what they hold, and families
-    that read the mask before attention keep their (B, 1, T, S) mask.
+    (B, S) means "causal, aligned at the bottom right, without the keys that are False": nothing of size T x S is
+    allocated. Windows, chunks, packed or bidirectional sequences, static caches that are not full, and families that
+    read the mask before attention keep their (B, 1, T, S) mask.
     """
     compact = (
         torch.device(device).type in COMPACT_DEVICES

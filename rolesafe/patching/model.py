@@ -1,7 +1,4 @@
-"""What a patched model does beyond its base class: takes role ids, checks that every layer used them, generates.
-
-Roles enter by forward hooks of the module that reads the tokens. They run whatever replaces the model's own `forward`
-or calls that module directly: device hooks of accelerate, chunked losses of TRL, replicas of DataParallel.
+"""Methods of a patched model beyond its base class: generation with roles, saving, counting parameters.
 
 Legend: B batch, N tokens from the first one, T of them new.
 """
@@ -10,66 +7,113 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from rolesafe.config import RoleConfig
-from rolesafe.mechanisms import RolePart, set_strength
-from rolesafe.patching.caches import check_cache, given_cache, is_static, output_cache, record_roles
-from rolesafe.patching.inputs import RoleInputs
-from rolesafe.patching.layers import MISSING, PARTS, RoleLayers
-from rolesafe.patching.positions import place, role_positions
-from rolesafe.patching.saving import SavesWhole
+from rolesafe.mechanisms import get_strength, set_strength
+from rolesafe.patching.caches import given_cache, is_static
+from rolesafe.patching.hooks import MISSING, PARTS, check_roles, strength_of
+from rolesafe.patching.install import install
+from rolesafe.patching.patched import RoleAware, named_role_parameters
+from rolesafe.patching.positions import role_positions
+from rolesafe.patching.saving import after_saving, before_saving
+
+ROLES = ("role_ids", "negative_prompt_role_ids")
+"""Arguments of `generate` that a patched model takes beyond its base."""
+
+ADAPTERS = (
+    "add_adapter, load_adapter: transformers' own adapters are saved without their role layer. Use PEFT: "
+    "peft.get_peft_model(model, config), PeftModel.from_pretrained(model, path)."
+)
 
 
-class RoleAwareMixin(SavesWhole):
+class RoleAwareMixin(RoleAware):
     """Mixed into the class of a patched model, in front of its base class. Made by :func:`role_aware_class`."""
 
-    rolesafe_base: type[PreTrainedModel]
-
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        """Build the base model and its role layer from a configuration that carries one (used when loading)."""
-        from rolesafe.patching.apply import install
-
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        """Build the base model and its role layer from a configuration that carries one."""
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         install(self, RoleConfig.from_dict(config.rolesafe))
         set_strength(self, getattr(config, "rolesafe_strength", 1.0))
 
     @property
     def rolesafe_config(self) -> RoleConfig:
-        """The role configuration of this model."""
+        """Role configuration of this model."""
         config: RoleConfig = self.rolesafe_layers.config  # type: ignore[attr-defined]
         return config
+
+    def print_trainable_parameters(self: Any) -> None:
+        """Print the number of trainable and of all parameters in the format of PEFT, then those of the role layer."""
+        trainable, total = self.num_parameters(only_trainable=True), self.num_parameters()
+        roles = sum(parameter.numel() for _, parameter in named_role_parameters(self))
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f} "
+            f"|| role params: {roles:,d}"
+        )
+
+    # -------------------------------------------------------------------------------------------------------- saving
+
+    def save_pretrained(self: Any, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save as the base model does, with digests of the files. Load with :func:`rolesafe.from_pretrained`.
+
+        Raises:
+            ValueError: The folder holds another checkpoint, or the model could not be loaded again.
+        """
+        kwargs = before_saving(self, save_directory, kwargs)
+        self.config.rolesafe_strength = get_strength(self)
+        try:
+            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        finally:
+            del self.config.rolesafe_strength
+        if kwargs.get("is_main_process", True):
+            after_saving(self, save_directory, kwargs)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Raise a TypeError: this method of the base class would load no role layer."""
+        raise TypeError(
+            f"{cls.__name__}.from_pretrained: expected rolesafe.from_pretrained(path), which loads the role layer too"
+        )
+
+    def add_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raise a RuntimeError: `save_pretrained` would save the adapters without their role layer."""
+        raise RuntimeError(ADAPTERS)
+
+    load_adapter = add_adapter
 
     # ---------------------------------------------------------------------------------------------------- generation
 
     def generate(
         self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, role_ids: Any = None, **kw: Any
     ) -> Any:
-        """`generate` of the base model. `role_ids` (B, N) are required; what is generated has the model's own role.
+        """Generate as the base model does. `role_ids` (B, N) are required; new tokens get the role `config.generated`.
 
         With a cache from an earlier call pass the roles of the whole sequence, as with `attention_mask`. With
         `negative_prompt_ids` (B, M) pass their roles as `negative_prompt_role_ids` (B, M).
+
+        Raises:
+            ValueError: `role_ids` are missing, or have another shape than the prompt.
         """
         tokens = next((x for x in (kw.get("inputs_embeds"), inputs, kw.get("input_ids")) if x is not None), None)
         check_roles(role_ids)
         if tokens is not None and getattr(generation_config, "is_assistant", False):
-            # An assistant is asked again with what the main model accepted in the meantime.
+            # The prompt of an assistant grows by the tokens that the main model accepted.
             role_ids = self._fit_roles(role_ids, tokens.shape[1])
         else:
             _check_prompt(role_ids, tokens, kw.get("attention_mask"), given_cache(kw))
         return super().generate(inputs, generation_config, *args, role_ids=role_ids, **kw)  # type: ignore[misc]
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-        """As the base model's, which looks for names in the signature of a `forward` that others may have replaced."""
+        """Validate as the base model does, without the arguments of roles: others may have replaced `forward`."""
         super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in ROLES})  # type: ignore[misc]
 
     def _get_logits_processor(self, *args: Any, **kw: Any) -> Any:
-        """As the base model's; classifier-free guidance, which calls the model itself, gets roles for its own text."""
+        """Return the base model's processors; give classifier-free guidance the roles of its unconditional text."""
         processors = super()._get_logits_processor(*args, **kw)  # type: ignore[misc]
         model_kwargs = kw["model_kwargs"]
         negative = model_kwargs.pop("negative_prompt_role_ids", None)
@@ -80,15 +124,15 @@ class RoleAwareMixin(SavesWhole):
                 negative = None
         if negative is not None:
             raise ValueError(
-                "`negative_prompt_role_ids`: expected None without classifier-free guidance, got roles; pass "
-                "`guidance_scale` and `negative_prompt_ids` with them"
+                "`negative_prompt_role_ids`: expected None without classifier-free guidance, got roles. Pass "
+                "`guidance_scale` and `negative_prompt_ids` with them."
             )
         return processors
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, role_ids: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> Any:
-        """As the base model's, with the roles of all tokens up to and including the ones of this step."""
+        """Return the base model's inputs with the roles of all tokens up to and including those of this step."""
         if role_ids is None:
             raise ValueError(MISSING)
         if inputs_embeds is not None:  # named above because `generate` looks for it in the signature
@@ -101,11 +145,10 @@ class RoleAwareMixin(SavesWhole):
             total = mask.shape[1]
         else:
             mask, total = None, tokens.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
-        # Longer where a prompt is read in chunks. Shorter where assisted decoding proposes tokens that this model may
-        # write: they have its role.
+        # Longer in chunked prefill. Shorter in assisted decoding: candidates get the role of generated tokens.
         role_ids = self._fit_roles(role_ids, total)
         if self.rolesafe_config.moves_positions and (strength := strength_of(self)) > 0:  # type: ignore[arg-type]
-            # Here and not in `forward`: a static cache gets a mask that no longer tells the padding.
+            # Here and not in `forward`: the mask of a static cache no longer shows the padding.
             length, given = tokens.shape[1], model_inputs.get("position_ids")
             model_inputs["role_positions"] = role_positions(
                 self.rolesafe_config, strength, role_ids.to(tokens.device), mask, total - length, length, given
@@ -127,34 +170,30 @@ class RoleAwareMixin(SavesWhole):
     def _get_candidate_generator(self, *args: Any, **kw: Any) -> Any:
         assistant = kw.get("assistant_model")
         if assistant is not None and not isinstance(assistant, RoleAwareMixin):
-            # A plain assistant only proposes; this model, with roles, accepts or not.
+            # A plain assistant takes no roles.
             kw["model_kwargs"] = {k: v for k, v in kw["model_kwargs"].items() if k != "role_ids"}
         return super()._get_candidate_generator(*args, **kw)  # type: ignore[misc]
 
     def _fit_roles(self, role_ids: Tensor, length: int) -> Tensor:
-        """`role_ids` cut or extended (with the role of generated tokens) to `length`."""
+        """Return `role_ids` cut to `length`, or extended with the role of generated tokens."""
         missing = length - role_ids.shape[1]
         if missing <= 0:
             return role_ids[:, :length]
         return nn.functional.pad(role_ids, (0, missing), value=self.rolesafe_config.generated_id)
 
     def generate_batch(self, *args: Any, **kw: Any) -> Any:
-        """Continuous batching packs requests into pages whose tokens carry no role: it cannot work."""
+        """Raise a RuntimeError: continuous batching keeps keys in shared pages, without their roles."""
         raise RuntimeError(
-            "generate_batch: continuous batching keeps keys of several requests in shared pages without their roles; "
-            "use generate(**rolesafe.encode(tokenizer, batch))"
+            "generate_batch: continuous batching keeps keys of several requests in shared pages without their roles. "
+            "Use generate(**rolesafe.encode(tokenizer, batch))."
         )
 
     continuous_batching_context_manager = generate_batch
     init_continuous_batching = generate_batch
 
 
-ROLES = ("role_ids", "negative_prompt_role_ids")
-"""Arguments of `generate` that a patched model takes beyond its base."""
-
-
 class _Guidance:
-    """The model as classifier-free guidance calls it, with the roles (B, M) of the unconditional text."""
+    """Wrapper of the model for classifier-free guidance: adds the roles (B, M) of the unconditional text."""
 
     def __init__(self, model: Any, role_ids: Tensor) -> None:
         self.model = model
@@ -167,7 +206,7 @@ class _Guidance:
 
 
 def _guidance_roles(ids: Tensor | None, role_ids: Any, prompt: Tensor) -> Tensor:
-    """Roles of the unconditional text `ids`; None: it is the last token of the prompt with the roles `prompt`."""
+    """Return the roles of the unconditional text `ids`; for None, of the last token of the prompt."""
     if ids is None and role_ids is None:
         return prompt[:, -1:]
     if ids is not None and isinstance(role_ids, Tensor) and role_ids.shape == ids.shape:
@@ -176,13 +215,13 @@ def _guidance_roles(ids: Tensor | None, role_ids: Any, prompt: Tensor) -> Tensor
     expected = "None without `negative_prompt_ids`" if ids is None else f"shape {tuple(ids.shape)}"
     got = tuple(role_ids.shape) if isinstance(role_ids, Tensor) else role_ids
     raise ValueError(
-        f"`negative_prompt_role_ids`: expected {expected}, the roles of `negative_prompt_ids`, got {got}; "
-        "`rolesafe.encode` returns both"
+        f"`negative_prompt_role_ids`: expected {expected}, the roles of `negative_prompt_ids`, got {got}. "
+        "`rolesafe.encode` returns both."
     )
 
 
 def _check_prompt(role_ids: Tensor, tokens: Tensor | None, mask: Any, cache: Any) -> None:
-    """Raise where `generate` gets other than one role for each token of its prompt: what follows them is generated."""
+    """Raise where the prompt of `generate` has other than one role per token: tokens after it count as generated."""
     if tokens is None:  # generation starts from a begin token
         expected: tuple[int, ...] = (role_ids.shape[0], 1)
         got_mask = isinstance(mask, Tensor) and mask.ndim == 2
@@ -191,56 +230,35 @@ def _check_prompt(role_ids: Tensor, tokens: Tensor | None, mask: Any, cache: Any
     else:
         batch, length = tokens.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
-        # beside a cache: the whole sequence, or the new tokens alone
+        # with a cache: the whole sequence, or the new tokens alone
         lengths = (length, past + length) if past else (length,)
         total = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else role_ids.shape[1]
         if total not in lengths:
             if isinstance(mask, Tensor) and mask.ndim == 2:
                 raise ValueError(
-                    f"`attention_mask`: expected shape {(batch, lengths[-1])}, one number per token, got "
-                    f"{tuple(mask.shape)}; `role_ids` have one role for each of them"
+                    f"`attention_mask`: expected shape {(batch, lengths[-1])} like `role_ids`, one number per token, "
+                    f"got {tuple(mask.shape)}"
                 )
             total = lengths[-1]
         expected = (batch, total)
         if tuple(role_ids.shape) == expected:
             return
     raise ValueError(
-        f"`role_ids`: expected shape {expected}, one role per token, got {tuple(role_ids.shape)}; "
-        "`rolesafe.encode` returns them"
+        f"`role_ids`: expected shape {expected}, one role per token, got {tuple(role_ids.shape)}. "
+        "`rolesafe.encode` returns them."
     )
-
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def check_roles(role_ids: Any) -> None:
-    """Raise where `role_ids` is no integer tensor (B, N)."""
-    if role_ids is None:
-        raise ValueError(MISSING)
-    if isinstance(role_ids, Tensor):
-        if role_ids.ndim == 2 and role_ids.dtype in INTEGERS:
-            return
-        got = f"{role_ids.dtype} of shape {tuple(role_ids.shape)}"
-    else:
-        got = repr(role_ids)
-    raise ValueError(f"`role_ids`: expected an integer tensor of shape (B, T), got {got}")
-
-
-def strength_of(module: nn.Module) -> float:
-    """Strength of the first part in `module`. `leave_model` checks that all parts have the same."""
-    return next(part.strength for part in module.modules() if isinstance(part, RolePart))
 
 
 @functools.cache
 def role_aware_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The subclass of `base` whose `forward` takes `role_ids`; one per base class."""
+    """Return the subclass of `base` whose `forward` takes `role_ids`; one per base class."""
     base_signature = inspect.signature(base.forward)
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, role_ids: Tensor | None = None, **kwargs: Any) -> Any:
         if role_ids is not None:
             kwargs["role_ids"] = role_ids
-        return base.forward(self, *args, **kwargs)  # the hooks of the entry module do the rest, and the checks
+        return base.forward(self, *args, **kwargs)  # hooks of the entry module use and check them
 
     role_parameter = inspect.Parameter(
         "role_ids", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="torch.LongTensor | None"
@@ -257,105 +275,6 @@ def role_aware_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "forward": forward,
             "rolesafe_base": base,
             "_keep_in_fp32_modules_strict": {*(base._keep_in_fp32_modules_strict or ()), *PARTS},
-            "__doc__": f"{base.__name__} with tokens that have a standing.",
+            "__doc__": f"{base.__name__} with role-aware attention.",
         },
     )
-
-
-# ------------------------------------------------------------------------------------------------ the entry module
-
-
-def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Forward pre-hook of the module that reads the tokens: make `role_inputs` of `role_ids` for the layers."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        raise RuntimeError(
-            "`torch.jit.trace`: would record the roles of the example as constants, so every later text would get "
-            "them. Use torch.export.export or torch.compile."
-        )
-    layers: RoleLayers = module.rolesafe_layers  # type: ignore[assignment]
-    given = {**dict(zip(layers.arguments, args, strict=False)), **kwargs}
-    role_ids, positions = given.pop("role_ids", None), given.pop("role_positions", None)
-    if role_ids is None:
-        raise ValueError(f"`role_ids` did not reach {type(module).__name__}. {MISSING}")
-    check_roles(role_ids)
-    if given.get("output_attentions"):
-        raise ValueError(
-            "`output_attentions`: expected False, got True; role-aware attention does not keep its weights. "
-            "rolesafe.attention.reference computes them for one layer"
-        )
-    tokens = given.get("input_ids")
-    tokens = given.get("inputs_embeds") if tokens is None else tokens
-    if tokens is None:
-        raise ValueError("`input_ids`: expected input_ids or inputs_embeds beside `role_ids`, got neither")
-    if role_ids.shape[0] != tokens.shape[0]:
-        raise ValueError(f"`role_ids`: expected {tokens.shape[0]} rows like the tokens, got {role_ids.shape[0]}")
-    _check_stack(module, layers)
-    inputs = _role_inputs(module, role_ids, tokens, given_cache(given))
-    if layers.config.moves_positions and inputs.owner[1] > 0:
-        given = place(layers.config, inputs.owner[1], inputs.role_ids, tokens, given, positions)
-    given["role_inputs"] = inputs
-    return (), given
-
-
-def _role_inputs(module: nn.Module, role_ids: Tensor, tokens: Tensor, cache: Any) -> RoleInputs:
-    layers: RoleLayers = module.rolesafe_layers  # type: ignore[assignment]
-    inputs = RoleInputs(role_ids.to(tokens.device), tokens.shape[1], cache, layers.cache_layers, layers.config)
-    inputs.impl = layers.impl
-    inputs.see = module.__dict__.get("rolesafe_see")
-    inputs.owner = (layers.patch, strength_of(module))
-    if cache is not None:
-        check_cache(cache, inputs.role_ids, inputs.past, inputs.owner)
-    return inputs
-
-
-def leave_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the same module: check that all parts took part, and bind the cache to the roles it holds."""
-    inputs, layers = kwargs["role_inputs"], module.rolesafe_layers
-    _check_all_took_part(module, layers, inputs)  # type: ignore[arg-type]
-    cache = given_cache(kwargs)
-    cache = output_cache(output) if cache is None else cache
-    if cache is not None:
-        record_roles(cache, inputs)
-
-
-def _check_stack(module: nn.Module, layers: RoleLayers) -> None:
-    """Raise where the decoder layers are not those that were patched, in their order."""
-    stack: Any = module.get_submodule(layers.stack)
-    found = [getattr(layer, "rolesafe_layer", None) for layer in stack]
-    if found != list(range(len(layers.parts))):
-        raise RuntimeError(
-            f"`model`: expected the {len(layers.parts)} decoder layers that were patched, in their order, got "
-            f"{['new' if i is None else i for i in found]}: layers were added, removed, replaced or moved after the "
-            "patch. Call rolesafe.unpatch(model), change its layers, then patch it."
-        )
-
-
-def _check_all_took_part(module: nn.Module, layers: RoleLayers, inputs: RoleInputs) -> None:
-    """Every part must have used the roles: nothing may switch the role layer off in silence."""
-    # Early exit (a model that drafts for itself) lowers the number of layers that run.
-    config: Any = module.config
-    depth = getattr(config.get_text_config(), "num_hidden_layers", len(layers.parts))
-    missing = [
-        name
-        for i, names in enumerate(layers.parts)
-        if i < depth or i in inputs.entered
-        for name in names
-        if name not in inputs.strengths
-    ]
-    if missing:
-        raise RuntimeError(
-            f"{len(missing)} layers ran without roles ({', '.join(missing[:3])}, ...): the model's attention "
-            "implementation was changed after the patch, or this family does not pass `role_inputs` on to its "
-            "attention. Patch the model again after changing it, or use a family that rolesafe is tested with."
-        )
-    check_strengths(inputs.strengths.values())
-
-
-def check_strengths(strengths: Any) -> None:
-    """Raise where the parts of a role layer have several strengths."""
-    different = sorted(set(strengths))
-    if len(different) > 1:
-        raise RuntimeError(
-            f"`strength`: expected one strength of all parts of the role layer, got {different}. "
-            "Set it with rolesafe.mechanisms.set_strength(model, strength)."
-        )

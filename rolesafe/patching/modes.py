@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode; restore the mode of each of its modules at the end, also after an error."""
+    """Put `model` into evaluation mode within the context; afterwards restore the mode of each module."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

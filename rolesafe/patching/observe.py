@@ -1,16 +1,16 @@
-"""Look at what every attention layer of a patched model is asked to compute, without changing it."""
+"""Observe the attention problems of every layer of a patched model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from rolesafe.attention import Problem
 from rolesafe.mechanisms import get_strength
-from rolesafe.patching.model import RoleAwareMixin
+from rolesafe.patching.patched import check_patched
 
 See = Callable[[nn.Module, Problem], None]
 """Called with an attention module and its problem, in every layer of every forward pass."""
@@ -18,24 +18,23 @@ See = Callable[[nn.Module, Problem], None]
 
 @contextmanager
 def observing(model: Any, see: See) -> Iterator[None]:
-    """Within the context, call `see` before each layer of `model` attends.
+    """Within the context, call `see` before the attention of each layer of `model`.
 
     The tensors of the problem are the layer's own, with their gradients: measure, but do not change them.
 
     Raises:
-        ValueError: `model` is not patched, is being observed already, or its role layer is not at full strength: then
-            no one problem is what a layer computes.
+        ValueError: `model` is not patched, is observed already, or its role layer is not at full strength (a layer
+            then mixes two problems).
     """
-    if not isinstance(model, RoleAwareMixin):
-        raise ValueError(f"`model`: expected a model patched by rolesafe, got {type(model).__name__}")
+    check_patched(model)
     if get_strength(model) != 1.0:
         raise ValueError(
-            f"`model`: expected a role layer at full strength, got {get_strength(model)}; "
-            "call rolesafe.mechanisms.set_strength(model, 1.0) first"
+            f"`model`: expected a role layer at full strength, got {get_strength(model)}. "
+            "Call rolesafe.mechanisms.set_strength(model, 1.0) first."
         )
-    entry = cast(Any, model).get_submodule(cast(Any, model).rolesafe_layers.entry)
+    entry = model.get_submodule(model.rolesafe_layers.entry)
     if "rolesafe_see" in entry.__dict__:
-        raise ValueError("`model`: is being observed already; leave the other `observing` first")
+        raise ValueError("`model`: expected one observer at a time. Leave the other `observing` context first.")
     entry.__dict__["rolesafe_see"] = see
     try:
         yield

@@ -1,12 +1,11 @@
-"""What makes every file out of a patched model useless to a loader that would drop its role layer.
+"""Seal the configuration and the state dict of a patched model against loaders that would drop its role layer.
 
-Two things leave a patched model, whichever library saves it: its configuration and its state dict. Both are sealed
-where they are made, so no saver has to be known:
+Every library saves a model as its configuration and its state dict. Both are sealed at their source:
 
-- the configuration object is of a subclass whose JSON names no model type and no sizes that a plain loader takes;
+- the configuration object is of a subclass whose JSON has no model type and no sizes that a plain loader accepts;
 - the state dict gives one tensor of the first decoder layer, and every tensor that was added after the patch
-  (adapters), leading dimensions of size 1. A plain model refuses the shape, a patched one takes them off when it loads.
-  Adapters carry a digest of their role layer too, and another one refuses them.
+  (adapters), leading dimensions of size 1. A plain model rejects the shape, a patched one removes them on loading.
+  Adapters also hold a digest of their role layer, and load on no other.
 """
 
 from __future__ import annotations
@@ -21,21 +20,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from rolesafe.patching.patched import is_role_name
+
 SEAL = "This checkpoint has a role layer. Load it with rolesafe.from_pretrained."
 MODEL_TYPE = f"rolesafe: {SEAL}"
-"""What `config.json` gives as `model_type`: plain loaders print it in their error."""
+"""Value of `model_type` in `config.json`: plain loaders print it in their error."""
 
 CHECKPOINT_VERSION = 3
-"""Version of what is written around a model. 1 had no strength, 2 no digests."""
+"""Version of the checkpoint format. 1 had no strength, 2 no digests."""
 
 PREFIX = "RoleAware"
-"""What the names of patched classes begin with."""
+"""Prefix of the names of patched classes."""
 
 _ONES = (1, 1, 1, 1)
 
 
 def is_sealed(about: Any) -> bool:
-    """Return whether the content of a `config.json` is that of a role-aware model, of any version."""
+    """Return True for the content of the `config.json` of a role-aware model, of any version."""
     return isinstance(about, dict) and str(about.get("model_type", "")).split(":")[0] == "rolesafe"
 
 
@@ -73,7 +74,7 @@ def _rebuild(base: type[PretrainedConfig], values: dict[str, Any]) -> Any:
 def config_class(base: type[PretrainedConfig]) -> type[PretrainedConfig]:
     """Return the subclass of `base` that seals itself; one per base class.
 
-    It keeps the name, by which the automatic classes of transformers find what belongs to a configuration.
+    It keeps the name of `base`, by which the auto classes of transformers look up a configuration.
     """
     kind = type(
         base.__name__,
@@ -104,7 +105,7 @@ def seal_config(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def unseal_config(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of the base model's configuration that `about`, a sealed one, was made from."""
+    """Return the JSON of the base model's configuration inside the sealed `about`."""
     base = dict(about["base_config"])
     base["model_type"] = base.pop("base_model_type")
     return base
@@ -114,32 +115,35 @@ def unseal_config(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def seal_tensor(tensor: Tensor) -> Tensor:
-    """Return `tensor` in a shape that no model has."""
+    """Return `tensor` with leading dimensions of size 1, a shape that no model has."""
     return tensor if is_sealed_shape(tuple(tensor.shape)) else tensor.reshape(*_ONES, *tensor.shape)
 
 
 def unseal_tensor(tensor: Tensor) -> Tensor:
-    """Return `tensor` in the shape that its model has."""
+    """Return `tensor` in the shape of its model."""
     return tensor.reshape(tensor.shape[len(_ONES) :]) if is_sealed_shape(tuple(tensor.shape)) else tensor
 
 
 def is_sealed_shape(shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor of this shape is sealed."""
+    """Return True for the shape of a sealed tensor."""
     return len(shape) > len(_ONES) and shape[: len(_ONES)] == _ONES
 
 
 def seal(model: PreTrainedModel, layer: nn.Module) -> None:
-    """Make `model`, patched already, give sealed configurations and state dicts; `layer` is its first decoder layer.
+    """Seal the configurations and state dicts of the patched `model`; `layer` is its first decoder layer.
 
-    The hook is on the module that holds the tensor, so that it seals what is saved of an inner module too.
+    The hook is on the module that holds the tensor, so state dicts of inner modules are sealed too.
+
+    Raises:
+        ValueError: The layer has no floating-point parameter.
     """
     floating = [(n, p) for n, p in layer.named_parameters() if p.is_floating_point() and not is_role_name(n)]
     # a vector where there is one: quantisation leaves those alone
     name = next((n for n, p in floating if p.ndim == 1), next((n for n, _ in floating), None))
     if name is None:
         raise ValueError(
-            f"`model`: the first decoder layer of {type(model).__name__} has no floating-point parameter, so its state "
-            "dict could not be sealed against loading without the role layer"
+            f"`model`: expected a floating-point parameter in the first decoder layer of {type(model).__name__}, found "
+            "none, so its state dict could not be sealed"
         )
     path, _, name = name.rpartition(".")
     holder = layer.get_submodule(path)
@@ -170,13 +174,8 @@ def unseal(model: nn.Module) -> None:
             config.__class__ = config.rolesafe_config_base
 
 
-def is_role_name(name: str) -> bool:
-    """Return whether `name` is that of a role parameter."""
-    return "rolesafe_" in name
-
-
 def added_names(model: nn.Module) -> list[str]:
-    """Return the names of parameters that neither the base model nor its role layer had at the patch: adapters."""
+    """Return the names of parameters that were added after the patch (adapters)."""
     base = model.__dict__.get("rolesafe_base_names")
     if base is None:  # an inner module
         return []
@@ -188,7 +187,7 @@ def _at_patch(name: str) -> str:
 
 
 def seal_gathered(model: nn.Module, states: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict of `model` that was gathered without its hooks (DeepSpeed), sealed."""
+    """Return `states`, a state dict of `model` gathered without its hooks (DeepSpeed), sealed."""
     states = dict(states)
     for path, module in model.named_modules():
         if "rolesafe_sealed" in module.__dict__:
@@ -203,7 +202,7 @@ def _seal_own(module: nn.Module, state_dict: Any, prefix: str, local_metadata: A
 
 
 def _is_offloading() -> bool:
-    """Return whether accelerate asks: it puts tensors of a state dict into modules by name and loads none."""
+    """Return True inside accelerate, which puts the tensors of a state dict into modules by name."""
     frame = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__") != "accelerate.big_modeling":
         frame = frame.f_back  # type: ignore[assignment]
@@ -211,7 +210,7 @@ def _is_offloading() -> bool:
 
 
 def _seal_added(module: nn.Module, state_dict: Any, prefix: str, local_metadata: Any) -> None:
-    """Seal adapters, and write behind each the mark of the role layer that it was trained with."""
+    """Seal adapters, and append to each the mark of the role layer that it was trained with."""
     names = [name for name in added_names(module) if prefix + name in state_dict]
     if not names:
         return
@@ -249,18 +248,18 @@ def _unseal(
             mark = role_mark(module) if mark is None else mark
             if mark is not None and not torch.equal(tensor[-_MARK:].cpu().float(), mark):
                 error_msgs.append(
-                    f"{name} was trained with another role layer than this model has. Load it into the model that it "
-                    "was made for: rolesafe.from_pretrained(path) of what was saved with model.save_pretrained"
+                    f"{name} was trained with another role layer than this model has. Load it into its own base: "
+                    "rolesafe.from_pretrained(path) of the model saved with model.save_pretrained."
                 )
             tensor = tensor[:-_MARK].reshape(own.shape)
         state_dict[prefix + name] = tensor
     if base is None or not base <= names:
-        return  # a shard, an adapter, or an inner module: nothing to say about the whole
+        return  # a shard, an adapter, or an inner module: incomplete by design
     lost = [n for n, _ in module.named_parameters() if is_role_name(n) and n not in names]
     if lost:
         error_msgs.append(
-            f"the state dict holds the base model and no role layer ({', '.join(lost[:3])}, ...). Load it into the "
-            "base model before rolesafe.patch, or pass the state dict of a patched model."
+            f"the state dict holds the base model and no role layer ({', '.join(lost[:3])}, ...). Load it before "
+            "rolesafe.patch, or pass the state dict of a patched model."
         )
 
 
@@ -270,22 +269,22 @@ _SAVED = ".modules_to_save."
 _MARK = 16
 
 UNSAVED = (
-    "`model`: expected role parameters that train to be in `modules_to_save` of the PEFT configuration, got {} outside "
-    "of it: it would not be saved with the adapter. Pass modules_to_save=rolesafe.patching.role_modules(model)"
+    "`model`: expected all trainable role parameters in `modules_to_save` of the PEFT configuration, got {} outside "
+    "of it, which PEFT would not save. Pass modules_to_save=rolesafe.patching.role_modules(model)."
 )
 
 
 def unsaved_names(model: nn.Module) -> list[str]:
-    """Return the names of role parameters that train and that PEFT would not save."""
+    """Return the names of trainable role parameters that PEFT would not save."""
     if not any(type(module).__module__.startswith("peft.") for module in model.modules()):
         return []
     return [n for n, p in model.named_parameters() if is_role_name(n) and p.requires_grad and _SAVED not in n]
 
 
 def role_mark(model: Any) -> Tensor | None:
-    """Return a digest of the role layer as far as no adapter holds it, as 16 numbers below 256: exact in every dtype.
+    """Return a digest of the role parameters outside of adapters, (16,) whole numbers below 256, exact in every dtype.
 
-    None where the role layer is sharded or offloaded, so that it cannot be read.
+    None where the role layer is sharded or offloaded.
     """
     parameters = [(n, p.detach()) for n, p in model.named_parameters() if is_role_name(n)]
     parameters = [(n, p) for n, p in parameters if _SAVED not in n and ".original_module." not in n]

@@ -1,9 +1,9 @@
-"""From chat messages to tokens with roles.
+"""Encode chat messages to tokens with roles.
 
-A token's role is that of the message it was made from. It is never read off the text or off the token ids: the chat
-template is rendered with strings that know where each character comes from (:mod:`rolesafe.roles.rendering`), its own
-text is given to messages (:mod:`rolesafe.roles.templates`), and no text that somebody wrote can produce a structural
-token (:mod:`rolesafe.roles.structure`).
+A token has the role of its message. The role is never inferred from the text or the token ids: the chat template is
+rendered with traced strings (:mod:`rolesafe.roles.rendering`), template text is attributed to messages
+(:mod:`rolesafe.roles.templates`), and untrusted text cannot produce a structural token
+(:mod:`rolesafe.roles.structure`).
 
 Shapes: B conversations, T tokens of the longest.
 """
@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from rolesafe.arguments import is_integer
 from rolesafe.config import RoleConfig
 from rolesafe.roles.messages import read_batch, read_conversation
 from rolesafe.roles.role import role_id
 from rolesafe.roles.segments import Part, Segment
 from rolesafe.roles.templates import Layout, resolve_template
-from rolesafe.roles.tokens import EncodedConversation as EncodedConversation
-from rolesafe.roles.tokens import tokenise, truncate
+from rolesafe.roles.tokenising import EncodedConversation as EncodedConversation
+from rolesafe.roles.tokenising import tokenise, truncate
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
     from rolesafe.roles.structure import Structure
 
+Padding = bool | Literal["longest", "max_length", "do_not_pad"]
+PaddingSide = Literal["left", "right"]
 _PADDING = (True, False, "longest", "max_length", "do_not_pad")
-_SIDES = (None, "left", "right")
 _RESERVED = {
     "messages", "conversations", "chat_template", "add_generation_prompt", "continue_final_message",
     "return_assistant_tokens_mask",
@@ -37,71 +39,86 @@ _CACHE_SIZE = 1024  # argument combinations remembered for each tokenizer and te
 
 
 def encode(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
     *,
     config: RoleConfig | None = None,
     add_generation_prompt: bool = False,
     continue_final_message: bool = False,
-    padding: bool | str = True,
-    padding_side: str | None = None,
+    padding: Padding = True,
+    padding_side: PaddingSide | None = None,
     truncation: bool = False,
     max_length: int | None = None,
     chat_template: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     variable_roles: Mapping[str, str] | None = None,
-    return_tensors: str | None = "pt",
+    return_tensors: Literal["pt"] | None = "pt",
 ) -> BatchEncoding:
-    """Encode one conversation, or a batch of them, into aligned token ids, attention mask and role ids.
+    """Encode one conversation, or a batch of them, to aligned token ids, attention mask and role ids.
 
-    For text without structural strings the ids are those of ``tokenizer.apply_chat_template``. A structural string
-    that somebody typed into a message is ordinary text of that message's role. Two things differ on purpose. A role
-    that the template does not know is printed under one that it knows, with a warning, where ``apply_chat_template``
-    loses the message. A content is printed as text where ``apply_chat_template`` prints a Python list.
+    For text without structural strings the ids are those of ``tokenizer.apply_chat_template``. A structural string in
+    a message is ordinary text of that message's role. Two differences are intended: a role that the template does not
+    support is printed under another name, with a warning, where ``apply_chat_template`` omits the message; and a
+    content is printed as text where ``apply_chat_template`` prints a Python list.
 
     Where a template looks for a marker in an answer (Qwen 3 for ``</think>``), it prints its own markers around the
     parts of that answer, as in ``apply_chat_template``; they have the answer's role.
 
-    White space joins across messages as in ``apply_chat_template``: where a user's text begins with a line break, it
-    may share a token, in the user's role, with the line break that ends the system text.
+    White space joins across messages as in ``apply_chat_template``: a line break at the start of a user's text may
+    share a token, in the user's role, with the line break at the end of the system prompt.
+
+    >>> import rolesafe
+    >>> from rolesafe.training.tiny import tiny_tokenizer
+    >>> tokenizer = tiny_tokenizer(["answer", "in", "French", "hello"])
+    >>> messages = [{"role": "system", "content": "answer in French"}, {"role": "user", "content": "hello"}]
+    >>> batch = rolesafe.encode(tokenizer, messages, add_generation_prompt=True)
+    >>> tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    ['<|system|>', 'answer', 'in', 'French', '</s>', '<|user|>', 'hello', '</s>', '<|assistant|>']
+    >>> batch["role_ids"]
+    tensor([[0, 0, 0, 0, 0, 2, 2, 2, 3]])
 
     Args:
         tokenizer: A transformers tokenizer. It is not changed.
         messages: Mappings with exactly ``"role"`` and ``"content"``: one conversation (a list of them) or a batch (a
             list of lists). A content is a string, or a list of ``{"type": "text", "text": ...}``, which are joined.
-        config: Declares the roles; default: ``RoleConfig()``.
-        add_generation_prompt: End with what opens the model's next message. Its role is ``config.generated``.
-        continue_final_message: Leave out what closes the last message, so that the model goes on with it.
-        padding: True or ``"longest"``: to the longest conversation; ``"max_length"``: to `max_length`; False: none.
-            Padding has attention mask 0, the id of the padding token (of the end-of-sequence token where there is
-            none) and the least privileged role.
+        config: Role configuration; default: ``RoleConfig()``.
+        add_generation_prompt: End with the generation prompt. Its role is ``config.generated``.
+        continue_final_message: Omit the end of the last message, so that the model continues it.
+        padding: True or ``"longest"``: to the longest conversation; ``"max_length"``: to `max_length`; False or
+            ``"do_not_pad"``: none. Padding has attention mask 0, the id of the padding token (or of the
+            end-of-sequence token) and the least privileged role.
         padding_side: ``"left"`` or ``"right"``; default: the tokenizer's.
         truncation: Shorten conversations to `max_length` tokens. Only contents of unprivileged messages are cut, from
-            their end, oldest message first; never template text, never the privileged part.
+            the end, oldest message first; never template text or privileged messages.
         max_length: Number of tokens, for `truncation` or ``padding="max_length"``.
-        chat_template: A Jinja template, a name the tokenizer knows, or ``"default"`` for
+        chat_template: A Jinja template, the name of one of the tokenizer's, or ``"default"`` for
             :data:`rolesafe.roles.templates.DEFAULT_TEMPLATE`; default: the tokenizer's own.
         template_kwargs: Further variables for the template (``enable_thinking``, ``tools``, ``documents`` ...). Their
             texts are untrusted: they have the least privileged role and hold no structural token.
-        variable_roles: Role of the texts of a variable, by its name: ``{"tools": "system"}`` where you wrote them.
+        variable_roles: Role of the texts of a variable, by its name, for example ``{"tools": "system"}``.
         return_tensors: ``"pt"`` or None (lists).
 
     Returns:
-        A ``BatchEncoding`` of ``input_ids``, ``attention_mask`` and ``role_ids``, each (B, T), int64; B = 1 for one
-        conversation. ``model.generate(**encoding)`` takes it.
+        A ``BatchEncoding`` of ``input_ids``, ``attention_mask`` and ``role_ids``, (B, T) int64 each; B = 1 for one
+        conversation. Pass it on as ``model.generate(**encoding)``.
 
     Raises:
-        ValueError: An argument is not as described; the message names it, what was expected, and the way out.
+        ValueError: An argument is invalid, or the template does not print the conversation.
     """
     config = _config(config)
     _check(padding in _PADDING, "padding", f"one of {_PADDING}", padding)
-    _check(padding_side in _SIDES, "padding_side", '"left", "right" or None (the tokenizer\'s)', padding_side)
+    _check(
+        padding_side in (None, *get_args(PaddingSide)),
+        "padding_side",
+        '"left", "right" or None (the tokenizer\'s)',
+        padding_side,
+    )
     _check(return_tensors in (None, "pt"), "return_tensors", '"pt" or None', return_tensors)
     if max_length is None and padding == "max_length":
-        raise ValueError('`max_length`: padding="max_length" needs it; expected a number of tokens, got None')
+        raise ValueError('`max_length`: expected a number of tokens with padding="max_length", got None')
     if max_length is not None and not truncation and padding != "max_length":
         raise ValueError(
-            f'`max_length`: {max_length} has no effect without truncation=True or padding="max_length"; pass one'
+            f'`max_length`: expected None without truncation=True or padding="max_length", got {max_length}'
         )
     encoder = _Encoder(
         tokenizer,
@@ -128,7 +145,7 @@ def encode(
 
 
 def encode_one(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
     *,
     config: RoleConfig | None = None,
@@ -141,9 +158,9 @@ def encode_one(
     variable_roles: Mapping[str, str] | None = None,
     argument: str = "messages",
 ) -> EncodedConversation:
-    """Encode one conversation, and say of each token which message and which part of it it comes from.
+    """Encode one conversation, with the message and the part (header, content, footer) of each token.
 
-    The arguments are those of :func:`encode`; `argument` is what error messages call `messages`.
+    The arguments are those of :func:`encode`; `argument` is the name of `messages` in errors.
 
     Raises:
         ValueError: As :func:`encode`.
@@ -161,20 +178,20 @@ def encode_one(
 
 
 def _limit(truncation: bool, max_length: int | None) -> int | None:
-    """The number of tokens to truncate to, if any."""
+    """Return the number of tokens to truncate to; None without truncation."""
     if truncation and max_length is None:
-        raise ValueError("`max_length`: truncation=True needs it; expected a number of tokens, got None")
-    if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1):
+        raise ValueError("`max_length`: expected a number of tokens with truncation=True, got None")
+    if max_length is not None and not is_integer(max_length, 1):
         raise ValueError(f"`max_length`: expected a number of tokens >= 1, got {max_length!r}")
     return max_length if truncation else None
 
 
 class _Encoder:
-    """What the conversations of one call have in common."""
+    """Encoder with the arguments of one call."""
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         config: RoleConfig,
         chat_template: str | None,
         template_kwargs: Mapping[str, Any] | None,
@@ -188,13 +205,13 @@ class _Encoder:
         _check_tokenizer(tokenizer)
         if add_generation_prompt and continue_final_message:
             raise ValueError(
-                "`continue_final_message`: True together with add_generation_prompt=True; expected at most one of "
-                "them, as the model either goes on with the last message or starts a new one"
+                "`continue_final_message`: expected False with add_generation_prompt=True, got True: the model either "
+                "continues the last message or starts a new one"
             )
         given = {} if template_kwargs is None else template_kwargs
         _check(isinstance(given, Mapping), "template_kwargs", "a mapping of names to values, or None", given)
         for name in _RESERVED & set(given):
-            raise ValueError(f"`template_kwargs`: {name!r} is not the caller's to set; leave it out")
+            raise ValueError(f"`template_kwargs`: expected none of {sorted(_RESERVED)}, got {name!r}")
         template = resolve_template(tokenizer, chat_template, given.get("tools"))
         special = tokenizer.special_tokens_map
         self.config = config
@@ -211,7 +228,7 @@ class _Encoder:
         )
 
     def _known(self, given: Mapping[str, Any], generation: bool) -> dict[Any, Any]:
-        """What earlier calls with the same arguments found out about the template."""
+        """Return the cache of earlier calls with the same arguments."""
         try:
             text = json.dumps(given, sort_keys=True)
             key = (self.config.roles, self.config.privileged, self.config.generated, generation, text)
@@ -239,15 +256,15 @@ class _Encoder:
         return out
 
     def _print(self, messages: Any, argument: str) -> tuple[list[Segment], list[int]]:
-        """The text of a conversation in segments, and their role ids."""
+        """Return the text of a conversation in segments, and their role ids."""
         conversation = read_conversation(messages, self.config.roles, argument)
         segments = self.layout.segments(conversation, argument)
         if self.continue_final_message:
             last = [k for k, s in enumerate(segments) if s.part is Part.CONTENT and s.message == len(conversation) - 1]
             if not last:
                 raise ValueError(
-                    f"`continue_final_message`: expected a content of the last message of `{argument}` to go on with, "
-                    "but the chat template prints none. Pass add_generation_prompt=True instead."
+                    f"`continue_final_message`: expected a chat template that prints the last message of `{argument}`, "
+                    "got none. Pass add_generation_prompt=True instead."
                 )
             segments = segments[: last[-1] + 1]
         own = [message.role_id for message in conversation] + [self.config.generated_id]
@@ -274,19 +291,19 @@ def _variable_roles(
 
 
 def collate(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[EncodedConversation],
     config: RoleConfig,
     *,
-    padding: bool | str = True,
-    padding_side: str,
+    padding: Padding = True,
+    padding_side: PaddingSide,
     max_length: int | None = None,
-    return_tensors: str | None = "pt",
+    return_tensors: Literal["pt"] | None = "pt",
 ) -> BatchEncoding:
-    """A batch of what :func:`encode_one` made; the arguments are those of :func:`encode`.
+    """Return a batch of conversations from :func:`encode_one`, (B, T); the arguments are those of :func:`encode`.
 
     Raises:
-        ValueError: The conversations do not fit together.
+        ValueError: The conversations have several lengths without padding, or exceed `max_length`.
     """
     from transformers import BatchEncoding
 
@@ -295,15 +312,15 @@ def collate(
     if padding == "max_length" and max_length is not None:
         if target > max_length:
             raise ValueError(
-                f"`max_length`: {max_length} is less than the longest conversation ({target} tokens); raise it, or "
-                "pass truncation=True"
+                f"`max_length`: expected at least the {target} tokens of the longest conversation, got {max_length}. "
+                "Raise it, or pass truncation=True."
             )
         target = max_length
     pads = padding not in (False, "do_not_pad")
     if not pads and return_tensors == "pt" and len(set(lengths)) > 1:
         raise ValueError(
-            f"`padding`: conversations of {min(lengths)} to {target} tokens do not make a tensor without it; pass "
-            "padding=True, or return_tensors=None for lists"
+            f"`padding`: expected True for a tensor of conversations of {min(lengths)} to {target} tokens, got "
+            f"{padding!r}. Pass padding=True, or return_tensors=None for lists."
         )
     columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "role_ids": []}
     for conversation in encoded:
@@ -318,8 +335,8 @@ def collate(
     return BatchEncoding(columns, tensor_type=return_tensors)
 
 
-def padding_id(tokenizer: Any) -> int:
-    """Id of padding: the padding token's, or the end-of-sequence token's (the attention mask covers it).
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of padding: that of the padding token, or of the end-of-sequence token.
 
     Raises:
         ValueError: The tokenizer has neither.
@@ -328,14 +345,13 @@ def padding_id(tokenizer: Any) -> int:
         if found is not None:
             return int(found)
     raise ValueError(
-        "`tokenizer`: has neither a padding nor an end-of-sequence token, and padding needs one; expected "
-        "tokenizer.pad_token to be set. Set it to any token (the attention mask covers it), or encode one conversation "
-        "at a time."
+        "`tokenizer`: expected a padding or an end-of-sequence token, got neither. Set tokenizer.pad_token to any "
+        "token (the attention mask hides it), or encode one conversation at a time."
     )
 
 
 def padding_role_id(config: RoleConfig) -> int:
-    """Role id of padding: the least privileged one."""
+    """Return the role id of padding: the least privileged one."""
     return max(set(range(len(config.roles))) - set(config.privileged_ids))
 
 
@@ -349,9 +365,9 @@ def _config(config: RoleConfig | None) -> RoleConfig:
 def _check_tokenizer(tokenizer: Any) -> None:
     if any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__):
         raise ValueError(
-            f"`tokenizer`: expected one with a Jinja chat template, got {type(tokenizer).__name__}, which prints "
-            "conversations by code of its own, so that nobody can tell who wrote which token. Load tokenizer.json of "
-            "the checkpoint: PreTrainedTokenizerFast.from_pretrained(path), with a chat template."
+            f"`tokenizer`: expected one with a Jinja chat template, got {type(tokenizer).__name__}, whose own "
+            "printing code cannot be traced. Load tokenizer.json of the checkpoint: "
+            "PreTrainedTokenizerFast.from_pretrained(path), with a chat template."
         )
     if not all(
         hasattr(tokenizer, name) for name in ("get_chat_template", "added_tokens_decoder", "special_tokens_map")

@@ -1,4 +1,4 @@
-"""Reading what a caller passes as messages, and refusing what is not."""
+"""Read and validate messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _KEYS = ("role", "content")
 
 @dataclass(frozen=True)
 class Message:
-    """A message that is known to be in order.
+    """A valid message.
 
     Attributes:
         role: Name of its role.
         role_id: Id of its role.
         content: Its text.
-        parts: The texts of its parts, where the content was a list of them.
+        parts: The texts of its parts, if the content was a list; else None.
     """
 
     role: str
@@ -28,14 +28,14 @@ class Message:
     parts: tuple[str, ...] | None = None
 
     def shown(self, as_parts: bool) -> str | tuple[str, ...]:
-        """The content as one text, or as the texts of its parts."""
+        """Return the content as one text, or as the texts of its parts."""
         if not as_parts:
             return self.content
         return (self.content,) if self.parts is None else self.parts
 
 
 def read_batch(messages: Any) -> tuple[list[Any], list[str]]:
-    """The conversations in `messages`, and what to call each in an error message.
+    """Return the conversations in `messages`, and the name of each for error messages.
 
     Raises:
         ValueError: `messages` is neither a list of messages nor a list of lists.
@@ -46,14 +46,14 @@ def read_batch(messages: Any) -> tuple[list[Any], list[str]]:
             f"(a batch), got {type(messages).__name__}"
         )
     if not messages:
-        raise ValueError("`messages`: is empty; expected at least one message")
+        raise ValueError("`messages`: expected at least one message, got none")
     if all(_is_list(conversation) for conversation in messages):
         return list(messages), [f"messages[{i}]" for i in range(len(messages))]
     return [messages], ["messages"]
 
 
 def read_conversation(messages: Any, roles: Sequence[str], argument: str) -> list[Message]:
-    """Messages with their role ids and their contents as strings.
+    """Return messages with their role ids and their contents as strings.
 
     Raises:
         ValueError: There is none, or one is not a mapping of exactly a known role and a text.
@@ -61,7 +61,7 @@ def read_conversation(messages: Any, roles: Sequence[str], argument: str) -> lis
     if not _is_list(messages):
         raise ValueError(f"`{argument}`: expected a list of messages, got {type(messages).__name__}")
     if not messages:
-        raise ValueError(f"`{argument}`: a conversation without messages; expected at least one. Leave it out.")
+        raise ValueError(f"`{argument}`: expected at least one message, got none. Leave this conversation out.")
     return [_read(message, roles, f"{argument}[{i}]") for i, message in enumerate(messages)]
 
 
@@ -72,13 +72,13 @@ def _read(message: Any, roles: Sequence[str], argument: str) -> Message:
         )
     for key in _KEYS:
         if key not in message:
-            raise ValueError(f"`{argument}`: has no {key!r}; expected 'role' and 'content', got {sorted(message)}")
+            raise ValueError(f"`{argument}`: expected the keys 'role' and 'content', got {sorted(message)}")
     for key, value in message.items():
         if key not in _KEYS and value is not None:
-            # Dropping it silently could lose a tool call; handing it to the template would let its text be structure.
+            # Dropped, a tool call could be lost; passed to the template, its text could become structural.
             raise ValueError(
-                f"`{argument}`: key {key!r} is not encoded; expected only 'role' and 'content'. Write what the model "
-                "should read into the content, and leave the key out."
+                f"`{argument}`: expected only the keys 'role' and 'content', got {key!r}. Put all text for the model "
+                "into the content."
             )
     number = role_id(message["role"], roles, argument=f"{argument}['role']")
     content, name = message["content"], f"{argument}['content']"
@@ -92,8 +92,7 @@ def _read_parts(content: Sequence[Any], argument: str) -> list[str]:
     for i, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise ValueError(
-                f"`{argument}[{i}]`: expected a part {{'type': 'text', 'text': a string}}, got {part!r:.80}; only "
-                "text has a role here"
+                f"`{argument}[{i}]`: expected a part {{'type': 'text', 'text': a string}}, got {part!r:.80}"
             )
     return [part["text"] for part in content]
 
@@ -106,7 +105,7 @@ def _read_content(content: Any, argument: str) -> str:
         )
     if content.isascii():
         return content
-    # Half a surrogate pair is no text to a tokenizer: it becomes U+FFFD, because nothing a user types may raise.
+    # Tokenizers reject half a surrogate pair: it becomes U+FFFD, because text of users must not raise.
     return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

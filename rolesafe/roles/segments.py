@@ -9,17 +9,17 @@ from enum import IntEnum
 from rolesafe.roles.traced import Kind
 
 NEUTRAL = "Hello"
-"""Content of conversations that are rendered to see what a template does with a message."""
+"""Content for conversations that are rendered to analyse a template."""
 
 Span = tuple[int, int]
 
 
 class RefusedError(Exception):
-    """The template did not print a conversation; the text says why, for the user."""
+    """The template did not print a conversation; the message is the reason, for the user."""
 
 
 class Part(IntEnum):
-    """What a token is to its message."""
+    """Place of a token in its message."""
 
     HEADER = 0
     CONTENT = 1
@@ -33,8 +33,8 @@ class Segment:
     Attributes:
         message: Index of the message it belongs to; the number of messages for the generation prompt.
         part: Header, content or footer. The generation prompt is a header.
-        kind: Who wrote it.
-        variable: Name of the template's variable it comes from, if it does.
+        kind: Its author.
+        variable: Name of the template variable it comes from, or None.
         text: The text.
     """
 
@@ -47,16 +47,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a template is shown a conversation.
+    """Form in which a template gets a conversation.
 
     Attributes:
         names: Names of the roles.
-        parts: Whether each content is shown as a list of parts.
+        parts: True for each content passed as a list of parts.
     """
 
     names: tuple[str, ...]
     parts: tuple[bool, ...]
 
     def neutral(self) -> list[str | Sequence[str]]:
-        """Contents that say nothing, so that no content decides to whom the template's text belongs."""
+        """Return neutral contents, so that no content influences the attribution of template text."""
         return [[NEUTRAL] if parts else NEUTRAL for parts in self.parts]

@@ -1,50 +1,34 @@
-"""Turning a rendered conversation into tokens such that only the template's text gives a structural token.
+"""Tokenise a rendered conversation so that only the template's text gives structural tokens.
 
-*Structural* are the tokens that mean something to the model besides their text: the special tokens, added tokens named
-like parts of a conversation (``<|name|>``, ``[NAME]``, ``<tool_call>``, ``<think>``), and every token that the chat
-template prints as one, wherever the tokenizer keeps it: an added token, flagged special or not, or a piece of the
-vocabulary that plain text cannot be built up to. Words, digits, white space and single characters are never structural
-unless they are flagged special, nor are other added tokens that the template does not print (a vocabulary of one's own,
-Gemma's HTML tags).
-
-The text is encoded as ``apply_chat_template`` would, in one call of the tokenizer. If a structural token comes out that
-holds a character which is not the template's, the text is encoded again piece by piece: the template's structural
-tokens are set, and what is between them goes through a copy of the tokenizer that knows no structural token. What still
-comes out of somebody's text (a Unigram holds ``<s>`` as an ordinary piece) is spelled out in smaller pieces.
+The text is encoded as in ``apply_chat_template``, in one call of the tokenizer. Where a structural token holds a
+character that is not the template's, the text is encoded again piece by piece: the template's structural tokens are
+placed directly, and the text between them goes through a copy of the tokenizer without structural tokens. Structural
+tokens that still come out of other text (a Unigram holds ``<s>`` as an ordinary piece) are split into smaller pieces.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from rolesafe.roles.spans import BYTE_PIECE, Ints, Span, Tokens, aligned, trimmed
+from rolesafe.roles.plain_tokenizers import without_prefix
+from rolesafe.roles.structural_tokens import structural_tokens
+from rolesafe.roles.token_spans import BYTE_PIECE, Ints, Span, Tokens, aligned, trimmed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Flags = npt.NDArray[np.bool_]
 
-_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>|\[/?[A-Z][A-Z0-9_]*\]|<</?[A-Z]+>>")
-_CONVERSATION = re.compile(
-    r"[<\[{]+/?[^\s]*(system|developer|user|human|assistant|model|tool|function|think|reason|turn|message|role|channel)"
-    r"[^\s]*[>\]}]+",
-    re.IGNORECASE,
-)
-_COMPLETE = re.compile(  # in brackets, with a letter or digit
-    r"<+[^<>\s]*[^\W_][^<>\s]*>+|\[+[^\[\]\s]*[^\W_][^\[\]\s]*\]+|\{+[^{}\s]*[^\W_][^{}\s]*\}+"
-    r"|[【〈《「『«⟨]\S+[】〉》」』»⟩]"
-)
-_NATURAL = re.compile(r"[^\w\s]?[\w]+|[\W_]+")  # a word, with a sign before it; signs and white space alone
-_BLANK = "▁ĠĊ \n\t"
-
 
 class Structure:
-    """The structural tokens of a tokenizer under a chat template.
+    """Encode rendered conversations with the structural tokens of a tokenizer under a chat template.
 
     Args:
         tokenizer: A transformers tokenizer. It is not changed.
@@ -54,12 +38,12 @@ class Structure:
         structural: Id of every structural token, by its text.
     """
 
-    def __init__(self, tokenizer: Any, literals: Iterable[str] = ()) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, literals: Iterable[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
         self.added: dict[str, Any] = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
         self._added_ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
-        self.structural = dict(self._find(set(filter(None, literals))))
+        self.structural = structural_tokens(tokenizer, set(filter(None, literals)))
         # Leftmost, then longest, as the tokenizer itself chooses.
         longest = sorted(self.structural, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
@@ -69,53 +53,16 @@ class Structure:
         self._renumbered: dict[int, int] = {}  # ids of added tokens in the bare tokenizers, and their own
         self._is_forbidden = _flags(self.forbidden)
         self._is_added = _flags(i for text, i in self._added_ids.items() if text.strip() and i != self.unknown)
-        self.known: dict[Any, Any] = {}  # kept for the encoder
-
-    # ---------------------------------------------------------------------------------------------- what is structural
-
-    def _find(self, literals: set[str]) -> Iterator[tuple[str, int]]:
-        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
-        prints = _Printer(literals)
-        for text, i in {**special, **self._added_ids}.items():
-            token = self.added.get(text)
-            flagged = text in special or (token is not None and token.special)
-            named = _CONTROL.fullmatch(text) or _CONVERSATION.fullmatch(text)
-            if text.strip() and (flagged or named or (_marks(text) and prints(text))):
-                yield text, i
-        for text, i in self._pieces(literals, prints):
-            if text not in self.added:
-                yield text, i
-
-    def _pieces(self, literals: set[str], prints: _Printer) -> Iterator[tuple[str, int]]:
-        """Pieces of the vocabulary that the template prints as one token and that plain text is not built up to."""
-        vocabulary: dict[str, int] = self.tokenizer.get_vocab()
-        for piece, i in vocabulary.items():
-            named = _COMPLETE.fullmatch(piece) and not BYTE_PIECE.fullmatch(piece)
-            if named and prints(piece) and piece in self.tokenizer.tokenize(piece):
-                yield piece, i
-        if self.backend is None:
-            return
-        merged: set[str] | None = None
-        for literal in literals:
-            for piece in self.tokenizer.tokenize(literal):
-                text = piece.strip(_BLANK)
-                if piece in self.added or piece not in vocabulary or text not in literal:
-                    continue
-                if len(text) < 2 or _NATURAL.fullmatch(text) or _COMPLETE.fullmatch(piece):
-                    continue
-                if merged is None:
-                    merged = _built_up(self.backend.model)
-                if piece not in merged:
-                    yield piece, vocabulary[piece]
+        self.known: dict[Any, Any] = {}  # cache of the encoder
 
     def _find_unknown(self) -> int | None:
-        """The id for unknown text, if it is nothing else as well."""
+        """Return the id of unknown text; None where it is also the begin or end of a sequence."""
         name = getattr(getattr(self.backend, "model", None), "unk_token", None)
         unknown = self.backend.token_to_id(name) if self.backend is not None and name else self.tokenizer.unk_token_id
         return None if unknown in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) else unknown
 
     def markers(self, text: str, start: int = 0, end: int | None = None) -> list[Span]:
-        """Spans of the structural tokens in a text of the template, in order."""
+        """Return the spans of the structural tokens in a text of the template, in order."""
         spans = []
         for match in self._pattern.finditer(text, start, len(text) if end is None else end):
             token = self.added.get(match[0])
@@ -128,8 +75,7 @@ class Structure:
     # -------------------------------------------------------------------------------------------------------- encoding
 
     def encode_whole(self, texts: Sequence[str]) -> list[Tokens | None]:
-        """The tokens of ``apply_chat_template``, for :meth:`encode`; None where the tokenizer does not tell where in
-        the text they are."""
+        """Return the tokens of ``apply_chat_template``, for :meth:`encode`; None where their spans are unknown."""
         if not texts:
             return []
         if self.backend is None:
@@ -154,13 +100,13 @@ class Structure:
         bounds: Sequence[int] = (),
         tokens: Tokens | None = None,
     ) -> Tokens:
-        """Tokens of a rendered conversation, of which only the template's text gives structural ones.
+        """Return the tokens of a rendered conversation; only the template's text gives structural ones.
 
         Args:
             text: The conversation.
-            trusted: (len(text),) True where a character is the template's.
-            bounds: Where segments meet, for tokenizers that do not tell where their tokens are.
-            tokens: What :meth:`encode_whole` returns for the text.
+            trusted: (len(text),) bool, True where a character is the template's.
+            bounds: Borders of segments, for tokenizers without token spans.
+            tokens: Result of :meth:`encode_whole` for the text.
         """
         if tokens is not None and self._is_clean(text, tokens, trusted):
             return tokens
@@ -168,18 +114,18 @@ class Structure:
         return self.encode_apart(text, trusted, () if aligned else bounds)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text that somebody typed, in the middle of other text."""
+        """Return the token ids of untrusted text in the middle of other text."""
         return [int(i) for i in self._encode_plain(text, 0, len(text), "text").ids]
 
     def _is_clean(self, text: str, tokens: Tokens, trusted: Flags) -> bool:
-        """Whether all structural tokens are the template's, and none of its own was swallowed by another text."""
+        """Return True if all structural tokens are the template's, and none of its own was merged with other text."""
         foreign = np.concatenate([[0], np.cumsum(~trusted)])
         count = foreign[tokens.ends] - foreign[tokens.starts]
         atomic = _at(self._is_added, tokens.ids) | _at(self._is_forbidden, tokens.ids)
         for k in np.nonzero(atomic & (count > 0))[0]:
             a, b = trimmed(text, int(tokens.starts[k]), int(tokens.ends[k]))
             strange = foreign[b] - foreign[a]
-            # An added token of somebody's own is his affair; one that reaches into the template's text is not.
+            # An added token inside untrusted text is allowed; one that reaches into the template's text is not.
             if strange and (int(tokens.ids[k]) in self.forbidden or strange < b - a):
                 return False
         if any(text not in self.added for text in self.structural):
@@ -189,8 +135,7 @@ class Structure:
         return not any(True for _ in self._misnamed(text, tokens))
 
     def _misnamed(self, text: str, tokens: Tokens) -> Iterator[int]:
-        """Tokens that somebody called by their names: a byte piece stands for a byte, not for the six characters of its
-        name, and the token for unknown text is no text."""
+        """Iterate over tokens spelled by name in untrusted text: byte pieces (``<0x41>``), the unknown token."""
         name = None if self.unknown is None else self.tokenizer.convert_ids_to_tokens(self.unknown)
         if "<0x" not in text and (not name or name not in text):
             return
@@ -199,14 +144,14 @@ class Structure:
                 yield k
 
     def _template_markers(self, text: str, trusted: Flags) -> list[Span]:
-        """Spans of the structural tokens that are the template's from end to end."""
+        """Return the spans of the structural tokens that lie in the template's text."""
         edges = np.flatnonzero(np.diff(np.concatenate([[False], trusted, [False]])))
         return [
             span for a, b in zip(edges[::2], edges[1::2], strict=True) for span in self.markers(text, int(a), int(b))
         ]
 
     def encode_apart(self, text: str, trusted: Flags, cuts: Sequence[int]) -> Tokens:
-        """As :meth:`encode`, piece by piece; no token crosses the `cuts`."""
+        """Encode piece by piece; no token crosses the `cuts`. See :meth:`encode`."""
         parts: list[Tokens] = []
         before, at, lead = "start", 0, ""
 
@@ -234,17 +179,17 @@ class Structure:
     def _encode_plain(
         self, text: str, start: int, end: int, before: str, lead: str = "", trusted: Flags | None = None
     ) -> Tokens:
-        """Tokens of a stretch without structural tokens of the template, behind the one called `lead`."""
+        """Return the tokens of a stretch without structural tokens of the template, after the token `lead`."""
         if self.backend is None:
             return self._encode_slowly(text, start, end, lead, trusted)
         encoding = self._variant(before).encode(text[start:end], add_special_tokens=False)
         tokens = Tokens.of([self._renumbered.get(i, i) for i in encoding.ids], encoding.offsets).moved(start)
         bad = [*self._foreign(tokens, trusted), *self._misnamed(text, tokens)]
-        names = encoding.tokens if bad else []  # made anew at every access
+        names = encoding.tokens if bad else []  # rebuilt at every access
         return tokens.replaced({k: self._spell(names[k]) for k in bad})
 
     def _spell(self, token: str) -> list[int]:
-        """A structural piece in pieces of one character each; what has no piece of its own is unknown text."""
+        """Return a structural piece as pieces of one character; characters without a piece become unknown text."""
         ids: list[int] = []
         for character in token:
             if self.backend is None:
@@ -260,7 +205,7 @@ class Structure:
     # ------------------------------------------------------------------------------------- tokenizers without a backend
 
     def _aligns(self, text: str, trusted: Flags) -> bool:
-        """Whether the tokens' own texts tell where they are."""
+        """Return True if the spans of the tokens follow from their texts."""
         spans, at = [*self._template_markers(text, trusted), (len(text), len(text))], 0
         for start, end in spans:
             if aligned(self._tokenize(text[at:start]), text[at:start]) is None:
@@ -269,7 +214,7 @@ class Structure:
         return True
 
     def _encode_named(self, text: str, names: list[str]) -> Tokens | None:
-        """The tokens of these names, if their names tell where in the text they are."""
+        """Return the tokens of these names; None where their spans do not follow from the names."""
         spans = aligned(names, text)
         return None if spans is None else Tokens.of(self.tokenizer.convert_tokens_to_ids(names), spans)
 
@@ -283,14 +228,14 @@ class Structure:
         return tokens.replaced({k: self._spell(names[k]) for k in self._foreign(tokens, trusted)})
 
     def _foreign(self, tokens: Tokens, trusted: Flags | None) -> list[int]:
-        """Structural tokens with a character that is not the template's; all of them where nothing is `trusted`."""
+        """Return indices of structural tokens with a character that is not the template's (all without `trusted`)."""
         found: list[int] = np.nonzero(_at(self._is_forbidden, tokens.ids))[0].tolist()
         if trusted is None:
             return found
         return [k for k in found if not trusted[tokens.starts[k] : tokens.ends[k]].all()]
 
     def _tokenize(self, text: str) -> list[str]:
-        """Tokens of a text without a structural token in it."""
+        """Return the names of the tokens of a text without structural tokens."""
         own = [t for t in self.added if t not in self.structural and t in text]
         if not own:
             return list(self.tokenizer.tokenize(text, split_special_tokens=True))
@@ -303,10 +248,10 @@ class Structure:
     # ----------------------------------------------------------------------------------------------- bare tokenizers
 
     def _variant(self, before: str) -> Any:
-        """The tokenizer without structural tokens, for text at the start, after a structural token, or after text.
+        """Return the tokenizer without structural tokens for text at the start, after a structural token or after text.
 
-        They differ in the space that SentencePiece-like tokenizers put in front of a text: the whole tokenizer would
-        add one after a structural token if it does so "always", and none in the middle of a text.
+        The variants differ in the space that SentencePiece-like tokenizers put in front of a text: the original adds
+        one after a structural token with prepend_scheme "always", and none in the middle of a text.
         """
         if before not in self._variants:
             from tokenizers import Tokenizer
@@ -317,8 +262,8 @@ class Structure:
             bare.pre_tokenizer = backend.pre_tokenizer
             if before != "start":
                 everywhere = before == "text"
-                bare.pre_tokenizer = _without_prefix(backend.pre_tokenizer, everywhere)
-                bare.normalizer = _without_prefix(backend.normalizer, everywhere)
+                bare.pre_tokenizer = without_prefix(backend.pre_tokenizer, everywhere)
+                bare.normalizer = without_prefix(backend.normalizer, everywhere)
             kept = {
                 i: t
                 for i, t in sorted(backend.get_added_tokens_decoder().items())
@@ -330,37 +275,11 @@ class Structure:
         return self._variants[before]
 
 
-class _Printer:
-    """Tells whether a template can print a text as it stands: inside a literal, or out of literals put together."""
-
-    def __init__(self, literals: set[str]) -> None:
-        self.literals = sorted(literals)
-        self.joined = "\0".join(self.literals)
-
-    def __call__(self, text: str) -> bool:
-        if text in self.joined:
-            return True
-        ends = [k for k in range(len(text)) if not k or any(s.endswith(text[:k]) for s in self.literals)]
-        reached, ahead = set(ends), list(ends)
-        while ahead:
-            at = ahead.pop()
-            if at and any(s.startswith(text[at:]) for s in self.literals):
-                return True
-            for literal in self.literals:
-                to = at + len(literal)
-                if to not in reached and to <= len(text) and text.startswith(literal, at):
-                    if to == len(text):
-                        return True
-                    reached.add(to)
-                    ahead.append(to)
-        return False
-
-
 _KNOWN: WeakKeyDictionary[Any, tuple[Any, dict[Any, Structure]]] = WeakKeyDictionary()
 
 
-def structure(tokenizer: Any, template: str | None = None, names: Iterable[str] = ()) -> Structure:
-    """The :class:`Structure` of a tokenizer under a template, made again whenever tokens were added to it.
+def structure(tokenizer: PreTrainedTokenizerBase, template: str | None = None, names: Iterable[str] = ()) -> Structure:
+    """Return the :class:`Structure` of a tokenizer under a template; cached until tokens are added to it.
 
     Args:
         tokenizer: A transformers tokenizer.
@@ -382,28 +301,9 @@ def structure(tokenizer: Any, template: str | None = None, names: Iterable[str] 
 
         printed = set() if template is None else set(renderer(template).literals)
         roles = {form for name in (*ROLE_NAMES, *names) for form in (name, name.upper(), name.title())}
-        # The tokenizer is the weak key, so its value must not hold it: a copy shares the (large) backend.
+        # The tokenizer is the weak key, so the value must not refer to it: a copy shares the (large) backend.
         known[1][key] = Structure(copy.copy(tokenizer), printed | roles if printed else ())
     return known[1][key]
-
-
-def _marks(text: str) -> bool:
-    """Whether an added token that a template prints is a marker: no word, number, white space or single character."""
-    bare = text.strip()
-    if len(bare) < 2:
-        return bool(bare) and not bare.isprintable()  # a private character, say
-    return not re.fullmatch(r"[\w'\u2019-]+", bare) or (bare.isascii() and bare.isupper() and len(bare) > 2)
-
-
-def _built_up(model: Any) -> set[str]:
-    """Pieces that a model makes of smaller ones: not those that it only ever finds whole."""
-    state = json.loads(model.__getstate__())
-    if state["type"] == "BPE":
-        pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in state["merges"])
-        return {left + right for left, right in pairs}
-    if state["type"] == "Unigram":
-        return {piece for piece, score in state["vocab"] if score < 0}
-    return set()
 
 
 def _flags(ids: Iterable[int]) -> Flags:
@@ -414,7 +314,7 @@ def _flags(ids: Iterable[int]) -> Flags:
 
 
 def _at(flags: Flags, ids: Ints) -> Flags:
-    """Flags of ids; False for those beyond the end."""
+    """Return the flags of ids; False beyond the end."""
     if not len(flags):
         return np.zeros(len(ids), dtype=bool)
     return flags[np.minimum(ids, len(flags) - 1)] & (ids < len(flags))
@@ -422,35 +322,3 @@ def _at(flags: Flags, ids: Ints) -> Flags:
 
 def _is_word(text: str, at: int) -> bool:
     return 0 <= at < len(text) and (text[at].isalnum() or text[at] == "_")
-
-
-def _without_prefix(component: Any, everywhere: bool) -> Any:
-    """A normalizer or pre-tokenizer that adds no space in front; if not `everywhere`, only such as add it to the first
-    text alone."""
-    if component is None:
-        return None
-    before = json.loads(component.__getstate__())
-    after = _edit(before, everywhere)
-    if after == before:
-        return component
-    if after is None:
-        return None
-    edited = copy.deepcopy(component)
-    edited.__setstate__(json.dumps(after).encode())
-    return edited
-
-
-def _edit(component: dict[str, Any], everywhere: bool) -> dict[str, Any] | None:
-    component = dict(component)
-    kind = component["type"]
-    if kind == "Sequence":
-        (key,) = (key for key in ("normalizers", "pretokenizers") if key in component)
-        edited = [_edit(inner, everywhere) for inner in component[key]]
-        component[key] = [inner for inner in edited if inner is not None]
-    elif kind == "Metaspace" and (everywhere or component.get("prepend_scheme") == "first"):
-        component["prepend_scheme"] = "never"
-    elif kind == "ByteLevel" and everywhere:
-        component["add_prefix_space"] = False
-    elif kind == "Prepend" and everywhere:
-        return None
-    return component

@@ -1,15 +1,14 @@
-"""Chat templates: which one is used, and to which message each piece of the printed text belongs.
+"""Choose the chat template, print a conversation with it and cut the text into segments of messages.
 
-The template is run on the real conversation by :mod:`rolesafe.roles.rendering`, where every character of the result
-knows its source. What the template prints itself is given to messages by
-:mod:`rolesafe.roles.owners`.
+The template is run on the real conversation by :mod:`rolesafe.roles.rendering`, which traces every character of the
+result. Template text is attributed to messages by :mod:`rolesafe.roles.attribution`.
 
-Roles that a template does not know (it raises, or leaves the message out) are printed under a name it knows:
-privileged roles as ``system``, others as ``user``; the other roles keep their names. The role *id* stays that of the
-sender. The role of what the model generates is always printed as ``assistant``.
+Roles that a template does not support (it raises, or omits the message) are printed under a supported name: privileged
+roles as ``system``, others as ``user``. The role *id* stays that of the sender. The role of generated tokens is always
+printed as ``assistant``.
 
-A template may print messages in another order than they were sent (Mistral v0.3 puts the system message into the last
-user turn): each keeps its role. A template that loses a message is an error.
+A template may reorder messages (Mistral v0.3 puts the system message into the last user turn): each keeps its role. A
+template that omits a message raises.
 """
 
 from __future__ import annotations
@@ -22,14 +21,16 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from rolesafe.config import RoleConfig
+from rolesafe.roles.attribution import attribute
 from rolesafe.roles.messages import Message
-from rolesafe.roles.owners import attribute
 from rolesafe.roles.role import DEFAULT_ROLES
 from rolesafe.roles.segments import NEUTRAL, RefusedError, Segment, Shape, Span
 from rolesafe.roles.segments import Part as Part
 from rolesafe.roles.traced import Kind, Traced
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rolesafe.roles.rendering import Renderer
 
 DEFAULT_TEMPLATE = (
@@ -42,25 +43,25 @@ DEFAULT_TEMPLATE = (
 """The template of ``chat_template="default"``, for tokenizers that have none: ``<|role|>\\ncontent</s>\\n``.
 
 It adds no token to the vocabulary: the headers are plain text, the only special tokens are the tokenizer's own
-beginning and end of sequence, where it has them. What separates the messages is their role ids.
+beginning and end of sequence, where it has them. Role ids separate the messages.
 """
 
 ROLE_NAMES = DEFAULT_ROLES
 """Names that a template may print for roles."""
 
 CORE_ROLES = ("system", "user", "assistant")
-"""Every chat template knows these, or refuses them by name."""
+"""Roles that every chat template supports, or rejects by name."""
 
 _CACHE_SIZE = 1024
 
 
-def resolve_template(tokenizer: Any, chat_template: str | None, tools: Any = None) -> str:
-    """Return the Jinja template to use: the argument, the tokenizer's own, or the default where it is asked for.
+def resolve_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None, tools: Any = None) -> str:
+    """Return the Jinja template to use: the argument, the tokenizer's own, or the default if requested.
 
     Args:
         tokenizer: A transformers tokenizer.
         chat_template: A Jinja template, the name of one of the tokenizer's, ``"default"``, or None.
-        tools: What the template gets as ``tools``: with them a tokenizer of several templates uses ``tool_use``.
+        tools: The template's ``tools``: with them a tokenizer of several templates uses ``tool_use``.
 
     Raises:
         ValueError: There is no template.
@@ -75,30 +76,28 @@ def resolve_template(tokenizer: Any, chat_template: str | None, tools: Any = Non
         return DEFAULT_TEMPLATE
     if own is None and chat_template is None:
         raise ValueError(
-            "`chat_template`: the tokenizer has no chat template and none was passed; expected one of the two. Pass "
-            'chat_template="default" for rolesafe\'s documented default (rolesafe.roles.templates.DEFAULT_TEMPLATE), '
-            "or a Jinja template of your own."
+            "`chat_template`: expected a template for a tokenizer without one, got None. Pass "
+            'chat_template="default" (rolesafe.roles.templates.DEFAULT_TEMPLATE), or a Jinja template.'
         )
     template = str(tokenizer.get_chat_template(chat_template, tools))
     if chat_template is not None and not named and "{" not in template:
         names = sorted(own) if isinstance(own, dict) else []
         raise ValueError(
-            f"`chat_template`: {chat_template!r} is no Jinja template and no name the tokenizer knows; expected a "
-            f'template, "default" or one of {names}'
+            f'`chat_template`: expected a Jinja template, "default" or one of {names}, got {chat_template!r}'
         )
     return template
 
 
 class Layout:
-    """One template with the variables of one call: prints conversations and says what belongs to which message.
+    """Print conversations with one template and the variables of one call, and cut the text into segments.
 
     Args:
         renderer: The template.
-        config: Says which roles are privileged and which one is generated.
-        variables: What the template sees besides the messages, traced.
+        config: Role configuration.
+        variables: Further variables of the template, traced.
         add_generation_prompt: As in ``apply_chat_template``.
         markers: Returns the spans of the structural tokens in a text of the template, in order.
-        known: What earlier calls with the same template, configuration and variables found out.
+        known: Cache of earlier calls with the same template, configuration and variables.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class Layout:
         """Print a conversation and cut it into segments, in the order in which the template prints them.
 
         Raises:
-            ValueError: The template refuses the conversation or loses a message.
+            ValueError: The template rejects the conversation or omits a message.
         """
         shape, text = self._print(conversation, argument)
         key = ("plan", shape, tuple(source for _, source in text._runs))
@@ -145,7 +144,7 @@ class Layout:
         without: int | None = None,
         generation: bool | None = None,
     ) -> Traced:
-        """The text of a conversation, without one of its messages if asked for.
+        """Return the text of a conversation, optionally without one of its messages.
 
         Raises:
             RefusedError: The template does not print it.
@@ -163,7 +162,7 @@ class Layout:
         )
 
     def _print(self, conversation: Sequence[Message], argument: str) -> tuple[Shape, Traced]:
-        """How the template is shown the messages, and its text."""
+        """Return the form in which the template gets the messages, and its text."""
         roles = tuple(message.role for message in conversation)
         own = tuple("assistant" if name == self.config.generated else name for name in roles)
         shapes = tuple(message.parts is not None for message in conversation)
@@ -178,26 +177,26 @@ class Layout:
                 reasons.append(str(error))
                 continue
             if key not in self.known:
-                _tell_of_renamed(roles, own, names)
+                _warn_renamed(roles, own, names)
             _keep(self.known, key, (names, joined))
             return Shape(names, tuple(not isinstance(content, str) for content in contents)), text
         culprit = self._refused_role(own)
         raise ValueError(
             f"`{argument}`: the chat template does not print this conversation of roles {list(roles)}: {reasons[0]}. "
-            + (f"It refuses role {culprit!r}. " if culprit else "")
-            + 'Pass another `chat_template` (a Jinja template, or "default" for rolesafe\'s own, which prints every '
-            "role), or send the messages in an order and with roles that this one prints."
+            + (f"It rejects role {culprit!r}. " if culprit else "")
+            + 'Pass another `chat_template` (a Jinja template, or "default", which prints every role), or send '
+            "messages in an order and with roles that this one prints."
         )
 
     @staticmethod
     def _reads_parts(message: Message, other: bool) -> bool:
-        """Whether the content is shown as a list of parts: as it was sent, or the other way."""
+        """Return True if the content is passed as a list of parts: as it was sent, or inverted for `other`."""
         return (message.parts is not None) != other
 
     def _plans(self, own: tuple[str, ...], parts: bool) -> Iterator[tuple[tuple[str, ...], bool]]:
-        """Ways to print a conversation: names of the roles, and whether contents are shown in their other form.
+        """Iterate over ways to print a conversation: names of the roles, True for contents in their other form.
 
-        As few roles are renamed as possible, and none of those that every template knows.
+        As few roles are renamed as possible, and none that every template supports.
         """
         foreign = [name for name in dict.fromkeys(own) if name not in CORE_ROLES]
         for count in range(len(foreign) + 1):
@@ -210,17 +209,17 @@ class Layout:
                 yield names, True
 
     def _check_whole(self, names: tuple[str, ...], contents: Sequence[str | Sequence[str]], text: Traced) -> None:
-        """Raise where a message is lost: it has text, and the template prints none, whatever the text is."""
+        """Raise where the template omits a message that has text."""
         printed = _printed(text)
         for i, content in enumerate(contents):
             if i in printed or not "".join(content).strip():
                 continue
             neutral = [NEUTRAL if isinstance(content, str) else [NEUTRAL] for content in contents]
             if i not in _printed(self.render(names, neutral)):
-                raise RefusedError(f"it loses message {i} (role {names[i]!r})")
+                raise RefusedError(f"it omits message {i} (role {names[i]!r})")
 
     def _refused_role(self, names: Sequence[str]) -> str | None:
-        """The role without which the template would print the conversation, if there is exactly one."""
+        """Return the role without which the template prints the conversation, if there is exactly one."""
         culprits = []
         for role in dict.fromkeys(names):
             rest = [name for name in names if name != role]
@@ -233,10 +232,10 @@ class Layout:
                 continue
         return culprits[0] if len(culprits) == 1 else None
 
-    # ----------------------------------------------------------------- what the template prints in other conversations
+    # ------------------------------------------------------------------- output of the template in other conversations
 
     def generation_literals(self, shape: Shape) -> frozenset[Any]:
-        """Names of the literals that the template prints because of ``add_generation_prompt``."""
+        """Return the names of the literals that the template prints because of ``add_generation_prompt``."""
         try:
             whole, less = (self.render(shape.names, shape.neutral(), generation=g) for g in (True, False))
         except RefusedError:
@@ -244,9 +243,9 @@ class Layout:
         return frozenset(_literals(whole) - _literals(less))
 
     def opening_without(self, shape: Shape, guest: int, host: int) -> str | None:
-        """What the template prints in the round of `host` before its content where `guest` is not in the conversation.
+        """Return the text in the round of `host` before its content in the conversation without `guest`.
 
-        None where it does not print that, or prints `host` outside of its round.
+        None where the template does not print it, or prints `host` outside of its round.
         """
         try:
             text = self.render(shape.names, shape.neutral(), without=guest)
@@ -265,8 +264,8 @@ class Layout:
         return None
 
 
-def _tell_of_renamed(roles: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
-    """Warn that roles are printed under other names, at the line that called rolesafe."""
+def _warn_renamed(roles: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
+    """Warn that roles are printed under other names, at the line outside of rolesafe."""
     renamed = {role: name for role, before, name in zip(roles, own, names, strict=True) if before != name}
     if not renamed:
         return
@@ -275,8 +274,8 @@ def _tell_of_renamed(roles: Sequence[str], own: Sequence[str], names: Sequence[s
         level, frame = level + 1, frame.f_back
     printed = ", ".join(f"{role!r} is printed as {name!r}" for role, name in renamed.items())
     warnings.warn(
-        f"`chat_template`: does not know every role of this conversation: {printed}. Their role ids stay their own. "
-        'Pass another `chat_template` (a Jinja template, or "default") to print them under their names.',
+        f"`chat_template`: expected support for every role of this conversation, got {printed}. Their role ids are "
+        'kept. Pass another `chat_template` (a Jinja template, or "default") to print them under their names.',
         stacklevel=level,
     )
 
@@ -288,10 +287,10 @@ def _keep(known: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _literals(text: Traced) -> Counter[Any]:
-    """How often each literal is printed."""
+    """Return the number of times that each literal is printed."""
     return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
 
 
 def _printed(text: Traced) -> set[int | None]:
-    """Messages of which there is some content in the text."""
+    """Return the messages with some content in the text."""
     return {source.message for length, source in text._runs if length and source.kind is Kind.CONTENT}

@@ -1,25 +1,23 @@
-"""Strings that know where each of their characters comes from.
+"""Strings with the source of each of their characters.
 
-A chat template is a program that takes messages apart and puts them together again. :class:`Traced` is a ``str`` that
-carries its *runs*: consecutive characters of one :class:`Source`. Every string operation that templates use keeps them,
-so the rendered text tells, character by character, what the template printed and what somebody wrote.
+A chat template splits messages and joins them again. :class:`Traced` is a ``str`` with *runs*: consecutive characters
+of one :class:`Source`. Every string operation that templates use keeps them, so each character of the rendered text is
+known to be template text, message content or a variable.
 
-An operation that is not followed gives characters of :data:`UNKNOWN`, never of the template: what is not known to be
-the template's is not structure.
+Operations that are not traced give characters of source :data:`UNKNOWN`, never template text.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple, SupportsIndex
 
 
 class Kind(IntEnum):
-    """Who wrote a character."""
+    """Author of a character."""
 
     TEMPLATE = 0
     CONTENT = 1
@@ -28,11 +26,11 @@ class Kind(IntEnum):
 
 
 class Source(NamedTuple):
-    """Where a run of characters comes from.
+    """Source of a run of characters.
 
     Attributes:
-        kind: Who wrote it.
-        message: Content: index of the message. Template: index of the message whose rendering evaluated it, or None.
+        kind: Its author.
+        message: Content: index of the message. Template: index of the message in whose round it was evaluated, or None.
         name: Template: number of the literal (unique in the template). Variable: its name. Content: ``"round"`` if it
             was printed in the round of its message.
     """
@@ -44,15 +42,15 @@ class Source(NamedTuple):
 
 UNKNOWN = Source(Kind.UNKNOWN)
 PRINTED = Source(Kind.TEMPLATE)
-"""Text that the template makes of numbers, and the punctuation of JSON."""
+"""Source of printed numbers, and of the punctuation of JSON."""
 
 Run = tuple[int, Source]
 
 
 class Traced(str):
-    """A string and the sources of its characters; a plain ``str`` in every other way.
+    """A ``str`` with the sources of its characters.
 
-    An empty content keeps one run of length 0: the place where the content is printed.
+    An empty content keeps one run of length 0, at the place where it is printed.
     """
 
     __slots__ = ("_runs",)
@@ -65,7 +63,7 @@ class Traced(str):
 
     @classmethod
     def of(cls, text: str, source: Source) -> Traced:
-        """A string of one source."""
+        """Return a string of one source."""
         return cls(text, ((len(text), source),))
 
     @property
@@ -75,7 +73,7 @@ class Traced(str):
     # ------------------------------------------------------------------------------------------------ cutting, joining
 
     def _cut(self, start: int, stop: int) -> Traced:
-        """Characters ``start`` to ``stop``, 0 <= start <= stop <= len."""
+        """Return characters ``start`` to ``stop``, 0 <= start <= stop <= len."""
         if start == 0 and stop == len(self):
             return self
         runs, at = [], 0
@@ -91,7 +89,7 @@ class Traced(str):
         return Traced(str.__getitem__(self, slice(start, stop)), runs)
 
     def _pieces(self, parts: Iterable[str], gap: int) -> list[Any]:
-        """`parts`, which follow each other in this string with `gap` characters between them."""
+        """Return `parts`, which follow each other in this string with `gap` characters between them, traced."""
         out, at = [], 0
         for part in parts:
             out.append(self._cut(at, at + len(part)))
@@ -99,7 +97,7 @@ class Traced(str):
         return out
 
     def _found(self, parts: Iterable[str]) -> list[Any]:
-        """`parts`, which follow each other in this string with white space between them."""
+        """Return `parts`, which follow each other in this string with white space between them, traced."""
         out, at = [], 0
         for part in parts:
             at = str.index(self, part, at)
@@ -182,7 +180,7 @@ class Traced(str):
         return tuple(self._pieces(str.rpartition(self, sep), 0))
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1) -> Traced:
-        """As ``str.replace``; what takes the place of something that somebody wrote counts as written by them."""
+        """Replace as ``str.replace``; text in place of content gets the source of that content."""
         if old == "":
             return self._blurred(str.replace(self, old, new, count), new)
         kept = self._pieces(str.split(self, old, count), len(old))
@@ -220,8 +218,10 @@ class Traced(str):
         return self._recased(str.casefold)
 
     def _blurred(self, text: str, *others: str) -> Traced:
-        """`text` made of this string and `others` in a way that is not followed: written by the one writer if only one
-        had a hand in it, else of unknown source."""
+        """Return `text`, made of this string and `others` by an untraced operation.
+
+        Its source is the only author among them besides the template, or unknown where there are several.
+        """
         sources = self._sources.union(*(traced(other)._sources for other in others))
         writers = {source for source in sources if source.kind is not Kind.TEMPLATE}
         if len(writers) == 1:
@@ -254,7 +254,7 @@ class Traced(str):
         return self.format_map({**{str(i): arg for i, arg in enumerate(args)}, **kwargs})
 
     def format_map(self, mapping: Any, /) -> Traced:
-        """As ``str.format_map`` for fields that are a name or a number, without conversions."""
+        """Format as ``str.format_map`` for fields that are a name or a number, without conversions."""
         out: list[str] = []
         count = at = 0
         for text, field, spec, conversion in string.Formatter().parse(self):
@@ -270,7 +270,7 @@ class Traced(str):
         return join("", out)
 
     def __mod__(self, values: Any) -> Traced:
-        """As ``str.__mod__`` for ``%s``, ``%d`` and ``%%``."""
+        """Format as ``str.__mod__`` for ``%s``, ``%d`` and ``%%``."""
         given = list(values) if isinstance(values, tuple) else [values]
         pieces = re.split(r"(%[sd%])", str.__str__(self))
         if isinstance(values, Mapping) or any("%" in piece for piece in pieces[::2]):
@@ -282,17 +282,17 @@ class Traced(str):
 
 
 def runs_of(text: str) -> tuple[Run, ...]:
-    """Runs of any string; those of a plain one are unknown."""
+    """Return the runs of any string; those of a plain one are unknown."""
     return text._runs if isinstance(text, Traced) else ((len(text), UNKNOWN),)
 
 
 def traced(text: str) -> Traced:
-    """`text` as a :class:`Traced`, of unknown source if it is a plain string."""
+    """Return `text` as :class:`Traced`, of unknown source if it is a plain string."""
     return text if isinstance(text, Traced) else Traced(text)
 
 
 def printed(value: Any) -> Traced:
-    """What a template prints for `value`: text as it is, numbers and the like as the template's own text."""
+    """Return the printed form of `value`: text unchanged, numbers and constants as template text."""
     if isinstance(value, str):
         return traced(value)
     if value is None or isinstance(value, (bool, int, float)):
@@ -305,7 +305,7 @@ def printed(value: Any) -> Traced:
 
 
 def sources_in(value: Any) -> Iterator[Source]:
-    """Sources of what somebody wrote anywhere in a value: texts, lists, mappings and their keys."""
+    """Iterate over the sources besides the template in a value: texts, lists, mappings and their keys."""
     if isinstance(value, Traced):
         yield from (source for source in value._sources if source.kind is not Kind.TEMPLATE)
     elif isinstance(value, Mapping):
@@ -318,7 +318,7 @@ def sources_in(value: Any) -> Iterator[Source]:
 
 
 def join(separator: str, parts: Iterable[str]) -> Traced:
-    """``separator.join(parts)`` with the sources of all."""
+    """Return ``separator.join(parts)`` with the sources of all."""
     parts = list(parts)
     runs: list[Run] = []
     between = runs_of(separator) if separator else ()
@@ -330,7 +330,7 @@ def join(separator: str, parts: Iterable[str]) -> Traced:
 
 
 def _joined(runs: Iterable[Run]) -> list[Run]:
-    """Runs without empty ones (but those of a content), neighbours of one source put together."""
+    """Return runs without empty ones (except those of a content), with neighbours of one source merged."""
     out: list[Run] = []
     last: Source | None = None
     for run in runs:
@@ -341,65 +341,3 @@ def _joined(runs: Iterable[Run]) -> list[Run]:
             out.append(run)
             last = source
     return out
-
-
-def wrap(value: Any, source: Source) -> Any:
-    """A copy of plain data in which every text, keys included, is traced to `source`."""
-    if isinstance(value, str):
-        return Traced.of(str.__str__(value), source)
-    if isinstance(value, Mapping):
-        return {wrap(key, source): wrap(item, source) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(wrap(item, source) for item in value) if type(value) in (list, tuple) else list(value)
-    return value
-
-
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: Sequence[str] | None = None,
-    sort_keys: bool = False,
-) -> Traced:
-    """``json.dumps`` with the sources of the texts; quotes, brackets and numbers are the template's."""
-    item_separator, key_separator = separators or ((", ", ": ") if indent is None else (",", ": "))
-    step = " " * indent if isinstance(indent, int) else indent
-
-    def text(value: str) -> Traced:
-        runs, out, at = runs_of(value), [], 0
-        for length, source in runs:
-            inside = json.dumps(str.__getitem__(value, slice(at, at + length)), ensure_ascii=ensure_ascii)[1:-1]
-            out.append(Traced.of(inside, source))
-            at += length
-        return join("", [_sign('"'), *out, _sign('"')])
-
-    def block(opening: str, items: list[Traced], closing: str, level: int) -> Traced:
-        if not items:
-            return _sign(opening + closing)
-        line = "" if step is None else "\n" + step * (level + 1)
-        end = "" if step is None else "\n" + step * level
-        inner = join(_sign(str(item_separator) + line), items)
-        return join("", [_sign(opening + line), inner, _sign(end + closing)])
-
-    def dump(value: Any, level: int) -> Traced:
-        if isinstance(value, str):
-            return text(value)
-        if isinstance(value, Mapping):
-            items = sorted(value.items()) if sort_keys else value.items()
-            named = [
-                join(
-                    "",
-                    [text(k if isinstance(k, str) else json.dumps(k)), _sign(str(key_separator)), dump(v, level + 1)],
-                )
-                for k, v in items
-            ]
-            return block("{", named, "}", level)
-        if isinstance(value, (list, tuple)):
-            return block("[", [dump(item, level + 1) for item in value], "]", level)
-        return _sign(json.dumps(value))
-
-    return dump(value, 0)
-
-
-def _sign(text: str) -> Traced:
-    return Traced.of(text, PRINTED)

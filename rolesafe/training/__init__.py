@@ -1,4 +1,4 @@
-"""Retraining with roles: collation and a thin setup on the Hugging Face Trainer. No training loop of our own."""
+"""Training with roles on the Hugging Face Trainer: collation, learning rates, annealing."""
 
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator

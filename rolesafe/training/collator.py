@@ -1,4 +1,4 @@
-"""Conversations into training batches.
+"""Collate conversations into training batches.
 
 Shapes: B conversations, T tokens of the longest.
 """
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from rolesafe.config import RoleConfig
 from rolesafe.roles.encoding import EncodedConversation, encode_one, padding_id, padding_role_id
@@ -25,26 +26,28 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class RoleCollator:
-    """Makes a batch of conversations: `input_ids`, `attention_mask`, `labels` and, where asked for, `role_ids` (B, T).
+    """Collate conversations to `input_ids`, `attention_mask`, `labels` and `role_ids`, (B, T) int64 each.
 
-    The loss is on what the model is to write: the content and the end-of-turn tokens of the messages whose role is the
-    one of generated tokens. Everything else has the label -100. Padding is on the right.
+    Labels are set on the content and the end-of-turn tokens of messages with the role of generated tokens
+    (``config.generated``); everything else has the label -100. Padding is on the right.
 
     Attributes:
-        tokenizer: With a chat template, or give `chat_template`.
+        tokenizer: With a chat template, unless `chat_template` is given.
         config: The model's role configuration, ``model.rolesafe_config``.
-        with_roles: Whether batches carry `role_ids`. False for a plain model that is trained beside a role-aware one:
-            the tokens are the same.
-        max_length: Conversations are truncated to this many tokens (never the privileged part).
-        chat_template: As for :func:`rolesafe.encode`.
+        with_roles: Add `role_ids`. False for a plain model trained on the same tokens.
+        max_length: Truncate conversations to this many tokens (never the privileged part).
+        chat_template: See :func:`rolesafe.encode`.
         pad_to_multiple_of: Round T up to a multiple of this.
-        position_gap: Where it is positive, batches carry `position_ids` (B, T) that jump by a random length of up to
-            `position_gap` at one random token of every other conversation. Short conversations then teach what to do
-            where the system text is far away (after randomized positional encodings, arXiv 2305.16843). The jumps come
-            from torch's global generator, which the Trainer seeds and restores.
+        position_gap: If positive, add `position_ids` (B, T) that jump by a random length of up to `position_gap` at one
+            random token of about every other conversation. Short conversations then train for a distant system prompt
+            (after randomized positional encodings, arXiv 2305.16843). The jumps come from torch's global generator,
+            which the Trainer seeds and restores.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     config: RoleConfig
     with_roles: bool = True
     max_length: int | None = None
@@ -60,10 +63,10 @@ class RoleCollator:
             raise ValueError(f"`pad_to_multiple_of`: expected a number >= 1, got {self.pad_to_multiple_of}")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Collate rows with a column `messages`, or rows that :meth:`encode` made of such (as lists or as tensors).
+        """Collate rows with a column `messages`, or rows returned by :meth:`encode` (as lists or tensors).
 
         Raises:
-            ValueError: A row has no `messages`, or columns of several lengths, or a conversation no reply to learn.
+            ValueError: A row has no `messages`, columns of several lengths, or no reply to learn.
         """
         rows = [row if "labels" in row else self.encode(row, f"row {i}") for i, row in enumerate(features)]
         fill = {
@@ -76,7 +79,7 @@ class RoleCollator:
         for i, row in enumerate(rows):
             if missing := [name for name in names if name not in row]:
                 raise ValueError(f"row {i}: expected the columns {names} of RoleCollator.encode, got none of {missing}")
-            # padding would lengthen a short column: tokens would get the role of padding, unseen
+            # padding would silently fill a short column: tokens would get the role of padding
             if len(set(sizes := [len(row[name]) for name in names])) > 1:
                 raise ValueError(f"row {i}: expected columns of one length, got {dict(zip(names, sizes, strict=True))}")
         batch = {name: self._padded([row[name] for row in rows], fill[name]) for name in names}
@@ -86,25 +89,25 @@ class RoleCollator:
         return batch
 
     def _padded(self, rows: Sequence[Any], value: int) -> Tensor:
-        """(B, T) int64 from rows of integers, lists or tensors."""
+        """Return (B, T) int64 from rows of integers, lists or tensors."""
         found = pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value).long()
         return F.pad(found, (0, -found.shape[1] % self.pad_to_multiple_of), value=value)
 
     def encode(self, row: Mapping[str, Any], argument: str = "row") -> dict[str, list[int]]:
-        """The lists `input_ids`, `attention_mask`, `role_ids` and `labels` of a row with a column `messages`.
+        """Return the lists `input_ids`, `attention_mask`, `role_ids` and `labels`, (T,) each, of a conversation.
 
-        Rows may be encoded ahead, once for many trainings: ``dataset.map(collator.encode)``.
+        To encode a dataset once for many trainings: ``dataset.map(collator.encode)``.
 
         Args:
-            row: With `messages`.
-            argument: What errors call it.
+            row: With a column `messages`.
+            argument: Name of the row in errors.
 
         Warns:
-            UserWarning: The first reply does not begin with the tokens that a prompt ends with: what is learned here is
-                not what the model will be asked for.
+            UserWarning: The first reply does not continue the tokens of its generation prompt: training and generation
+                would differ.
 
         Raises:
-            ValueError: It has no `messages`, or the conversation no reply to learn.
+            ValueError: The row has no `messages`, or no reply to learn.
         """
         one = self._encode(argument, row)
         self._check_prompt(row["messages"])
@@ -122,7 +125,7 @@ class RoleCollator:
         }
 
     def _positions(self, lengths: Tensor, length: int) -> Tensor:
-        """(B, T) positions with a jump in about every other row; `lengths` (B,) is without padding."""
+        """Return (B, T) positions with a jump in about every other row; `lengths` (B,) excludes padding."""
         rows = lengths.shape[0]
         gap = torch.randint(0, self.position_gap + 1, (rows, 1)) * torch.randint(0, 2, (rows, 1))
         at = (torch.rand(rows) * lengths).long().unsqueeze(1)
@@ -143,7 +146,7 @@ class RoleCollator:
         )
 
     def _check_prompt(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Warn, once, where a reply in a conversation does not go on from the tokens of its prompt."""
+        """Warn, once, where a reply does not continue the tokens of its generation prompt."""
         replies = [i for i, message in enumerate(messages) if i and message["role"] == self.config.generated]
         if self._prompt_checked or not replies:
             return
@@ -154,10 +157,9 @@ class RoleCollator:
         if list(begun) != list(prompt):
             convert = self.tokenizer.convert_ids_to_tokens
             warnings.warn(
-                f"`tokenizer`: in a conversation the reply does not go on from the tokens that its prompt "
-                f"(add_generation_prompt=True) ends with: the prompt ends with {convert(list(prompt[-4:]))}, the "
-                f"conversation has {convert(list(begun[-4:]))} there. The model would be asked for something else than "
-                "it is trained on; pass a `chat_template` whose generation prompt ends with a token of its own",
+                f"`tokenizer`: expected replies that continue their generation prompt, which ends with "
+                f"{convert(list(prompt[-4:]))}, got {convert(list(begun[-4:]))} in the conversation. Training and "
+                "generation would differ. Pass a `chat_template` whose generation prompt ends with a token of its own.",
                 stacklevel=3,
             )
 

@@ -1,4 +1,4 @@
-"""One way to train on conversations: what the demo and the study of override resistance both do."""
+"""Train a model on conversations with one set of defaults."""
 
 from __future__ import annotations
 
@@ -11,37 +11,44 @@ from random import Random
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.trainer_utils import get_last_checkpoint
 
+from rolesafe.arguments import is_integer, is_number
 from rolesafe.config import RoleConfig
-from rolesafe.patching import is_patched, role_parameters
+from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.trainer import RoleTrainer
 
 ROOM = 256
-"""Positions that jumps leave to the longest training conversation, in tokens."""
+"""Positions reserved for the longest training conversation when positions jump, in tokens."""
 
 LOGGED = 50
-"""How often the loss is logged, for `callbacks` that listen."""
+"""Number of times that the loss is logged, for `callbacks`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """How to train.
+    """Settings of :func:`fit`.
 
     Args:
-        steps: Optimizer steps.
-        batch_size: Conversations in a step.
-        learning_rate: At its peak, after a short warmup; it falls linearly.
-        role_learning_rate: The same for the role parameters; for a plain model it means nothing.
-        max_length: Longest conversation in tokens; None: no limit.
-        position_gap: Largest random jump of the positions, in tokens; see `RoleCollator`. At most what the model's
-            context leaves beside :data:`ROOM` tokens.
-        group_by_length: Put conversations of about the same length into a step: less padding, the same conversations.
-        checkpoints: How often the training is saved on the way; 0: not at all, it starts over.
-        mixed_precision: Compute in bf16 where the model is on a GPU; on a CPU all is fp32.
+        steps: Number of optimizer steps.
+        batch_size: Number of conversations per step.
+        learning_rate: Peak learning rate of the base parameters; warmup of 50 steps, then linear decay.
+        role_learning_rate: Peak learning rate of the role parameters; ignored for a plain model.
+        max_length: Largest number of tokens of a conversation; None: no limit.
+        position_gap: Largest random jump of the positions, in tokens, see `RoleCollator`; limited to the context of the
+            model minus :data:`ROOM` tokens.
+        group_by_length: Batch conversations of about the same length, for less padding.
+        checkpoints: Number of checkpoints; with 0 an interrupted training starts over.
+        mixed_precision: Compute in bf16 on a GPU; a CPU computes in fp32.
 
     Raises:
         ValueError: A number is out of range.
@@ -59,20 +66,20 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("position_gap", 0), ("checkpoints", 0)):
-            if getattr(self, name) < least:
+            if not is_integer(getattr(self, name), least):
                 raise ValueError(f"`{name}`: expected a number >= {least}, got {getattr(self, name)}")
         for name in ("learning_rate", "role_learning_rate"):
-            if not getattr(self, name) > 0:
+            if not is_number(getattr(self, name)) or not getattr(self, name) > 0:
                 raise ValueError(f"`{name}`: expected a positive number, got {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return a dictionary of JSON values."""
         return asdict(self)
 
 
 def fit(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
     settings: FitSettings,
     *,
@@ -82,20 +89,20 @@ def fit(
     progress: Callable[[float], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Train `model` in place, plain or patched, and tell how many seconds it took.
+    """Train `model` in place, plain or patched, and return the duration in seconds.
 
-    With ``settings.checkpoints`` an interrupted call goes on from the last checkpoint in `directory`.
+    With ``settings.checkpoints`` an interrupted call resumes from the last checkpoint in `directory`.
 
     Args:
-        model: A causal language model; a patched one gets the roles.
+        model: A causal language model; a patched one gets `role_ids`.
         tokenizer: With a chat template.
-        rows: With `messages` that end with the reply to learn, or what :meth:`RoleCollator.encode` made of such.
-        settings: How to train.
-        seed: Of the order of the conversations, dropout and jumps.
-        directory: For checkpoints; removed at the end.
-        config: Declares the roles of a plain model; a patched model's own otherwise.
-        progress: Called with the fraction that is done.
-        callbacks: More callbacks for the Trainer.
+        rows: Rows with `messages` that end with the reply to learn, or rows of :meth:`RoleCollator.encode`.
+        settings: Steps, rates and batches.
+        seed: Seed of the order of the conversations, dropout and jumps.
+        directory: Directory for checkpoints; removed at the end.
+        config: Roles of a plain model; default: ``RoleConfig()``. Ignored for a patched model.
+        progress: Called with the finished fraction.
+        callbacks: Further callbacks for the Trainer.
 
     Raises:
         ValueError: As :class:`RoleCollator` and :class:`RoleTrainer`.
@@ -103,7 +110,7 @@ def fit(
     has_roles = is_patched(model)
     roles = model.rolesafe_config if has_roles else (config or RoleConfig())
     context = getattr(model.config, "max_position_embeddings", 0) or 0
-    trains_roles = has_roles and any(p.requires_grad for _, p in role_parameters(model))
+    trains_roles = has_roles and any(p.requires_grad for _, p in named_role_parameters(model))
     if settings.group_by_length:
         rows = grouped(rows, settings.batch_size, seed)
     arguments = TrainingArguments(
@@ -121,7 +128,7 @@ def fit(
         save_steps=max(1, settings.steps // max(1, settings.checkpoints)),
         save_total_limit=1,
         logging_steps=max(1, settings.steps // LOGGED),
-        logging_nan_inf_filter=False,  # it waits for the device in every step
+        logging_nan_inf_filter=False,  # it would sync with the device in every step
         bf16=settings.mixed_precision and torch.cuda.is_available(),
         report_to=[],
         dataloader_pin_memory=False,
@@ -130,7 +137,7 @@ def fit(
     trainer = _Trainer(
         model,
         arguments,
-        collator=RoleCollator(
+        data_collator=RoleCollator(
             tokenizer=tokenizer,
             config=roles,
             with_roles=has_roles,
@@ -149,7 +156,7 @@ def fit(
 
 
 def grouped(rows: Sequence[Mapping[str, Any]], batch_size: int, seed: int) -> list[Mapping[str, Any]]:
-    """`rows` in an order in which those of one batch have about the same length; the batches come in random order."""
+    """Return `rows` ordered so that those of one batch have about the same length; batches are in random order."""
     lengths = [
         len(row["input_ids"]) if "input_ids" in row else sum(len(m["content"].split()) for m in row["messages"])
         for row in rows
@@ -161,7 +168,11 @@ def grouped(rows: Sequence[Mapping[str, Any]], batch_size: int, seed: int) -> li
 
 
 class Losses(TrainerCallback):
-    """The mean loss of each stretch of a training by the step at its end."""
+    """Callback that records the mean loss since the last log, by step.
+
+    Attributes:
+        mean: Loss by step.
+    """
 
     def __init__(self) -> None:
         self.mean: dict[int, float] = {}
@@ -173,7 +184,7 @@ class Losses(TrainerCallback):
 
 class _Trainer(RoleTrainer):
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: it walks through all modules in every step, and nothing here reads it."""
+        """Return 0: counting visits all modules in every step."""
         return 0
 
 

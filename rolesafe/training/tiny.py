@@ -1,4 +1,4 @@
-"""A small llama and a word-level tokenizer for it: what the demo trains from scratch in a minute on two cores."""
+"""Tiny random llamas and tokenizers, for the demo and for tests. They need no download."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
 )
-"""Delimiters are ordinary words of the vocabulary, as in Zephyr or Llama 2: anybody can type them."""
+"""Template whose delimiters are ordinary words of the vocabulary, as in Zephyr or Llama 2: any text may hold them."""
 
 TEXT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""The same for a tokenizer that keeps spaces: the one in front of a reply is part of its first token, so that a word is
-the same token there as in a sentence, and a prompt does not end with it."""
+"""The same for a tokenizer that keeps spaces: the space before a reply belongs to its first token."""
 
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with a token per word, per punctuation mark and per delimiter of :data:`TEMPLATE`."""
+    """Return a tokenizer with a token per word, per punctuation mark and per delimiter of :data:`TEMPLATE`."""
     specials = ["<pad>", "<unk>", "</s>"]
     delimiters = [f"<|{role}|>" for role in _ROLES]
     vocabulary = {word: i for i, word in enumerate([*specials, *delimiters, *sorted(set(words))])}
@@ -46,12 +45,11 @@ def tiny_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def text_tokenizer(texts: Iterable[str], size: int = 4096) -> PreTrainedTokenizerFast:
-    """A tokenizer of pieces of words (byte-level BPE) made from `texts`, with special tokens as delimiters: closer to
-    that of a large model, and with no text that it cannot hold.
+    """Return a byte-level BPE tokenizer trained on `texts`, with special tokens as delimiters, as in large models.
 
     Args:
-        texts: What the pieces are counted in.
-        size: Most tokens.
+        texts: Training texts.
+        size: Largest size of the vocabulary.
     """
     specials = ["<pad>", "<unk>", "</s>", *(f"<|{role}|>" for role in _ROLES)]
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -79,7 +77,7 @@ def text_tokenizer(texts: Iterable[str], size: int = 4096) -> PreTrainedTokenize
 def tiny_llama(
     vocab_size: int, *, seed: int, hidden: int = 64, layers: int = 3, heads: int = 4, head_dim: int = 16
 ) -> LlamaForCausalLM:
-    """A random llama, the same for the same seed."""
+    """Return a random llama, the same for the same seed."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,

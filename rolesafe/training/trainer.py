@@ -1,16 +1,18 @@
-"""`RoleTrainer`: the Hugging Face Trainer with a learning rate of their own for role parameters."""
+"""`RoleTrainer`: the Hugging Face Trainer with a separate learning rate for role parameters."""
 
 from __future__ import annotations
 
-import math
+import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from rolesafe.arguments import is_number
 from rolesafe.config import RoleConfig
-from rolesafe.patching import is_patched, role_parameters
+from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.patching.adapters import check_adapter, freeze_constants, learned_parameters
 from rolesafe.patching.checkpoint import check_checkpoint
 from rolesafe.patching.seal import UNSAVED, unsaved_names
@@ -18,53 +20,44 @@ from rolesafe.training.collator import RoleCollator
 
 
 class RoleTrainer(Trainer):
-    """A `Trainer` for conversations, for patched models and their plain twins alike.
+    """Train patched models, or plain ones on the same batches, on conversations.
 
-    Everything else is the Trainer's: seeds, progress bar, checkpoints, `train(resume_from_checkpoint=True)`,
-    distributed training. Checkpoints of a patched model load with :func:`rolesafe.from_pretrained`.
+    Seeds, progress bar, checkpoints, `train(resume_from_checkpoint=True)` and distributed training are the Trainer's.
+    Checkpoints of a patched model load with :func:`rolesafe.from_pretrained`.
 
     Args:
-        model: Patched, or plain (then batches carry no roles).
+        model: Patched or plain, also wrapped by PEFT.
         args: The Trainer's arguments. `remove_unused_columns` is set to False: the collator needs `messages`.
-        collator: What turns rows into batches. Its `with_roles` must fit the model.
+        data_collator: Its `with_roles` and roles must fit the model.
         role_learning_rate: Learning rate of the role parameters, without weight decay; None: that of `args`; 0: they
-            stay as they are, and may be frozen.
-        **kwargs: As for `Trainer` (`train_dataset`, `eval_dataset`, `callbacks`, ...).
+            are not trained, and may be frozen.
+        **kwargs: See `Trainer` (`train_dataset`, `eval_dataset`, `callbacks`, ...).
 
     Raises:
-        ValueError: `collator` and `model` disagree about roles, there are no role parameters to give a rate to, the
-            role layer is frozen and no rate of 0 says that it should be, PEFT would not save it, or the rate would be
-            ignored because the optimizer comes from elsewhere.
-        TypeError: `model` is no module.
+        ValueError: `data_collator` and `model` have other roles, there are no role parameters for the rate, the role
+            layer is frozen and the rate is not 0, PEFT would not save it, or the optimizer is given and would ignore
+            the rate.
+        TypeError: `model` is no module, or `data_collator` is missing.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel | nn.Module,
         args: TrainingArguments,
         *,
-        collator: RoleCollator,
+        data_collator: RoleCollator | None = None,
         role_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
-            way_out = (
-                "" if kwargs.get("model_init") is None else "; call `model_init` yourself and pass what it returns"
-            )
+            way_out = "" if kwargs.get("model_init") is None else ". Call `model_init` yourself and pass its result."
             raise TypeError(f"`model`: expected a model, got {type(model).__name__}{way_out}")
-        has_roles = any(is_patched(module) for module in model.modules())
-        if has_roles != collator.with_roles:
-            raise ValueError(
-                f"`collator`: expected with_roles={has_roles} (the model is {'' if has_roles else 'not '}patched), "
-                f"got {collator.with_roles}"
-            )
-        modules: list[Any] = list(model.modules())
-        for module in modules:
-            if is_patched(module) and _roles(module.rolesafe_config) != _roles(collator.config):
-                raise ValueError(
-                    f"`collator`: expected the model's roles {_roles(module.rolesafe_config)}, got "
-                    f"{_roles(collator.config)}: the ids would mean something else; pass config=model.rolesafe_config"
-                )
+        if "collator" in kwargs:
+            warnings.warn("`collator` is deprecated. Use `data_collator`.", DeprecationWarning, stacklevel=2)
+            data_collator = kwargs.pop("collator")
+        if data_collator is None:
+            raise TypeError("`data_collator`: expected a RoleCollator, got None")
+        _check_roles(model, data_collator)
         freeze_constants(model)
         _check_rate(model, role_learning_rate)
         if role_learning_rate:
@@ -74,23 +67,23 @@ class RoleTrainer(Trainer):
         # The collator needs the column `messages`, which no model takes.
         args.remove_unused_columns = False
         self.role_learning_rate = role_learning_rate
-        super().__init__(model=model, args=args, data_collator=collator, **kwargs)
+        super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """As the Trainer's, with the role parameters moved to a group of their own."""
+        """Create the Trainer's optimizer, and move the role parameters to a group of their own."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer: Optimizer = super().create_optimizer(*args, **kwargs)
         if self.role_learning_rate is None:
             return optimizer
-        own: list[nn.Parameter] = [p for _, p in role_parameters(self.model) if p.requires_grad]
+        own: list[nn.Parameter] = [p for _, p in named_role_parameters(self.model) if p.requires_grad]
         if not own:
             return optimizer
         ids = {id(p) for p in own}
         if not ids <= {id(p) for group in optimizer.param_groups for p in group["params"]}:
             raise ValueError(
-                f"`role_learning_rate`: {type(optimizer).__name__} does not hold the role parameters as they are; "
-                "expected None, or another optimizer"
+                f"`role_learning_rate`: expected None, or an optimizer that holds the role parameters themselves, got "
+                f"{type(optimizer).__name__}"
             )
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in ids]
@@ -98,16 +91,16 @@ class RoleTrainer(Trainer):
         return optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer's, which only logs what it does not find."""
+        """Load as the Trainer does; raise where it only logs missing weights."""
         self._check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        """As the Trainer's, which only logs what it does not find."""
+        """Load as the Trainer does; raise where it only logs missing weights."""
         self._check_checkpoint(self.state.best_model_checkpoint)
         super()._load_best_model()
 
-    def _check_checkpoint(self, directory: Any) -> None:
+    def _check_checkpoint(self, directory: str | Path) -> None:
         patched = next((module for module in self.model.modules() if is_patched(module)), None)
         if patched is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return  # sharded states load whole, or raise
@@ -117,24 +110,40 @@ class RoleTrainer(Trainer):
             check_checkpoint(directory, patched)
 
 
-def _check_rate(model: nn.Module, rate: Any) -> None:
-    """Raise where the rate and the role parameters of `model` do not go together."""
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf):
+def _check_roles(model: nn.Module, collator: RoleCollator) -> None:
+    """Raise where the batches of `collator` do not have the roles of `model`."""
+    patched = [module for module in model.modules() if is_patched(module)]
+    if bool(patched) != collator.with_roles:
+        raise ValueError(
+            f"`data_collator`: expected with_roles={bool(patched)} (the model is {'' if patched else 'not '}patched), "
+            f"got {collator.with_roles}"
+        )
+    for module in patched:
+        if _roles(module.rolesafe_config) != _roles(collator.config):
+            raise ValueError(
+                f"`data_collator`: expected the model's roles {_roles(module.rolesafe_config)}, got "
+                f"{_roles(collator.config)}. Pass config=model.rolesafe_config."
+            )
+
+
+def _check_rate(model: nn.Module, rate: float | None) -> None:
+    """Raise where the rate does not fit the role parameters of `model`."""
+    if rate is not None and (not is_number(rate) or rate < 0):
         raise ValueError(f"`role_learning_rate`: expected a positive number, got {rate}")
     learned = learned_parameters(model)
     trains = any(p.requires_grad for _, p in learned)
     if rate and not trains:
-        raise ValueError("`role_learning_rate`: the model has no role parameters that train; expected None")
+        raise ValueError(f"`role_learning_rate`: expected None without trainable role parameters, got {rate}")
     if rate is None and learned and not trains:
         raise ValueError(
-            "`role_learning_rate`: all role parameters are frozen (PEFT freezes what is not in its `modules_to_save`), "
-            "so the role layer would not train. Pass modules_to_save=rolesafe.patching.role_modules(model) to the PEFT "
-            "configuration, or role_learning_rate=0 to keep the role layer as it is"
+            "`role_learning_rate`: expected 0 where all role parameters are frozen, got None (PEFT freezes all that is "
+            "not in its `modules_to_save`). Pass modules_to_save=rolesafe.patching.role_modules(model) to the PEFT "
+            "configuration to train the role layer, or role_learning_rate=0."
         )
 
 
 def _check_optimizer(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
-    """Raise where the optimizer is made elsewhere, so that a rate of its own would be ignored."""
+    """Raise where the optimizer is given, so the rate would be ignored."""
     engine = getattr(args, "hf_deepspeed_config", None)
     for name, given in (
         ("optimizers", (kwargs.get("optimizers") or (None,))[0]),
@@ -142,11 +151,11 @@ def _check_optimizer(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
     ):
         if given is not None:
             raise ValueError(
-                f"`role_learning_rate`: expected None with an optimizer in `{name}`, which has rates of its own; give "
-                "the parameters of rolesafe.role_parameters(model) a group there, or leave that optimizer out"
+                f"`role_learning_rate`: expected None with an optimizer in `{name}`, got a rate. Give "
+                "rolesafe.named_role_parameters(model) a group in that optimizer, or leave it out."
             )
 
 
 def _roles(config: RoleConfig) -> tuple[tuple[str, ...], str]:
-    """What decides the meaning of role ids: their names in order, and the role of generated tokens."""
+    """Return the names of the roles in order, and the role of generated tokens."""
     return config.roles, config.generated

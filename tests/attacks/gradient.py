@@ -182,7 +182,9 @@ def direct_loss(model: Any, tokenizer: Any, messages: Any, wanted: str) -> float
     last = len(messages)
     at = [
         k
-        for k, (message, content) in enumerate(zip(encoded.message_ids, encoded.content_mask, strict=True))
+        for k, (message, content) in enumerate(
+            zip(encoded.message_ids, [part.name == "CONTENT" for part in encoded.parts], strict=True)
+        )
         if message == last and content
     ]
     roles = {} if config is None else {"role_ids": torch.tensor([encoded.role_ids])}

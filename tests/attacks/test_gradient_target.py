@@ -144,7 +144,10 @@ def test_target_without_request_holds_slot_only(place: str) -> None:
     ids = target.start.tolist()
     encoded = encode_one(tokenizer, target.messages(ids), config=model.rolesafe_config, add_generation_prompt=True)
     assert encoded.input_ids == [*target.before.tolist(), *ids, *target.after.tolist()]
-    of_message = [m == 1 and content for m, content in zip(encoded.message_ids, encoded.content_mask, strict=True)]
+    of_message = [
+        m == 1 and content
+        for m, content in zip(encoded.message_ids, [part.name == "CONTENT" for part in encoded.parts], strict=True)
+    ]
     assert sum(of_message) == len(ids)
 
 

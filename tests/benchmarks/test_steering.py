@@ -59,7 +59,7 @@ def test_record_untrained_preset_keeps_fluency(name):
 def test_untrained_preset_keeps_fluency(name):
     from transformers import AutoTokenizer
 
-    from rolesafe.patching.read import read_model
+    from rolesafe.patching.loading import read_model
 
     bench = Bench(read_model(CHAT_MODEL).eval(), AutoTokenizer.from_pretrained(CHAT_MODEL), max_new_tokens=32)
     plain, found = bench.measure(None), bench.measure(RoleConfig.preset(name))

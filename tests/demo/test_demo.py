@@ -51,7 +51,7 @@ def test_run_demo_twins_differ_by_the_role_layer(finished):
     directory, results, _ = finished
     counts = {run.model: run.n_parameters for run in results.runs}
     model = rolesafe.from_pretrained(directory / "models" / "role-aware-0")
-    added = sum(p.numel() for _, p in rolesafe.role_parameters(model))
+    added = sum(p.numel() for _, p in rolesafe.named_role_parameters(model))
     assert counts["role-aware"] - counts["plain"] == added
     assert added <= 0.02 * counts["plain"] + 2000
 

@@ -39,7 +39,7 @@ def make(config: RoleConfig | None = None, seed: int = 0):
         rolesafe.patch(model, config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for name, parameter in rolesafe.role_parameters(model):
+            for name, parameter in rolesafe.named_role_parameters(model):
                 if name.endswith("bias"):
                     parameter.normal_(generator=generator)
                 elif name.endswith("share") and config.learn_share:

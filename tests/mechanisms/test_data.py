@@ -24,7 +24,7 @@ def test_rotation_turns_neighbouring_pairs(angle: float) -> None:
     torch.testing.assert_close(rotate(x, angle).norm(dim=-1), x.norm(dim=-1))
 
 
-def test_only_the_tokens_of_its_roles_change() -> None:
+def test_transform_changes_only_its_roles() -> None:
     part = DataTransform((2, 4), 6, rotation=math.pi / 2, shift=True)
     make = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_only_the_tokens_of_its_roles_change() -> None:
                 assert torch.equal(out[b, t], x[b, t])
 
 
-def test_strength_is_a_part_of_the_angle_and_of_the_shift() -> None:
+def test_strength_scales_angle_and_shift() -> None:
     x, roles = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0)), torch.full((1, 4), 2)
     part = DataTransform((2,), 6, rotation=0.8, shift=True)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_strength_is_a_part_of_the_angle_and_of_the_shift() -> None:
     assert part(x, roles) is x
 
 
-def test_at_rest_it_changes_nothing() -> None:
+def test_at_rest_is_identity() -> None:
     x, roles = torch.randn(1, 4, 6), torch.full((1, 4), 2)
     assert torch.equal(DataTransform((2,), 6, shift=True)(x, roles), x)
     assert sum(p.numel() for p in DataTransform((2,), 6, shift=True).parameters()) == 42
@@ -67,7 +67,7 @@ def test_dtype_and_device() -> None:
     assert {p.device.type for p in meta.parameters()} == {"meta"}
 
 
-def test_an_odd_number_of_dimensions_cannot_be_turned() -> None:
-    with pytest.raises(ValueError, match="`rotation`: turns pairs of dimensions; expected an even hidden size, got 7"):
+def test_rotation_of_odd_dimension_raises() -> None:
+    with pytest.raises(ValueError, match=r"`rotation`: expected an even hidden size .* got 7"):
         DataTransform((2,), 7, rotation=0.1)
     DataTransform((2,), 7, shift=True)

@@ -12,7 +12,7 @@ from rolesafe.mechanisms import RoleEmbedding
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 9), st.integers(1, 16), st.integers(0, 1000))
-def test_adds_the_vector_of_each_role(batch: int, length: int, dim: int, num_roles: int, seed: int) -> None:
+def test_embedding_adds_role_vectors(batch: int, length: int, dim: int, num_roles: int, seed: int) -> None:
     torch.manual_seed(seed)
     embedding = RoleEmbedding(num_roles, dim, std=0.5)
     x, roles = torch.randn(batch, length, dim), torch.randint(0, num_roles, (batch, length))
@@ -20,7 +20,7 @@ def test_adds_the_vector_of_each_role(batch: int, length: int, dim: int, num_rol
     assert torch.equal(embedding(x, roles), torch.stack([torch.stack(row) for row in rows]))
 
 
-def test_at_rest_it_changes_nothing() -> None:
+def test_at_rest_is_identity() -> None:
     x, roles = torch.randn(2, 5, 8), torch.randint(0, 5, (2, 5))
     assert torch.equal(RoleEmbedding(5, 8)(x, roles), x)
 
@@ -36,7 +36,7 @@ def test_start_and_reset() -> None:
     assert not RoleEmbedding(5, 8).weight.any()
 
 
-def test_keeps_the_dtype_of_the_residual_stream() -> None:
+def test_embedding_keeps_dtype_of_hidden_states() -> None:
     roles = torch.zeros(1, 3, dtype=torch.int64)
     embedding = RoleEmbedding(5, 8, std=1.0, dtype=torch.bfloat16, device=torch.device("cpu"))
     assert embedding.weight.dtype == torch.bfloat16
@@ -45,7 +45,7 @@ def test_keeps_the_dtype_of_the_residual_stream() -> None:
     assert RoleEmbedding(5, 8, device=torch.device("meta")).weight.device.type == "meta"
 
 
-def test_gradient_counts_the_tokens_of_a_role() -> None:
+def test_gradient_counts_tokens_of_role() -> None:
     embedding = RoleEmbedding(3, 4)
     embedding(torch.zeros(1, 5, 4), torch.tensor([[0, 2, 2, 2, 0]])).sum().backward()
     assert torch.equal(embedding.weight.grad, torch.tensor([2.0, 0.0, 3.0]).unsqueeze(1).expand(3, 4))

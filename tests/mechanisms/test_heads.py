@@ -1,4 +1,4 @@
-"""`RoleHeads`: what a layer carries, and the gradient of its share."""
+"""`RoleHeads`: parameters of a layer, gradient of the share, steering."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_at_rest() -> None:
 @pytest.mark.parametrize(
     "options", [{"share": 0.1}, {"dedicated_heads": 1}, {"dedicated_heads": 0.5}, {"integrity": True}], ids=str
 )
-def test_parts_that_change_more_than_scores(options: dict[str, Any]) -> None:
+def test_changes_scores_only_by_part(options: dict[str, Any]) -> None:
     assert not RoleHeads(RoleConfig(**options), 8).changes_scores_only
     off = RoleHeads(RoleConfig(**options), 8, active=False)
     assert off.changes_scores_only
@@ -41,16 +41,16 @@ def test_number_of_dedicated_heads(asked: float | int, heads: int, count: int) -
     assert RoleHeads(RoleConfig(dedicated_heads=asked), heads).dedicated == count
 
 
-def test_more_dedicated_heads_than_heads() -> None:
-    with pytest.raises(ValueError, match="`dedicated_heads`: 9 asked for, but the model's attention has 8 heads"):
+def test_dedicated_heads_above_heads_raise() -> None:
+    with pytest.raises(ValueError, match=r"`dedicated_heads`: expected at most the 8 heads .* got 9"):
         RoleHeads(RoleConfig(dedicated_heads=9), 8)
 
 
-def test_a_layer_of_dedicated_heads_needs_no_share() -> None:
+def test_dedicated_layer_has_no_share() -> None:
     assert RoleHeads(RoleConfig(share=0.5, dedicated_heads=1.0), 8).share is None
 
 
-def test_share_starts_where_the_configuration_says() -> None:
+def test_share_starts_at_config_value() -> None:
     heads = RoleHeads(RoleConfig(share=0.25), 4)
     assert heads.share is not None
     assert heads.share.tolist() == [0.25] * 4
@@ -64,7 +64,7 @@ def test_share_starts_where_the_configuration_says() -> None:
     assert heads.share.tolist() == [0.25] * 4
 
 
-def test_share_is_clamped_and_its_gradient_is_not() -> None:
+def test_share_is_clamped_without_gradient_clamp() -> None:
     heads = RoleHeads(RoleConfig(share=0.5), 4)
     assert heads.share is not None
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_share_is_clamped_and_its_gradient_is_not() -> None:
     assert torch.equal(heads.share.grad, weights)
 
 
-def test_a_share_over_the_edge_comes_back() -> None:
+def test_share_outside_range_returns() -> None:
     """Gradient descent towards 0.5 from 1.4, through the clamp."""
     heads = RoleHeads(RoleConfig(share=1.0), 1)
     assert heads.share is not None
@@ -105,7 +105,7 @@ def test_dtype_and_device(dtype: torch.dtype) -> None:
 # ------------------------------------------------------------------------------------------------------------ steering
 
 
-def test_steering_is_the_logarithm_of_the_factors_on_chosen_heads() -> None:
+def test_steering_is_log_of_factors_on_chosen_heads() -> None:
     config = RoleConfig(bias=False, boost=4.0, dampen=0.5, steered_heads=((1, 0), (1, 3), (2, 1)))
     table, share = RoleHeads(config, 4, layer=1)()
     assert share is None
@@ -121,7 +121,7 @@ def test_steering_is_the_logarithm_of_the_factors_on_chosen_heads() -> None:
     assert not list(RoleHeads(config, 4, layer=1).parameters())
 
 
-def test_steering_is_not_rounded_to_the_precision_of_the_model() -> None:
+def test_steering_stays_in_fp32() -> None:
     heads = RoleHeads(RoleConfig(boost=3.0), 2, dtype=torch.bfloat16)
     table, _ = heads()
     assert table is not None
@@ -132,12 +132,12 @@ def test_steering_is_not_rounded_to_the_precision_of_the_model() -> None:
     assert heads.bias.grad is not None
 
 
-def test_dedicated_heads_need_no_steering() -> None:
-    """They have one channel only, where the same constant for all keys does nothing."""
+def test_dedicated_heads_are_not_steered() -> None:
+    """They have one channel only, where the same constant for all keys has no effect."""
     assert RoleHeads(RoleConfig(boost=3.0, dedicated_heads=2), 4).steered == (2, 3)
 
 
-def test_steering_survives_a_copy_inference_mode_and_another_device() -> None:
+def test_steering_survives_copy_and_device_change() -> None:
     heads = RoleHeads(RoleConfig(boost=3.0, bias=False), 2)
     with torch.inference_mode():
         heads()
@@ -149,8 +149,8 @@ def test_steering_survives_a_copy_inference_mode_and_another_device() -> None:
     assert meta.is_meta
 
 
-def test_heads_give_no_parameter_away() -> None:
-    """Whoever brought it for the call, offloading or `fully_shard`, frees it afterwards."""
+def test_heads_return_copies_of_parameters() -> None:
+    """Offloading and `fully_shard` free the parameter after the call."""
     heads = RoleHeads(RoleConfig(share=0.3), 2)
     for table, parameter in zip(heads(), (heads.bias, heads.share), strict=True):
         assert table.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr()

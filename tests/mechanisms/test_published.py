@@ -1,4 +1,4 @@
-"""Each published mechanism in whole models, against its maths written down again on the unpatched base model."""
+"""Each published mechanism in whole models, against its maths implemented again on the base model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def real(output: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def same(patched: PreTrainedModel, reference: Any, batch: dict[str, Tensor]) -> None:
-    """Logits of `patched` are those of `reference`, and not those of the base."""
+    """Assert that the logits of `patched` equal those of `reference`, and differ from the base."""
     with torch.no_grad():
         got, base = real(patched(**batch), batch), real(base_model(patched.config.model_type)(**plain(batch)), batch)
     torch.testing.assert_close(got, real(reference, batch), rtol=0, atol=2e-5)
@@ -35,14 +35,14 @@ def same(patched: PreTrainedModel, reference: Any, batch: dict[str, Tensor]) -> 
 
 
 def stack(model: PreTrainedModel) -> tuple[Any, Any]:
-    """Decoder layers and final norm, named by hand."""
+    """Return decoder layers and final norm, named by hand."""
     inner = model.transformer if hasattr(model, "transformer") else model.model
     return (inner.h, inner.ln_f) if hasattr(inner, "h") else (inner.layers, inner.norm)
 
 
 @contextmanager
 def changed_inputs(changes: list[tuple[Any, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
-    """Within the context, the first input of each module is changed by its function."""
+    """Within the context, change the first input of each module by its function."""
     hooks = [
         module.register_forward_pre_hook(lambda m, a, f=change: (f(a[0]), *a[1:])) for module, change in changes
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_ise_is_token_plus_segment(family: str) -> None:
 
 
 @families
-def test_air_adds_a_vector_before_every_layer_and_before_the_final_norm(family: str) -> None:
+def test_air_adds_vectors_before_layers_and_norm(family: str) -> None:
     batch, model = random_batch(seed=3), role_model(family, RoleConfig.preset("air"))
     tables = parameters(model, "weight")
     base = base_model(family)
@@ -100,7 +100,7 @@ def test_drip_adds_a_linear_shift_to_data_tokens(family: str) -> None:
 
 
 def rotation_matrix(dim: int, angle: float) -> Tensor:
-    """Block-diagonal, one entry at a time."""
+    """Build the block-diagonal matrix, one entry at a time."""
     matrix = torch.zeros(dim, dim)
     for i in range(0, dim, 2):
         matrix[i, i] = matrix[i + 1, i + 1] = math.cos(angle)
@@ -126,7 +126,7 @@ def test_aside_rotates_the_embeddings_of_data_tokens(family: str, angle: float, 
 
 
 @families
-def test_pft_moves_the_positions_of_other_tokens(family: str) -> None:
+def test_pft_moves_positions_of_other_tokens(family: str) -> None:
     batch, model = random_batch(seed=3), role_model(family, RoleConfig.preset("pft", position_gap=40))
     ordinary = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     positions = ordinary + 40 * (batch["role_ids"] >= 2)
@@ -143,7 +143,7 @@ def test_pft_moves_the_positions_of_other_tokens(family: str) -> None:
 
 @contextmanager
 def steered(base: PreTrainedModel, change: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
-    """Within the context, `base` attends eagerly and `change` gets the attention weights (B, H, T, S) of a layer."""
+    """Within the context, pass the eager attention weights (B, H, T, S) of `base` through `change`."""
 
     def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: Any) -> Any:
         groups = q.shape[1] // k.shape[1]
@@ -180,14 +180,14 @@ def check_steering(family: str, config: RoleConfig, change: Callable[[Tensor, in
 
 
 @families
-def test_instaboost_multiplies_attention_to_privileged_keys(family: str) -> None:
+def test_instaboost_boosts_privileged_keys(family: str) -> None:
     check_steering(
         family, RoleConfig.preset("instaboost", boost=5.0), lambda w, _, keys: renormalised(w * (1 + 4 * keys.float()))
     )
 
 
 @families
-def test_pasta_multiplies_attention_to_other_keys_on_chosen_heads(family: str) -> None:
+def test_pasta_dampens_other_keys_on_chosen_heads(family: str) -> None:
     config = RoleConfig.preset("pasta", dampen=0.01, steered_heads=((0, 1), (1, 0), (1, 3)))
 
     def change(weights: Tensor, layer: int, keys: Tensor) -> Tensor:
@@ -200,8 +200,8 @@ def test_pasta_multiplies_attention_to_other_keys_on_chosen_heads(family: str) -
 
 
 @families
-def test_spotlight_raises_the_mass_to_its_target(family: str) -> None:
-    """As published: log(target / mass) onto the scores of the span where its mass is lower, then softmax again."""
+def test_spotlight_raises_mass_to_target(family: str) -> None:
+    """As published: add log(target / mass) to the scores of the span where its mass is lower, then softmax."""
 
     def change(weights: Tensor, _: int, keys: Tensor) -> Tensor:
         mass = (weights * keys).sum(-1, keepdim=True)
@@ -211,7 +211,7 @@ def test_spotlight_raises_the_mass_to_its_target(family: str) -> None:
     check_steering(family, RoleConfig.preset("spotlight", mass_target=0.6), change)
 
 
-def test_steering_comes_on_top_of_a_learned_table() -> None:
+def test_steering_adds_to_learned_table() -> None:
     batch = random_batch(seed=3)
     learned = role_model("llama", RoleConfig())
     both = role_model("llama", RoleConfig(boost=4.0, dampen=0.5))

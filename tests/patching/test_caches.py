@@ -1,4 +1,4 @@
-"""A cache is bound to the roles and to the patch that filled it, through every change of its rows or its length."""
+"""Caches are bound to the roles and the patch that filled them, through changes of rows and length."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_cache_of_relabelled_tokens_raises(family: str, kind: str) -> None:
 
 
 @caches
-def test_cache_is_not_bound_to_a_tensor_the_user_changes(kind: str) -> None:
+def test_cache_copies_role_ids(kind: str) -> None:
     model, batch = role_model("llama", FULL), conversation()
     cache = filled(model, batch, kind)
     batch["role_ids"][1, 4] = 0
@@ -112,7 +112,7 @@ def test_cache_of_the_plain_base_raises(family: str, kind: str) -> None:
 
 
 @caches
-def test_cache_that_the_plain_base_went_on_with_raises(kind: str) -> None:
+def test_cache_extended_by_plain_base_raises(kind: str) -> None:
     model, base, batch = role_model("llama", FULL), base_model("llama"), conversation()
     cache = filled(model, batch, kind)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_cache_reordered_without_its_roles_raises() -> None:
     close(go_on(model, swapped, cache), expected(model, swapped))
 
 
-def test_cached_roles_are_checked_in_compiled_code() -> None:
+def test_compiled_code_checks_cached_roles() -> None:
     model, batch = role_model("llama", FULL), conversation()
     cache = filled(model, batch, "static")
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -198,7 +198,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
 
 @families
 @pytest.mark.parametrize("change", CHANGES)
-def test_cache_with_changed_rows_is_that_of_the_rows(family: str, change: str) -> None:
+def test_cache_with_changed_rows_follows_rows(family: str, change: str) -> None:
     model, batch = role_model(family, FULL), conversation()
     batch["role_ids"][0, 4] = 1
     cache = filled(model, batch)
@@ -209,7 +209,7 @@ def test_cache_with_changed_rows_is_that_of_the_rows(family: str, change: str) -
 
 
 @caches
-def test_cropped_cache_goes_on_with_other_roles(kind: str) -> None:
+def test_cropped_cache_accepts_other_roles(kind: str) -> None:
     needs_crop(kind)
     model, batch = role_model("llama", FULL), conversation()
     cache = filled(model, batch, kind)
@@ -219,7 +219,7 @@ def test_cropped_cache_goes_on_with_other_roles(kind: str) -> None:
     close(go_on(model, other, cache, 5), expected(model, other, 5))
 
 
-def test_reset_static_cache_takes_another_conversation() -> None:
+def test_reset_static_cache_accepts_other_roles() -> None:
     model, batch = role_model("llama", FULL), conversation()
     cache = filled(model, batch, "static")
     cache.reset()
@@ -232,7 +232,7 @@ def test_reset_static_cache_takes_another_conversation() -> None:
 
 @caches
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
-def test_copied_prefix_cache_serves_several_conversations(kind: str, how: str) -> None:
+def test_copied_prefix_cache_serves_conversations(kind: str, how: str) -> None:
     model, batch = role_model("llama", FULL), conversation()
     cache = filled(model, batch, kind)
     for seed in (1, 2):
@@ -246,15 +246,15 @@ def test_copied_prefix_cache_serves_several_conversations(kind: str, how: str) -
             go_on(model, other, copy.deepcopy(cache))
 
 
-def test_cache_of_a_copied_model_stays_usable() -> None:
+def test_cache_of_copied_model_is_accepted() -> None:
     """A copy is the same patch: it computes the same keys."""
     model, batch = role_model("llama", FULL), conversation()
     close(go_on(copy.deepcopy(model), batch, filled(model, batch)), expected(model, batch))
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 4}])
-def test_generate_goes_on_with_a_cache(options: dict[str, Any]) -> None:
-    """Beams reorder it, rejected candidates crop it, a second turn checks what the first one left."""
+def test_generate_continues_cache(options: dict[str, Any]) -> None:
+    """Beams reorder the cache, rejected candidates crop it, a second turn checks it."""
     model, batch = role_model("llama", FULL), {name: x[:1] for name, x in conversation().items()}
     fixed = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
     first = model.generate(**batch, **fixed, **options, return_dict_in_generate=True)

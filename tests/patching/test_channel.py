@@ -1,4 +1,4 @@
-"""Whole models: the privileged channel stays apart, its share of attention holds, and caches change nothing."""
+"""Whole models: integrity of the privileged channel, reserved share, equality with caches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def conversation(layout: list[int], seed: int = 0, padding: int = 0) -> dict[str
 
 
 def edited(batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Every unprivileged token replaced by another one, its role by another unprivileged role."""
+    """Replace every unprivileged token by another one, and its role by another unprivileged role."""
     generator = torch.Generator().manual_seed(seed)
     ids, roles = batch["input_ids"], batch["role_ids"]
     other_ids = (ids - 3 + torch.randint(1, VOCAB - 3, ids.shape, generator=generator)) % (VOCAB - 3) + 3
@@ -46,14 +46,14 @@ def edited(batch: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def states(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[Tensor]:
-    """Hidden states (B, T, d) after the embedding and every layer, then the logits."""
+    """Return the hidden states (B, T, d) after the embedding and every layer, then the logits."""
     output = model(**batch, output_hidden_states=True, use_cache=False)
     return [*output.hidden_states, output.logits]
 
 
 @LAYOUTS
 @named
-def test_no_unprivileged_token_can_change_the_privileged_channel(family: str, layout: list[int]) -> None:
+def test_integrity_keeps_privileged_channel(family: str, layout: list[int]) -> None:
     model = role_model(family, FULL)
     batch = conversation(layout)
     privileged = batch["role_ids"] < 2
@@ -70,7 +70,7 @@ def test_no_unprivileged_token_can_change_the_privileged_channel(family: str, la
 
 
 @named
-def test_without_integrity_text_before_a_privileged_token_does_change_it(family: str) -> None:
+def test_privileged_states_change_without_integrity(family: str) -> None:
     model = role_model(family, RoleConfig.preset("channel", share=0.3, integrity=False))
     batch = conversation(BETWEEN)
     privileged = batch["role_ids"] < 2
@@ -80,8 +80,8 @@ def test_without_integrity_text_before_a_privileged_token_does_change_it(family:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "phi3", "cohere2"])
-def test_the_privileged_channel_is_the_same_through_a_cache(family: str) -> None:
-    """What a server would do: keep the keys and values of the system prompt, whatever comes after it."""
+def test_privileged_channel_is_equal_through_cache(family: str) -> None:
+    """As in prefix caching: keep the keys and values of the system prompt for any text after it."""
     model = role_model(family, FULL)
     batch = conversation(FRONT)
     ids, roles = batch["input_ids"][:1], batch["role_ids"][:1]
@@ -95,19 +95,17 @@ def test_the_privileged_channel_is_the_same_through_a_cache(family: str) -> None
 
 @LAYOUTS
 @named
-def test_attention_mass_on_privileged_keys_is_at_least_the_share(
-    family: str, layout: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In every layer, head and row of a whole model; counted in the attention the model really asks for."""
+def test_privileged_mass_is_at_least_share(family: str, layout: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every layer, head and row, computed from the attention problems of the model."""
     problems: list[tuple[Problem, Tensor, str]] = []
-    real = rolesafe.patching.attention.compute
+    real = rolesafe.patching.attention.run
 
     def record(problem: Problem, impl: str) -> Tensor:
         output = real(problem, impl)
         problems.append((problem, output, impl))
         return output
 
-    monkeypatch.setattr(rolesafe.patching.attention, "compute", record)
+    monkeypatch.setattr(rolesafe.patching.attention, "run", record)
     model = role_model(family, FULL)
     with torch.no_grad():
         model(**conversation(layout, padding=3), use_cache=False)
@@ -137,7 +135,7 @@ def test_attention_mass_on_privileged_keys_is_at_least_the_share(
 @pytest.mark.parametrize("length, chunks", [(14, (9, 1, 1, 3)), (30, (9, 1, 1, 3, 1, 1, 12, 1, 1))])
 @named
 def test_cached_equals_uncached(family: str, length: int, chunks: tuple[int, ...]) -> None:
-    """Left padding, random roles, longer than the sliding window of 8, filled up in small and large steps."""
+    """Left padding, random roles, longer than the sliding window of 8, in small and large chunks."""
     model = role_model(family, FULL)
     batch = random_batch(length=length)
     with torch.no_grad():
@@ -145,7 +143,7 @@ def test_cached_equals_uncached(family: str, length: int, chunks: tuple[int, ...
 
 
 @named
-def test_cached_equals_uncached_with_positions_counted_from_the_first_token(family: str) -> None:
+def test_cached_equals_uncached_with_position_ids(family: str) -> None:
     model = role_model(family, FULL)
     batch = random_batch(seed=3)
     batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -154,7 +152,7 @@ def test_cached_equals_uncached_with_positions_counted_from_the_first_token(fami
 
 
 @named
-def test_static_cache_generates_what_no_cache_generates(family: str) -> None:
+def test_static_cache_generates_as_without_cache(family: str) -> None:
     model = role_model(family, FULL)
     batch = random_batch(length=11)
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -166,8 +164,8 @@ def test_static_cache_generates_what_no_cache_generates(family: str) -> None:
 
 
 @named
-def test_padding_does_not_matter(family: str) -> None:
-    """What stands under the padding: other tokens, other roles, privileged ones too."""
+def test_padding_content_does_not_matter(family: str) -> None:
+    """Padded tokens get other ids and other roles, privileged ones too."""
     model = role_model(family, FULL)
     batch = random_batch()
     other = {name: value.clone() for name, value in batch.items()}
@@ -182,8 +180,8 @@ def test_padding_does_not_matter(family: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["channel", "ise"], ids=["two channels", "plain attention"])
-def test_layers_share_one_mask_in_numbers(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch would make them of the bool mask in every call, and compute the same."""
+def test_layers_share_one_float_mask(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would convert the bool mask in every call, with the same result."""
     model = role_model("llama", RoleConfig.preset(preset))
     batch = conversation(BETWEEN, padding=3)
     masks: list[Tensor | None] = []

@@ -31,14 +31,14 @@ def output(model: PreTrainedModel, batch: dict[str, Tensor] | None = None) -> Te
 
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
-    """A directory that a patched llama was saved to."""
+    """Return a directory with a saved patched llama."""
     role_model("llama", FULL).save_pretrained(tmp_path / "sealed")
     return tmp_path / "sealed"
 
 
 @pytest.fixture
 def role_layer(tmp_path: Path) -> Path:
-    """The role layer of a llama alone; its base is in `tmp_path / "base"`."""
+    """Return a directory with the role layer of a llama; its base is in `tmp_path / "base"`."""
     base_model("llama").save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     rolesafe.save_role_layer(randomise(rolesafe.patch(model, FULL)), tmp_path / "roles")
@@ -66,14 +66,14 @@ def test_round_trip_is_exact(family: str, config: RoleConfig, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("family", ["bamba", "gemma3n_text", "lfm2", "minimax", "nemotron_h"])
-def test_round_trip_of_configuration_with_infinities_and_other_counts(family: str, tmp_path: Path) -> None:
+def test_round_trip_config_with_infinities(family: str, tmp_path: Path) -> None:
     model = role_model(family, RoleConfig(share=0.25))
     model.save_pretrained(tmp_path)
     assert torch.equal(output(rolesafe.from_pretrained(tmp_path)), output(model))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_backend_that_an_eager_base_asked_for_comes_back_on_request(family: str, tmp_path: Path) -> None:
+def test_from_pretrained_eager_base_uses_reference(family: str, tmp_path: Path) -> None:
     model = role_model(family, attn="eager", trained=False)
     model.save_pretrained(tmp_path)
     loaded = rolesafe.from_pretrained(tmp_path, attn_implementation="eager")
@@ -94,10 +94,10 @@ def test_loading_in_bfloat16(family: str, tmp_path: Path) -> None:
     model = role_model(family, FULL)
     model.save_pretrained(tmp_path)
     loaded = rolesafe.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for _, p in rolesafe.role_parameters(loaded)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(loaded)} == {torch.float32}
     assert loaded.dtype == torch.bfloat16
     for (name, ours), (_, theirs) in zip(
-        rolesafe.role_parameters(loaded), rolesafe.role_parameters(model), strict=True
+        rolesafe.named_role_parameters(loaded), rolesafe.named_role_parameters(model), strict=True
     ):
         assert torch.equal(ours, theirs), name
 
@@ -107,13 +107,13 @@ def test_no_pickle_is_written(sealed: Path, role_layer: Path) -> None:
         assert {file.suffix for file in directory.iterdir()} <= {".json", ".safetensors"}
 
 
-def test_the_directory_may_come_through_a_subfolder(tmp_path: Path) -> None:
+def test_from_pretrained_with_subfolder(tmp_path: Path) -> None:
     model = role_model("llama", FULL)
     model.save_pretrained(tmp_path / "inner")
     assert torch.equal(output(rolesafe.from_pretrained(tmp_path, subfolder="inner")), output(model))
 
 
-def test_loading_after_unpatch_and_save_is_plain(tmp_path: Path) -> None:
+def test_unpatched_save_loads_plain(tmp_path: Path) -> None:
     model = rolesafe.unpatch(role_model("llama", FULL))
     model.save_pretrained(tmp_path)
     assert "rolesafe" not in (tmp_path / "config.json").read_text()
@@ -123,11 +123,11 @@ def test_loading_after_unpatch_and_save_is_plain(tmp_path: Path) -> None:
     assert torch.equal(output(loaded, batch), output(base_model("llama"), batch))
 
 
-def test_a_loaded_model_can_be_unpatched_and_trained(sealed: Path) -> None:
+def test_loaded_model_unpatches_and_trains(sealed: Path) -> None:
     loaded = rolesafe.from_pretrained(sealed)
     batch = random_batch()
     loaded.train()(**batch, labels=batch["input_ids"]).loss.backward()
-    assert all(p.grad is not None and p.grad.any() for _, p in rolesafe.role_parameters(loaded))
+    assert all(p.grad is not None and p.grad.any() for _, p in rolesafe.named_role_parameters(loaded))
     bare = rolesafe.unpatch(loaded).eval()
     assert bare.config._attn_implementation == "sdpa"
     assert torch.equal(output(bare, plain(batch)), output(base_model("llama"), plain(batch)))
@@ -158,15 +158,15 @@ def plain_loaders(family: str) -> dict[str, Callable[[Path], Any]]:
 
 @pytest.mark.parametrize("loader", plain_loaders("llama"))
 @pytest.mark.parametrize("family", SEVERAL)
-def test_no_plain_loader_makes_a_model_of_it(family: str, loader: str, tmp_path: Path) -> None:
+def test_plain_loaders_raise(family: str, loader: str, tmp_path: Path) -> None:
     role_model(family, FULL).save_pretrained(tmp_path)
     with pytest.raises(Exception, match=SEALED):
         plain_loaders(family)[loader](tmp_path)
 
 
 @pytest.mark.parametrize("loader", plain_loaders("llama"))
-def test_these_loaders_load_a_plain_checkpoint(loader: str, tmp_path: Path) -> None:
-    """Or the tests above would hold for any reason. A pipeline also wants a tokenizer, which is not here."""
+def test_same_loaders_load_plain_checkpoint(loader: str, tmp_path: Path) -> None:
+    """Control for the tests above. A pipeline also needs a tokenizer, which is missing."""
     base_model("llama").save_pretrained(tmp_path)
     if loader == "pipeline":
         with pytest.raises(Exception, match="tokenizer"):
@@ -175,7 +175,7 @@ def test_these_loaders_load_a_plain_checkpoint(loader: str, tmp_path: Path) -> N
         assert plain_loaders("llama")[loader](tmp_path) is not None
 
 
-def test_a_plain_loader_after_a_patched_one_in_the_same_process(sealed: Path) -> None:
+def test_plain_loader_after_patched_one_is_plain(sealed: Path) -> None:
     rolesafe.from_pretrained(sealed)
     for load in plain_loaders("llama").values():
         with pytest.raises(Exception, match=SEALED):
@@ -211,7 +211,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", EDITS)
-def test_a_configuration_that_is_not_understood_raises(sealed: Path, role_layer: Path, what: str) -> None:
+def test_unknown_config_format_raises(sealed: Path, role_layer: Path, what: str) -> None:
     change, message = EDITS[what]
     for directory, name in ((sealed, "config.json"), (role_layer, "role_config.json")):
         edit(directory / name, change)
@@ -219,15 +219,15 @@ def test_a_configuration_that_is_not_understood_raises(sealed: Path, role_layer:
             rolesafe.from_pretrained(directory)
 
 
-def test_another_class_in_the_configuration_raises(sealed: Path) -> None:
+def test_other_class_in_config_raises(sealed: Path) -> None:
     edit(sealed / "config.json", lambda c: c["base_config"].update(architectures=["NoSuchForCausalLM"]))
-    with pytest.raises(ValueError, match=r"`path`: config.json .*differs from what rolesafe_seal.json has of it"):
+    with pytest.raises(ValueError, match=r"`path`: config.json .*differs from its digest in rolesafe_seal.json"):
         rolesafe.from_pretrained(sealed)
     with pytest.raises(ValueError, match="NoSuchForCausalLM"):
         rolesafe.from_pretrained(sealed, verify=False)
 
 
-def test_a_plain_checkpoint_raises_with_the_way_out(tmp_path: Path) -> None:
+def test_plain_checkpoint_raises(tmp_path: Path) -> None:
     base_model("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"plain 'llama' model.*rolesafe\.patch\("):
         rolesafe.from_pretrained(tmp_path)
@@ -236,12 +236,12 @@ def test_a_plain_checkpoint_raises_with_the_way_out(tmp_path: Path) -> None:
         rolesafe.from_pretrained(tmp_path / "nothing")
 
 
-def test_remote_code_is_refused(sealed: Path) -> None:
+def test_remote_code_raises(sealed: Path) -> None:
     with pytest.raises(ValueError, match="`trust_remote_code`"):
         rolesafe.from_pretrained(sealed, trust_remote_code=True)
 
 
-def test_pushing_while_saving_is_refused(tmp_path: Path) -> None:
+def test_push_to_hub_on_save_raises(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`push_to_hub`"):
         role_model("llama").save_pretrained(tmp_path, push_to_hub=True)
     assert not list(tmp_path.iterdir())
@@ -251,14 +251,14 @@ def test_pushing_while_saving_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", SEVERAL)
-def test_a_role_layer_alone_beside_its_base(family: str, tmp_path: Path) -> None:
+def test_role_layer_alone_loads_with_base(family: str, tmp_path: Path) -> None:
     base_model(family).save_pretrained(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     randomise(rolesafe.patch(model, FULL))
     rolesafe.save_role_layer(model, tmp_path / "roles")
     files = {file.name: file.stat().st_size for file in (tmp_path / "roles").iterdir()}
     assert set(files) == {"role_layer.safetensors", "role_config.json"}
-    numbers = sum(p.numel() for _, p in rolesafe.role_parameters(model))
+    numbers = sum(p.numel() for _, p in rolesafe.named_role_parameters(model))
     assert 4 * numbers <= files["role_layer.safetensors"] < 4 * numbers + 2000
     expected = output(model)
     assert torch.equal(output(rolesafe.from_pretrained(tmp_path / "roles")), expected)
@@ -266,7 +266,7 @@ def test_a_role_layer_alone_beside_its_base(family: str, tmp_path: Path) -> None
         assert torch.equal(output(rolesafe.from_pretrained(tmp_path / "roles", base_model=base)), expected)
 
 
-def test_a_base_that_was_not_loaded_must_be_named(tmp_path: Path) -> None:
+def test_save_role_layer_without_base_name_raises(tmp_path: Path) -> None:
     model = role_model("llama", FULL)
     with pytest.raises(ValueError, match="`base_model`"):
         rolesafe.save_role_layer(model, tmp_path)
@@ -276,7 +276,7 @@ def test_a_base_that_was_not_loaded_must_be_named(tmp_path: Path) -> None:
         rolesafe.save_role_layer(base_model("llama"), tmp_path)
 
 
-def test_the_wrong_base_raises(role_layer: Path, tmp_path: Path) -> None:
+def test_role_layer_with_wrong_base_raises(role_layer: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`base_model`: expected a 'llama' model, got 'gpt2'"):
         rolesafe.from_pretrained(role_layer, base_model=base_model("gpt2"))
     model = base_model("llama")
@@ -293,13 +293,13 @@ def test_the_wrong_base_raises(role_layer: Path, tmp_path: Path) -> None:
         rolesafe.from_pretrained(role_layer, base_model=role_model("llama", RoleConfig()))
 
 
-def test_a_base_beside_a_whole_checkpoint_raises(sealed: Path) -> None:
-    with pytest.raises(ValueError, match="`base_model`: is only for a role layer saved alone"):
+def test_base_model_with_whole_checkpoint_raises(sealed: Path) -> None:
+    with pytest.raises(ValueError, match="`base_model`: expected None for a whole model"):
         rolesafe.from_pretrained(sealed, base_model=base_model("llama"))
 
 
 @pytest.mark.parametrize("change", ["lost", "added"])
-def test_a_role_layer_with_other_tensors_raises(role_layer: Path, change: str) -> None:
+def test_role_layer_with_other_tensors_raises(role_layer: Path, change: str) -> None:
     file = role_layer / "role_layer.safetensors"
     tensors = load_file(file)
     if change == "lost":
@@ -313,8 +313,8 @@ def test_a_role_layer_with_other_tensors_raises(role_layer: Path, change: str) -
         rolesafe.from_pretrained(role_layer, verify=False)
 
 
-def test_a_role_layer_loads_in_bfloat16(role_layer: Path) -> None:
+def test_role_layer_loads_in_bfloat16(role_layer: Path) -> None:
     loaded = rolesafe.from_pretrained(role_layer, dtype=torch.bfloat16)
-    assert {p.dtype for _, p in rolesafe.role_parameters(loaded)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(loaded)} == {torch.float32}
     assert {p.dtype for name, p in loaded.named_parameters() if "rolesafe" not in name} == {torch.bfloat16}
     assert torch.isfinite(output(loaded)).all()

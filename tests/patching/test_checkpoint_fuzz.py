@@ -1,4 +1,4 @@
-"""One-key edits of every JSON file of a checkpoint: each is an error that says where, or changes nothing."""
+"""One-key edits of every JSON file of a checkpoint: an error with the place, or no change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SECONDS = 1.0
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the values of a JSON object are."""
+    """Iterate over the paths of the values of a JSON object."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
         yield (*path, key)
         if isinstance(inner, (dict, list)):
@@ -33,7 +33,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def edits(about: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every key removed, set to each of `VALUES`, and an unknown key added to every object."""
+    """Iterate over edits: each key removed, set to each of `VALUES`, an unknown key added to each object."""
     for path in paths(about):
         for value in (..., *VALUES):
             changed = copy.deepcopy(about)
@@ -106,7 +106,7 @@ def fuzz(directory: Path, name: str, *, every: int = 1, verify: bool = True) -> 
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "rolesafe_seal.json", "model.safetensors.index.json"]
 )
-def test_edit_of_a_whole_checkpoint_raises_or_changes_nothing(whole: Path, name: str) -> None:
+def test_edited_checkpoint_raises_or_is_equal(whole: Path, name: str) -> None:
     found = fuzz(whole, name, every=5 if name == "model.safetensors.index.json" else 1)
     assert not found["other"]
     harmless = [what for what in found["same"] if name != "model.safetensors.index.json" or "weight_map" in what]
@@ -114,7 +114,7 @@ def test_edit_of_a_whole_checkpoint_raises_or_changes_nothing(whole: Path, name:
     assert len(found["error"]) > 50
 
 
-def test_edit_of_a_role_configuration_raises(alone: Path) -> None:
+def test_edited_role_config_raises(alone: Path) -> None:
     found = fuzz(alone, "role_config.json")
     assert not found["same"]
     assert not found["other"]
@@ -122,13 +122,13 @@ def test_edit_of_a_role_configuration_raises(alone: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["whole", "alone"])
-def test_edit_without_digests_loads_or_raises_a_value_error(kind: str, request: pytest.FixtureRequest) -> None:
+def test_edited_unverified_loads_or_raises(kind: str, request: pytest.FixtureRequest) -> None:
     directory = request.getfixturevalue(kind)
     name = "config.json" if kind == "whole" else "role_config.json"
     assert fuzz(directory, name, every=11, verify=False)["error"]
 
 
-def test_edit_of_a_base_configuration_raises_a_value_error(alone: Path) -> None:
+def test_edited_base_config_raises(alone: Path) -> None:
     base = Path(json.loads((alone / "role_config.json").read_text())["base_model_name_or_path"])
     file, text = base / "config.json", (base / "config.json").read_text()
     try:
@@ -143,7 +143,7 @@ def test_edit_of_a_base_configuration_raises_a_value_error(alone: Path) -> None:
     "text", ["", "{", "[]", "null", '{"a": 1', "\xff\x00", "[" * 100_000, '{"x": 1' + "0" * 9999 + "}"]
 )
 @pytest.mark.parametrize("name", ["config.json", "rolesafe_seal.json", "model.safetensors.index.json"])
-def test_file_that_is_no_json_object_raises(whole: Path, name: str, text: str) -> None:
+def test_invalid_json_raises(whole: Path, name: str, text: str) -> None:
     file, before = whole / name, (whole / name).read_bytes()
     try:
         file.write_bytes(text.encode("latin-1"))

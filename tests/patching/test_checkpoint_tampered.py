@@ -1,4 +1,4 @@
-"""Checkpoints whose configuration and weights disagree: nothing of a role layer may be dropped."""
+"""Checkpoints with contradicting configuration and weights raise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def change_config(directory: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"embedding": "none"}, {"share": 0.0}, {"bias": False}, {"layers": [0]}])
-def test_role_parameters_that_the_configuration_does_not_mention(saved, changes):
+def test_unmentioned_role_parameters_raise(saved, changes):
     if "layers" in changes:
         changes = {**changes, "integrity": False}
     change_config(saved, **changes)
@@ -37,13 +37,13 @@ def test_role_parameters_that_the_configuration_does_not_mention(saved, changes)
 
 
 @pytest.mark.parametrize("option", ["ignore_mismatched_sizes", "output_loading_info"])
-def test_options_that_would_skip_a_role_layer(saved, option):
+def test_unsafe_options_raise(saved, option):
     with pytest.raises(ValueError, match=f"`{option}`: expected False, got True"):
         rolesafe.from_pretrained(saved, **{option: True})
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_table_with_nan_or_infinity(saved, number):
+def test_parameter_with_nan_or_infinity_raises(saved, number):
     file = saved / "model.safetensors"
     tensors = load_file(file)
     name = next(name for name in tensors if name.endswith("rolesafe_heads.bias"))
@@ -53,16 +53,18 @@ def test_table_with_nan_or_infinity(saved, number):
         rolesafe.from_pretrained(saved, verify=False)
 
 
-def test_hidden_pair_of_roles_is_kept(saved):
+def test_bias_with_minus_infinity_loads(saved):
     file = saved / "model.safetensors"
     tensors = load_file(file)
     name = next(name for name in tensors if name.endswith("rolesafe_heads.bias"))
     tensors[name][0, 2, 4] = -torch.inf
     save_file(tensors, file, metadata={"format": "pt"})
-    assert dict(rolesafe.role_parameters(rolesafe.from_pretrained(saved, verify=False)))[name][0, 2, 4] == -torch.inf
+    assert (
+        dict(rolesafe.named_role_parameters(rolesafe.from_pretrained(saved, verify=False)))[name][0, 2, 4] == -torch.inf
+    )
 
 
-def test_role_layer_alone_needs_a_plain_base(saved, tmp_path):
+def test_role_layer_on_sealed_base_raises(saved, tmp_path):
     model = rolesafe.from_pretrained(saved)
     with pytest.raises(ValueError, match=r"`base_model`: expected a plain base model, got .*which has a role layer"):
         rolesafe.save_role_layer(model, tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export of patched models: as many graphs as the base has."""
+"""torch.compile and torch.export of patched models: the number of graphs of the base."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _no_compiled_code_from_before() -> Iterator[None]:
 
 
 def counting(graphs: list[Any]) -> Callable[..., Any]:
-    """A backend that collects graphs and runs them as they are. A function: `generate` copies its configuration."""
+    """Return a backend that collects graphs and runs them eagerly. A function: `generate` copies its configuration."""
 
     def backend(graph: Any, inputs: Any, **kwargs: Any) -> Any:
         graphs.append(graph)
@@ -36,7 +36,7 @@ def counting(graphs: list[Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("name", [*MECHANISMS, "separate"])
-def test_decoding_with_a_static_cache_has_one_graph(name: str) -> None:
+def test_static_cache_decoding_has_one_graph(name: str) -> None:
     model, batch = role_model("llama", RoleConfig.preset(name)), random_batch(length=8, padding=0)
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = model.generate(**batch, **options)
@@ -63,7 +63,7 @@ def test_lengths_share_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bias", "channel"])
-def test_export_takes_any_length(name: str) -> None:
+def test_export_accepts_any_length(name: str) -> None:
     model = role_model("llama", RoleConfig.preset(name))
 
     def inputs(length: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Roles enter where the tokens are read: whatever replaces, wraps or copies modules gets them, or an error."""
+"""Roles enter with the tokens: replaced, wrapped or copied modules get them, or raise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.mechanisms import RolePart, get_strength
-from rolesafe.patching.apply import _place
+from rolesafe.patching.install import _dtype_and_device
 from tests.models import base_model, logits, plain, random_batch, randomise, role_model, tiny_model
 
 FULL = RoleConfig.preset("channel", share=0.3)
@@ -48,7 +48,7 @@ def test_inner_model_takes_roles(family: str, config: RoleConfig) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @families
-def test_forward_on_the_instance_gets_roles(family: str, when: str) -> None:
+def test_instance_forward_gets_roles(family: str, when: str) -> None:
     """As device hooks of accelerate and TRL's chunked losses set it."""
     hooks = pytest.importorskip("accelerate.hooks")
     batch = random_batch()
@@ -66,7 +66,7 @@ def test_forward_on_the_instance_gets_roles(family: str, when: str) -> None:
     assert torch.equal(expected(model, plain(batch)), expected(base_model(family), plain(batch)))
 
 
-def test_generate_still_refuses_arguments_nobody_takes() -> None:
+def test_generate_unknown_argument_raises() -> None:
     with pytest.raises(ValueError, match="role_idz"):
         role_model("llama").generate(**random_batch(), **GREEDY, role_idz=1)
 
@@ -88,7 +88,7 @@ def test_data_parallel_replica_takes_part(config: RoleConfig) -> None:
 
 
 @families
-def test_copy_of_a_patched_model_is_one(family: str) -> None:
+def test_copied_model_is_patched(family: str) -> None:
     model, batch = role_model(family, FULL), random_batch()
     twin = copy.deepcopy(model)
     assert torch.equal(expected(twin, batch), expected(model, batch))
@@ -134,7 +134,7 @@ def test_compiled_submodules_take_part(what: str) -> None:
     torch._dynamo.reset()
 
 
-def test_wrapper_that_drops_arguments_raises() -> None:
+def test_wrapper_dropping_arguments_raises() -> None:
     class Drops(nn.Module):
         def __init__(self, model: nn.Module) -> None:
             super().__init__()
@@ -191,7 +191,7 @@ def _swap(layers: Any) -> None:
 
 @pytest.mark.parametrize("change", [_append, _append_plain, _remove, _replace, _share, _swap])
 @pytest.mark.parametrize("config", [RoleConfig(), FULL], ids=["bias", "channel"])
-def test_layers_that_change_after_the_patch_raise(change: Any, config: RoleConfig) -> None:
+def test_changed_layers_raise(change: Any, config: RoleConfig) -> None:
     model = role_model("llama", config)
     change(model.model.layers)
     model.config.num_hidden_layers = len(model.model.layers)
@@ -201,21 +201,21 @@ def test_layers_that_change_after_the_patch_raise(change: Any, config: RoleConfi
     model(**plain(random_batch()), use_cache=False)
 
 
-def test_attention_of_another_layer_in_place_raises() -> None:
+def test_attention_of_other_layer_raises() -> None:
     model = role_model("llama")
     model.model.layers[1].self_attn = model.model.layers[0].self_attn
     with pytest.raises(RuntimeError, match="1 layers ran without roles"):
         model(**random_batch(), use_cache=False)
 
 
-def test_early_exit_drafts_with_the_first_layers() -> None:
+def test_early_exit_drafts_with_first_layers() -> None:
     model, batch = role_model("llama", FULL), {name: x[:1] for name, x in random_batch(padding=0).items()}
     greedy = model.generate(**batch, **GREEDY)
     assert torch.equal(model.generate(**batch, **GREEDY, assistant_early_exit=1), greedy)
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])
-def test_parts_of_several_strengths_raise(which: int) -> None:
+def test_parts_with_several_strengths_raise(which: int) -> None:
     model = role_model("llama", FULL)
     [part for part in model.modules() if isinstance(part, RolePart)][which].strength = 0.25
     with pytest.raises(RuntimeError, match=r"`strength`: expected one strength of all parts.*\[0.25, 1.0\]"):
@@ -228,25 +228,25 @@ def test_parts_of_several_strengths_raise(which: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_role_parameters_move_in_half_precision(dtype: torch.dtype) -> None:
+def test_role_parameters_train_in_half_precision(dtype: torch.dtype) -> None:
     model, batch = rolesafe.patch(tiny_model("llama", dtype=dtype), FULL).train(), random_batch()
-    start = {name: p.detach().clone() for name, p in rolesafe.role_parameters(model)}
+    start = {name: p.detach().clone() for name, p in rolesafe.named_role_parameters(model)}
     assert {p.dtype for p in start.values()} == {torch.float32}
-    optimizer = torch.optim.AdamW([p for _, p in rolesafe.role_parameters(model)], lr=1e-4, weight_decay=0)
+    optimizer = torch.optim.AdamW([p for _, p in rolesafe.named_role_parameters(model)], lr=1e-4, weight_decay=0)
     for _ in range(3):
         optimizer.zero_grad()
         model(**batch, labels=batch["input_ids"]).loss.backward()
         optimizer.step()
-    for name, parameter in rolesafe.role_parameters(model):
+    for name, parameter in rolesafe.named_role_parameters(model):
         moved = (parameter.detach() - start[name]).abs().max()
         assert moved > 1e-4 or not name.endswith("share"), name
         assert moved > 0, name
 
 
 @pytest.mark.parametrize("how", ["half", "bfloat16", "to", "to like", "double", "float", "dtype of a device"])
-def test_conversions_keep_role_parameters_whole(how: str) -> None:
+def test_dtype_conversion_keeps_role_parameters_wide(how: str) -> None:
     model = role_model("llama", FULL)
-    before = {name: p.detach().clone() for name, p in rolesafe.role_parameters(model)}
+    before = {name: p.detach().clone() for name, p in rolesafe.named_role_parameters(model)}
     convert: dict[str, Any] = {
         "to": lambda: model.to(torch.bfloat16),
         "to like": lambda: model.to(torch.zeros(1, dtype=torch.float16)),
@@ -254,18 +254,18 @@ def test_conversions_keep_role_parameters_whole(how: str) -> None:
     }
     convert.get(how, lambda: getattr(model, how)())()
     wide = torch.float64 if how == "double" else torch.float32
-    for name, parameter in rolesafe.role_parameters(model):
+    for name, parameter in rolesafe.named_role_parameters(model):
         assert parameter.dtype == wide
         assert torch.equal(parameter.float(), before[name])
     assert model.to("meta").device.type == "meta"
-    assert {p.device.type for _, p in rolesafe.role_parameters(model)} == {"meta"}
+    assert {p.device.type for _, p in rolesafe.named_role_parameters(model)} == {"meta"}
     model.to_empty(device="cpu")
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {wide}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(model)} == {wide}
 
 
 @pytest.mark.parametrize("kind", ["4-bit", "GPTQ"])
-def test_role_parameters_of_a_quantised_layer_are_on_its_device(kind: str) -> None:
-    """Weights that are integers, as parameters or as buffers; "meta" stands for a GPU."""
+def test_quantised_layer_role_parameters_on_its_device(kind: str) -> None:
+    """Integer weights, as parameters or as buffers; "meta" replaces a GPU."""
     model = tiny_model("llama", dtype=torch.bfloat16)
     for layer in model.model.layers:
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
@@ -277,16 +277,16 @@ def test_role_parameters_of_a_quantised_layer_are_on_its_device(kind: str) -> No
                 del linear.weight
                 linear.register_buffer("qweight", packed)
     rolesafe.patch(model.to("meta"), FULL)
-    assert {(p.dtype, p.device.type) for _, p in rolesafe.role_parameters(model)} == {(torch.float32, "meta")}
+    assert {(p.dtype, p.device.type) for _, p in rolesafe.named_role_parameters(model)} == {(torch.float32, "meta")}
 
 
-def test_module_without_tensors_is_placed_by_its_layer() -> None:
-    assert _place(nn.Identity(), nn.Linear(1, 1, device="meta"))[1].type == "meta"
-    assert _place(nn.Linear(1, 1, dtype=torch.float64))[0] == torch.float64
+def test_module_without_tensors_uses_layer_device() -> None:
+    assert _dtype_and_device(nn.Identity(), nn.Linear(1, 1, device="meta"))[1].type == "meta"
+    assert _dtype_and_device(nn.Linear(1, 1, dtype=torch.float64))[0] == torch.float64
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_offloaded_model_takes_a_role_layer(tmp_path: Path, alone: bool) -> None:
+def test_offloaded_model_is_patched(tmp_path: Path, alone: bool) -> None:
     pytest.importorskip("accelerate")
     batch, trained = random_batch(), role_model("llama", FULL)
     base_model("llama").save_pretrained(tmp_path / "base")
@@ -298,12 +298,12 @@ def test_offloaded_model_takes_a_role_layer(tmp_path: Path, alone: bool) -> None
     else:
         base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options)
         model = randomise(rolesafe.patch(base, FULL))
-    assert {p.device.type for _, p in rolesafe.role_parameters(model)} == {"cpu"}
+    assert {p.device.type for _, p in rolesafe.named_role_parameters(model)} == {"cpu"}
     assert torch.equal(expected(model, batch), expected(trained, batch))
     assert model.generate(**batch, **GREEDY).shape == (2, 20)
 
 
-def test_sharded_model_is_refused(tmp_path: Path) -> None:
+def test_patch_sharded_model_raises(tmp_path: Path) -> None:
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

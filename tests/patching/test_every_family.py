@@ -1,4 +1,4 @@
-"""Every causal language model of the installed transformers: it passes, or `patch` refuses it and says why."""
+"""Every causal language model of the installed transformers passes, or `patch` raises with the reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.patching import is_patched
-from rolesafe.patching.families import CHOOSES_KEYS, FAMILIES, MIXES_BESIDE_ATTENTION, STREAMS
+from rolesafe.patching.families import CHOOSES_KEYS, FAMILIES, MIXES_OUTSIDE_ATTENTION, STREAMS
 from tests.models import cached_logits, causal_lm_families, logits, plain, random_batch, randomise, tiny_model
 from tests.patching.test_channel import BETWEEN, conversation, edited
 
@@ -32,7 +32,7 @@ MIXES_IN_OTHER_LAYERS = frozenset(
 )  # fmt: skip
 """Families that have layers without attention here."""
 
-NO_INTEGRITY = MIXES_IN_OTHER_LAYERS | MIXES_BESIDE_ATTENTION | CHOOSES_KEYS
+NO_INTEGRITY = MIXES_IN_OTHER_LAYERS | MIXES_OUTSIDE_ATTENTION | CHOOSES_KEYS
 
 UNBUILT = {
     "cohere_compass_text": "its rope parameters are by kinds of layers",
@@ -64,12 +64,12 @@ def build_on_meta(family: str) -> PreTrainedModel:
         return tiny_model(family)
 
 
-def test_at_least_a_hundred_families_are_tested() -> None:
+def test_families_number_at_least_100() -> None:
     assert len(KNOWN) >= 100
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_a_known_family(family: str) -> None:
+def test_known_family_passes(family: str) -> None:
     assert sum(p.numel() for p in build_on_meta(family).parameters()) < LARGEST
     base = tiny_model(family)
     batch = random_batch()
@@ -97,21 +97,21 @@ def test_a_known_family(family: str) -> None:
 
 
 def channel(family: str) -> RoleConfig:
-    """The recommended configuration as far as `family` allows it."""
+    """Return the recommended configuration as far as `family` supports it."""
     return RoleConfig.preset(
         "channel", integrity=family not in NO_INTEGRITY, embedding="none" if family in STREAMS else "layers"
     )
 
 
 def with_positions(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`batch`, with positions counted from the first token where the family takes positions."""
+    """Return `batch` with positions counted from the first token, for families with positions."""
     if "position_ids" not in model.forward.__signature__.parameters:
         return batch
     return {**batch, "position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)}
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_the_channel_in_a_known_family(family: str) -> None:
+def test_known_family_keeps_channel(family: str) -> None:
     base = tiny_model(family)
     model = randomise(rolesafe.patch(copy.deepcopy(base), channel(family)))
     batch = random_batch()
@@ -137,8 +137,8 @@ def test_the_channel_in_a_known_family(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_a_long_prompt_in_a_known_family(family: str) -> None:
-    """Longer than what some families compress or cut into blocks."""
+def test_known_family_with_long_prompt(family: str) -> None:
+    """Longer than the blocks of families that compress or chunk."""
     model = randomise(rolesafe.patch(tiny_model(family, max_position_embeddings=256), channel(family)))
     batch = random_batch(batch=1, length=200, padding=0)
     other = {**batch, "role_ids": (batch["role_ids"] + 1) % 5}
@@ -149,24 +149,24 @@ def test_a_long_prompt_in_a_known_family(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(NO_INTEGRITY))
-def test_integrity_is_refused_where_something_else_mixes_tokens(family: str) -> None:
-    with pytest.raises(ValueError, match=r"`integrity`: .*could not be kept apart; use integrity=False"):
+def test_integrity_with_other_mixing_raises(family: str) -> None:
+    with pytest.raises(ValueError, match=r"`integrity`: .*Use integrity=False"):
         rolesafe.patch(build_on_meta(family), RoleConfig(integrity=True))
 
 
 @pytest.mark.parametrize("family", sorted(STREAMS))
 @pytest.mark.parametrize("embedding", ["input", "layers"])
-def test_a_role_embedding_is_refused_where_a_token_has_several_streams(family: str, embedding: str) -> None:
+def test_embedding_with_several_streams_raises(family: str, embedding: str) -> None:
     with pytest.raises(ValueError, match="`embedding`: expected 'none', got"):
         rolesafe.patch(build_on_meta(family), RoleConfig(embedding=embedding))
 
 
-def test_what_cannot_be_built_is_not_claimed() -> None:
+def test_families_are_all_built() -> None:
     assert set(UNBUILT) & set(causal_lm_families()) <= set(UNKNOWN)
 
 
 @pytest.mark.parametrize("family", UNKNOWN)
-def test_an_unknown_family_is_refused_with_the_reason(family: str) -> None:
+def test_unknown_family_raises_with_reason(family: str) -> None:
     if family in UNBUILT:
         pytest.skip(f"the generic configuration builds no {family}: {UNBUILT[family]}")
     model = build_on_meta(family)

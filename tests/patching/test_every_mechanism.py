@@ -1,4 +1,4 @@
-"""All parts at once in every known family, and nothing of them at strength 0."""
+"""All parts at once in every known family, and equality with the base at strength 0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def everything(family: str, **changes: Any) -> RoleConfig:
-    """All parts, as far as `family` allows them."""
+    """Return all parts that `family` supports."""
     parts: dict[str, Any] = {"boost": 2.0, "dampen": 0.5, "mass_target": 0.4, "integrity": family not in NO_INTEGRITY}
     if family in STREAMS:
         parts["embedding"] = "none"
@@ -34,7 +34,7 @@ def everything(family: str, **changes: Any) -> RoleConfig:
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_everything_in_a_known_family(family: str) -> None:
+def test_all_parts_in_known_family(family: str) -> None:
     base = tiny_model(family)
     model = randomise(rolesafe.patch(copy.deepcopy(base), everything(family)))
     batch = with_positions(model, random_batch())
@@ -52,7 +52,7 @@ def test_everything_in_a_known_family(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(set(KNOWN) - UNMOVED))
-def test_positions_move_in_every_family_that_is_said_to_have_some(family: str) -> None:
+def test_positions_move_in_families_with_positions(family: str) -> None:
     base = tiny_model(family, sliding_window=64)
     model = rolesafe.patch(copy.deepcopy(base), RoleConfig(position_gap=20))
     batch = random_batch(padding=0)
@@ -66,8 +66,8 @@ def test_positions_move_in_every_family_that_is_said_to_have_some(family: str) -
 
 
 @pytest.mark.parametrize("family", sorted(UNMOVED))
-def test_positions_are_refused_where_they_do_nothing(family: str) -> None:
-    """Not by a list alone: moving them by hand changes nothing in the base."""
+def test_positions_without_effect_raise(family: str) -> None:
+    """Checked on the base: moving positions by hand changes nothing."""
     base, batch = tiny_model(family), random_batch(padding=0)
     with torch.no_grad():
         moved = base(**plain(batch), position_ids=torch.arange(14)[None] * 3).logits

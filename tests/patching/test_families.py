@@ -1,4 +1,4 @@
-"""Every named family through the matrix: parity at rest, roles that matter, and a way back."""
+"""Every named family: equality at rest, effect of roles, unpatching."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BASES = [(f, a) for f in NAMED for a in ("sdpa", "eager") if a == "eager" or f n
 
 
 def rotate(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tokens, every role another one."""
+    """Return the same tokens with every role changed."""
     return {**batch, "role_ids": (batch["role_ids"] + 1) % 5}
 
 
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("family, attn", BASES)
-def test_at_rest_the_logits_are_those_of_the_base_bit_for_bit(family: str, attn: str, padding: int) -> None:
+def test_patch_at_rest_logits_equal_base_bit_exact(family: str, attn: str, padding: int) -> None:
     base, model = base_model(family, attn), role_model(family, attn=attn, trained=False)
     batch = random_batch(padding=padding)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_at_rest_the_logits_are_those_of_the_base_bit_for_bit(family: str, attn:
 
 
 @pytest.mark.parametrize("family, attn", BASES)
-def test_at_rest_without_a_mask_and_token_by_token(family: str, attn: str) -> None:
+def test_patch_at_rest_token_by_token_equals_base(family: str, attn: str) -> None:
     base, model = base_model(family, attn), role_model(family, attn=attn, trained=False)
     batch = random_batch(padding=0)
     ids, roles = batch["input_ids"], batch["role_ids"]
@@ -53,7 +53,7 @@ def test_at_rest_without_a_mask_and_token_by_token(family: str, attn: str) -> No
 
 
 @named
-def test_every_part_that_can_rest_does_rest(family: str) -> None:
+def test_parts_at_rest_equal_base(family: str) -> None:
     config = RoleConfig(embedding="layers", bias=True)
     batch = random_batch()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_every_part_that_can_rest_does_rest(family: str) -> None:
 
 
 @named
-def test_roles_change_the_output_once_trained_and_not_before(family: str) -> None:
+def test_roles_change_output_only_when_trained(family: str) -> None:
     batch = random_batch()
     with torch.no_grad():
         resting = role_model(family, trained=False)
@@ -87,7 +87,7 @@ def test_roles_change_the_output_once_trained_and_not_before(family: str) -> Non
     ids=["input", "layers", "bias", "share", "dedicated", "all_dedicated", "integrity", "one_layer"],
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "gpt_oss"])
-def test_each_part_alone_makes_roles_matter(family: str, config: RoleConfig) -> None:
+def test_each_part_changes_output(family: str, config: RoleConfig) -> None:
     batch = random_batch()
     model = role_model(family, config)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_backends_agree_inside_a_model(family: str) -> None:
 
 
 @pytest.mark.parametrize("family, attn", BASES)
-def test_unpatch_restores_class_output_and_configuration(family: str, attn: str) -> None:
+def test_unpatch_restores_class_output_and_config(family: str, attn: str) -> None:
     base = base_model(family, attn)
     model = copy.deepcopy(base)
     rolesafe.patch(model, RoleConfig.preset("channel", share=0.3))
@@ -131,21 +131,21 @@ def test_unpatch_restores_class_output_and_configuration(family: str, attn: str)
 
 
 @named
-def test_patch_returns_the_model_and_is_idempotent(family: str) -> None:
+def test_patch_returns_model_and_is_idempotent(family: str) -> None:
     model = base_model(family)
     config = RoleConfig.preset("channel")
     assert rolesafe.patch(model, config) is model
     randomise(model)
-    before = {name: p.clone() for name, p in rolesafe.role_parameters(model)}
+    before = {name: p.clone() for name, p in rolesafe.named_role_parameters(model)}
     assert rolesafe.patch(model, RoleConfig.preset("channel")) is model
-    after = dict(rolesafe.role_parameters(model))
+    after = dict(rolesafe.named_role_parameters(model))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert sum(len(m._forward_pre_hooks) for m in model.modules()) == 3  # one per layer, one where the tokens enter
 
 
 @named
-def test_patched_model_is_of_its_base_class_with_role_ids_in_the_signature(family: str) -> None:
+def test_patched_class_has_role_ids_in_signature(family: str) -> None:
     base, model = base_model(family), role_model(family)
     assert isinstance(model, type(base))
     assert type(model).__name__ == f"RoleAware{type(base).__name__}"
@@ -156,7 +156,7 @@ def test_patched_model_is_of_its_base_class_with_role_ids_in_the_signature(famil
 @named
 def test_role_parameters_are_ordinary_parameters(family: str) -> None:
     model = role_model(family, RoleConfig.preset("channel", share=0.3), trained=False)
-    ours = dict(rolesafe.role_parameters(model))
+    ours = dict(rolesafe.named_role_parameters(model))
     everything = dict(model.named_parameters())
     assert all(everything[name] is p for name, p in ours.items())
     assert len(ours) == 2 * 3  # per layer: embedding, bias, share
@@ -165,7 +165,7 @@ def test_role_parameters_are_ordinary_parameters(family: str) -> None:
 
 
 @named
-def test_deepcopy_is_a_model_of_its_own(family: str) -> None:
+def test_deepcopy_is_independent(family: str) -> None:
     batch = random_batch()
     model = role_model(family, RoleConfig.preset("channel", share=0.3))
     twin = copy.deepcopy(model)
@@ -182,7 +182,7 @@ def test_deepcopy_is_a_model_of_its_own(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
-def test_models_that_share_a_configuration_object_stay_apart(family: str) -> None:
+def test_models_sharing_config_stay_independent(family: str) -> None:
     config = base_model(family).config
     first, second = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
     second.config = first.config  # from_config copies it; two models of one user's code may share one
@@ -202,7 +202,7 @@ def test_bfloat16(family: str) -> None:
     batch = random_batch()
     base = base_model(family).to(torch.bfloat16)
     model = rolesafe.patch(copy.deepcopy(base), RoleConfig())
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(model)} == {torch.float32}
     with torch.no_grad():
         resting, expected = logits(model, batch), logits(base, plain(batch))
         if family == "gpt_oss":  # its base subtracts the largest score in bf16, which rounds; the role layer does not

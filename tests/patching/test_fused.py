@@ -1,4 +1,4 @@
-"""Patched models as they run on a GPU: masks of padding alone, and the fused kernel (here by Triton's interpreter)."""
+"""Patched models as on a GPU: padding masks, and the fused kernel (in Triton's interpreter on a CPU)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture
 def compact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Masks as they are made on a GPU."""
+    """Make masks as on a GPU."""
     monkeypatch.setattr(masks, "COMPACT_DEVICES", ("cpu", "cuda"))
     return
 
 
 def fused_device() -> str:
-    """Where the fused kernel runs: on CPU tensors by the interpreter, else on the GPU."""
+    """Return the device of the fused kernel: the GPU, or a CPU with the interpreter."""
     return "cpu" if importlib.import_module("rolesafe_kernels.launch").INTERPRET else "cuda"
 
 
@@ -47,7 +47,7 @@ def moved(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", KNOWN)
-def test_padding_alone_gives_what_the_whole_mask_gives(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_mask_equals_whole_mask(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = RoleConfig.preset("channel", integrity=False, embedding="none" if family in STREAMS else "layers")
     model = randomise(rolesafe.patch(tiny_model(family), config))
     batch = random_batch()
@@ -59,7 +59,7 @@ def test_padding_alone_gives_what_the_whole_mask_gives(family: str, monkeypatch:
 
 
 @pytest.mark.usefixtures("compact")
-def test_a_causal_mask_is_its_padding_and_others_are_whole() -> None:
+def test_mask_is_padding_if_causal_else_whole() -> None:
     padding = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
 
     def made(q_length: int, kv_length: int, q_offset: int = 0, function: object = causal_mask_function) -> object:
@@ -81,8 +81,8 @@ def test_a_causal_mask_is_its_padding_and_others_are_whole() -> None:
 
 @pytest.mark.usefixtures("compact")
 @pytest.mark.parametrize("family", NAMED)
-def test_the_fused_kernel_in_a_model(family: str) -> None:
-    """Logits and every gradient, beside those of the specification."""
+def test_fused_kernel_in_model_equals_reference(family: str) -> None:
+    """Logits and every gradient."""
     pytest.importorskip("triton")
     device = fused_device()
     found = {}
@@ -103,7 +103,7 @@ def test_the_fused_kernel_in_a_model(family: str) -> None:
 
 @pytest.mark.usefixtures("compact")
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_the_fused_kernel_with_a_cache(family: str) -> None:
+def test_fused_kernel_with_cache_equals_reference(family: str) -> None:
     pytest.importorskip("triton")
     device = fused_device()
     model = randomise(rolesafe.patch(base_model(family), RoleConfig.preset("channel", impl="triton")))

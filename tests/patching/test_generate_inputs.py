@@ -1,4 +1,4 @@
-"""Shapes of what `generate` gets, and the ways of generating that call the model themselves."""
+"""Shapes of the inputs of `generate`, and decoding methods that call the model themselves."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def zeros(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_generate_without_a_prompt_takes_the_role_of_the_first_token(cache: str) -> None:
-    """Roles of later tokens would be those of what the model writes."""
+def test_generate_without_prompt_takes_one_role(cache: str) -> None:
+    """Later tokens are generated, so they take no roles."""
     model = role_model("llama", FULL)
     got = model.generate(role_ids=zeros(2, 1), **GREEDY, cache_implementation=cache)
     ids = torch.ones(2, 1, dtype=torch.long)
@@ -48,7 +48,7 @@ LONGER: dict[str, tuple[tuple[int, int], tuple[int, int], str]] = {
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("embeds", [False, True])
 @pytest.mark.parametrize("what", LONGER)
-def test_generate_takes_one_role_per_token_of_the_prompt(what: str, embeds: bool, cache: str) -> None:
+def test_generate_takes_one_role_per_prompt_token(what: str, embeds: bool, cache: str) -> None:
     model, ids = role_model("llama", FULL), torch.full((2, 5), 7)
     mask, roles, message = LONGER[what]
     tokens = {"inputs_embeds": model.get_input_embeddings()(ids)} if embeds else {"input_ids": ids}
@@ -58,7 +58,7 @@ def test_generate_takes_one_role_per_token_of_the_prompt(what: str, embeds: bool
         )
 
 
-def test_generate_beside_a_cache_takes_the_whole_sequence_or_the_new_tokens() -> None:
+def test_generate_with_cache_role_ids_shape_is_checked() -> None:
     model, batch = role_model("llama", FULL), random_batch(padding=0)
     ids, roles = batch["input_ids"], batch["role_ids"]
     whole = model.generate(**batch, **GREEDY)[:, 14:]
@@ -78,7 +78,7 @@ def test_generate_beside_a_cache_takes_the_whole_sequence_or_the_new_tokens() ->
 
 
 def guided(model: Any, batch: dict[str, Tensor], ids: Tensor, roles: Tensor, scale: float = 1.5) -> Tensor:
-    """Classifier-free guidance by full passes; the unconditional text is `ids`, and what is generated."""
+    """Compute classifier-free guidance by full passes; the unconditional text is `ids` and the generated tokens."""
     one, out = torch.ones(len(ids), 1, dtype=torch.long), dict(batch)
     for _ in range(GREEDY["max_new_tokens"]):
         with torch.no_grad():
@@ -110,7 +110,7 @@ def test_guidance_has_roles(config: RoleConfig, use_cache: bool) -> None:
     assert torch.equal(got, guided(model, batch, negative["input_ids"], negative["role_ids"]))
 
 
-def test_guidance_without_the_roles_of_its_text_raises() -> None:
+def test_guidance_without_negative_roles_raises() -> None:
     model, batch = role_model("llama", FULL), random_batch(padding=0)
     ids = torch.full((2, 3), 5)
     for roles in (None, zeros(2, 4), zeros(1, 3), [[0, 0, 0]]):
@@ -124,7 +124,7 @@ def test_guidance_without_the_roles_of_its_text_raises() -> None:
         model.generate(**batch, **GREEDY, negative_prompt_role_ids=zeros(2, 3))
 
 
-def test_guidance_that_the_caller_brings_has_roles() -> None:
+def test_guidance_processor_of_caller_has_roles() -> None:
     model, batch = role_model("llama", FULL), random_batch(padding=0)
     own = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model)
     got = model.generate(**batch, **GREEDY, logits_processor=[own])
@@ -138,8 +138,8 @@ def test_guidance_of_beams_runs() -> None:
 
 
 @pytest.mark.parametrize("how", ["dola_layers", "penalty_alpha"])
-def test_decoding_from_the_hub_raises(how: str) -> None:
-    """Its code would come from the hub; transformers refuses that by itself."""
+def test_hub_decoding_raises(how: str) -> None:
+    """Its code would come from the hub; transformers itself raises."""
     options: dict[str, Any] = {"dola_layers": "low"} if how == "dola_layers" else {"penalty_alpha": 0.6, "top_k": 4}
     with pytest.raises((ValueError, OSError), match="trust_remote_code"):
         role_model("llama", FULL).generate(**random_batch(padding=0), **GREEDY, **options)

@@ -1,4 +1,4 @@
-"""`generate` of patched models: every way of decoding with every cache gives what a full forward pass gives."""
+"""`generate` of patched models: every decoding method and cache equals full forward passes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def one_by_one(model: PreTrainedModel, batch: dict[str, Tensor], new: int = NEW, role: int = 3) -> Tensor:
-    """Greedy decoding by full forward passes without any cache, every new token with `role`."""
+    """Decode greedily by full forward passes without cache; new tokens have `role`."""
     ids, mask, roles = batch["input_ids"], batch["attention_mask"], batch["role_ids"]
     one = torch.ones(len(ids), 1, dtype=torch.long)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def one_by_one(model: PreTrainedModel, batch: dict[str, Tensor], new: int = NEW,
 
 
 def assistant(family: str, patched: bool) -> PreTrainedModel:
-    """Another model of the family."""
+    """Return another model of the family."""
     model = tiny_model(family, seed=5)
     model.generation_config.num_assistant_tokens = 3
     return randomise(rolesafe.patch(model, RoleConfig()), seed=3) if patched else model
@@ -100,7 +100,7 @@ def test_beam_search(family: str, cache: str, options: dict[str, int]) -> None:
 @pytest.mark.parametrize("padding", [0, 3])
 @pytest.mark.parametrize("patched", [True, False], ids=["patched", "plain"])
 def test_assisted_decoding(family: str, patched: bool, padding: int) -> None:
-    """Whether the assistant has roles of its own or none, the text is that of the main model."""
+    """With a patched or a plain assistant, the text is that of the main model."""
     model, batch = role_model(family, FULL), prompt(batch=1, padding=padding)
     helper = assistant(family, patched)
     got = model.generate(**batch, **GREEDY, assistant_model=helper)
@@ -112,7 +112,7 @@ SHARING = ["gemma3n_text", "gemma4_text", "gemma4_unified_text"]
 
 
 def sharing_model(family: str, config: RoleConfig | None = None) -> PreTrainedModel:
-    """Four layers, of which the last two have no keys of their own."""
+    """Return a model of four layers, of which the last two have no keys of their own."""
     kinds = ["sliding_attention", "full_attention"] * 2
     model = tiny_model(
         family, config=new_config(family, num_hidden_layers=4, num_kv_shared_layers=2, layer_types=kinds)
@@ -122,7 +122,7 @@ def sharing_model(family: str, config: RoleConfig | None = None) -> PreTrainedMo
 
 
 @pytest.mark.parametrize("family", SHARING)
-def test_layers_that_share_keys_share_their_roles(family: str) -> None:
+def test_layers_sharing_keys_share_roles(family: str) -> None:
     batch = random_batch()
     with torch.no_grad():
         base = sharing_model(family)
@@ -136,8 +136,8 @@ def test_layers_that_share_keys_share_their_roles(family: str) -> None:
 @pytest.mark.parametrize("family", SHARING)
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("padding", [0, 3])
-def test_generation_where_layers_share_keys(family: str, cache: str, padding: int) -> None:
-    """Gemma 4 runs its last layers for the last token of a prompt alone where it can."""
+def test_generation_with_shared_keys(family: str, cache: str, padding: int) -> None:
+    """Gemma 4 runs its last layers for the last token of a prompt only."""
     model, batch = sharing_model(family, FULL), prompt(padding=padding)
     assert torch.equal(model.generate(**batch, **GREEDY, cache_implementation=cache), one_by_one(model, batch))
 
@@ -145,7 +145,7 @@ def test_generation_where_layers_share_keys(family: str, cache: str, padding: in
 @families
 @pytest.mark.parametrize("how", ["by name", "a cache"])
 @pytest.mark.parametrize("kind", ["assistant", "lookup"])
-def test_assisted_decoding_with_a_static_cache_raises_or_is_right(family: str, how: str, kind: str) -> None:
+def test_assisted_decoding_static_cache_raises_or_equals(family: str, how: str, kind: str) -> None:
     model, batch = role_model(family, FULL), prompt(batch=1)
     options: dict[str, object] = (
         {"prompt_lookup_num_tokens": 3} if kind == "lookup" else {"assistant_model": assistant(family, True)}
@@ -165,8 +165,8 @@ def test_assisted_decoding_with_a_static_cache_raises_or_is_right(family: str, h
 
 
 @families
-def test_a_model_assists_itself(family: str) -> None:
-    """All candidates are accepted: the rows of the caches that assist are the ones of the main model."""
+def test_assisted_decoding_by_itself(family: str) -> None:
+    """All candidates are accepted: the caches of the assistant have the rows of the main model."""
     model, batch = role_model(family, FULL), prompt(batch=1)
     twin = role_model(family, FULL)
     twin.generation_config.num_assistant_tokens = 4
@@ -183,7 +183,7 @@ def test_prompt_lookup(family: str) -> None:
 
 @families
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_padded_batch_is_its_rows_alone(family: str, cache: str) -> None:
+def test_padded_batch_equals_single_rows(family: str, cache: str) -> None:
     model, batch = role_model(family, FULL), prompt(batch=2, padding=3)
     together = model.generate(**batch, **GREEDY, cache_implementation=cache)
     alone = {name: value[:1, 3:] for name, value in batch.items()}
@@ -207,7 +207,7 @@ def test_num_return_sequences(family: str, cache: str) -> None:
 
 @families
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_what_the_model_writes_has_the_role_assistant(family: str, cache: str) -> None:
+def test_generated_tokens_are_assistant(family: str, cache: str) -> None:
     model, batch = role_model(family, FULL), prompt(batch=1)
     output = model.generate(
         **batch, **GREEDY, cache_implementation=cache, return_dict_in_generate=True, output_logits=True
@@ -228,7 +228,7 @@ def test_what_the_model_writes_has_the_role_assistant(family: str, cache: str) -
 
 
 @families
-def test_another_role_for_what_is_written(family: str) -> None:
+def test_generated_role_is_configurable(family: str) -> None:
     config = RoleConfig(roles=("system", "user", "model"), privileged=("system",), generated="model", share=0.3)
     model, batch = role_model(family, config), random_batch(length=11, roles=3)
     assert torch.equal(model.generate(**batch, **GREEDY), one_by_one(model, batch, role=2))
@@ -237,8 +237,8 @@ def test_another_role_for_what_is_written(family: str) -> None:
 @families
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("give", ["all_ids", "new_ids"])
-def test_a_turn_appended_to_a_live_cache(family: str, cache: str, give: str) -> None:
-    """A user's second turn: the cache of the first goes on, roles of the whole sequence are passed."""
+def test_second_turn_on_live_cache(family: str, cache: str, give: str) -> None:
+    """A second turn continues the cache of the first, with the roles of the whole sequence."""
     model, batch = role_model(family, FULL), prompt()
     options = {**GREEDY, "return_dict_in_generate": True}
     if cache == "static":
@@ -260,7 +260,7 @@ def test_a_turn_appended_to_a_live_cache(family: str, cache: str, give: str) -> 
 
 @families
 @pytest.mark.parametrize("back", [1, 4])
-def test_a_cropped_cache_goes_on(family: str, back: int) -> None:
+def test_generation_on_cropped_cache(family: str, back: int) -> None:
     model, batch = role_model(family, FULL), prompt(length=14)
     ids, mask, roles = batch["input_ids"], batch["attention_mask"], batch["role_ids"]
     cache = DynamicCache(config=model.config)
@@ -290,7 +290,7 @@ def test_generation_from_embeddings(family: str, cache: str) -> None:
 
 
 @families
-def test_at_rest_generation_is_that_of_the_base(family: str) -> None:
+def test_generation_at_rest_equals_base(family: str) -> None:
     batch = prompt()
     base, model = base_model(family), role_model(family, trained=False)
     ids, mask = batch["input_ids"], batch["attention_mask"]

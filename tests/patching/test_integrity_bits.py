@@ -1,4 +1,4 @@
-"""Which edits leave privileged states bit for bit, and which up to rounding: what README.md says of integrity."""
+"""Integrity: edits of other text keep privileged states bit-exact, the shape of the batch up to rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG = RoleConfig.preset("separate", share=0.3)
 
 
 def states(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Last hidden states of the privileged tokens of row 1, in their order."""
+    """Return the last hidden states of the privileged tokens of row 1, in order."""
     with torch.no_grad():
         hidden = model(**batch, output_hidden_states=True, use_cache=False).hidden_states[-1][1]
     kept: Tensor = hidden[(batch["role_ids"][1] < 2) & batch["attention_mask"][1].bool()]
@@ -21,7 +21,7 @@ def states(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_text_of_other_tokens_leaves_privileged_states_bit_for_bit(family: str) -> None:
+def test_integrity_other_text_keeps_states_bit_exact(family: str) -> None:
     model, batch = role_model(family, CONFIG), random_batch()
     before = states(model, batch)
     for seed in range(3):
@@ -32,7 +32,7 @@ def test_text_of_other_tokens_leaves_privileged_states_bit_for_bit(family: str) 
 
 
 @pytest.mark.parametrize("change", ["neighbour's padding", "fewer rows", "longer row"])
-def test_shape_of_the_batch_changes_privileged_states_by_rounding_alone(change: str) -> None:
+def test_integrity_batch_shape_changes_only_rounding(change: str) -> None:
     model, batch = role_model("llama", CONFIG), random_batch()
     before = states(model, batch)
     if change == "neighbour's padding":

@@ -1,4 +1,4 @@
-"""Ways in which the role layer could be lost after the patch: each keeps it, or raises. None is silent."""
+"""Changes after the patch keep the role layer or raise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def close(x: Tensor, y: Tensor) -> None:
 @pytest.mark.parametrize("where", ["model", "inner model", "configuration"])
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
-def test_another_attention_after_the_patch_raises(family: str, where: str, name: str, trained: bool) -> None:
+def test_other_attention_after_patch_raises(family: str, where: str, name: str, trained: bool) -> None:
     model = role_model(family, trained=trained)
     if where == "configuration":
         model.config._attn_implementation = name
@@ -51,14 +51,14 @@ def test_another_attention_after_the_patch_raises(family: str, where: str, name:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_another_attention_raises_in_compiled_code_too(trained: bool) -> None:
+def test_other_attention_in_compiled_code_raises(trained: bool) -> None:
     model = role_model("llama", trained=trained)
     model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match=r"ran without roles.*changed after the patch"):
         torch.compile(model, backend="eager")(**random_batch())
 
 
-def test_another_attention_after_compiling_raises() -> None:
+def test_other_attention_after_compiling_raises() -> None:
     model, batch = role_model("llama"), random_batch()
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_another_attention_after_compiling_raises() -> None:
 
 
 @families
-def test_one_layer_alone_that_runs_another_attention_raises(family: str) -> None:
+def test_other_attention_in_one_layer_raises(family: str) -> None:
     model = role_model(family)
     layer = [m for m in model.modules() if hasattr(m, "rolesafe_heads")][-1]
     layer.config = copy.deepcopy(layer.config)
@@ -79,19 +79,19 @@ def test_one_layer_alone_that_runs_another_attention_raises(family: str) -> None
 
 
 @families
-def test_the_name_alone_makes_no_role_aware_model(family: str) -> None:
+def test_attention_name_without_patch_raises(family: str) -> None:
     register()
     model = base_model(family)
     model.set_attn_implementation("rolesafe")
-    with pytest.raises(RuntimeError, match=r"carries no role layer.*rolesafe\.patch"):
+    with pytest.raises(RuntimeError, match=r"no role layer.*rolesafe\.patch"):
         model(**plain(random_batch()))
 
 
-def test_a_plain_checkpoint_with_the_name_alone(tmp_path: Path) -> None:
+def test_plain_checkpoint_with_attention_name_raises(tmp_path: Path) -> None:
     register()
     base_model("llama").save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="rolesafe")
-    with pytest.raises(RuntimeError, match="carries no role layer"):
+    with pytest.raises(RuntimeError, match="no role layer"):
         model(**plain(random_batch()))
 
 
@@ -99,16 +99,16 @@ def test_a_plain_checkpoint_with_the_name_alone(tmp_path: Path) -> None:
 
 
 @families
-def test_a_removed_role_module_raises(family: str) -> None:
+def test_removed_role_module_raises(family: str) -> None:
     model = role_model(family, FULL)
     del next(m for m in model.modules() if hasattr(m, "rolesafe_heads"))._modules["rolesafe_heads"]
-    with pytest.raises(RuntimeError, match="carries no role layer"):
+    with pytest.raises(RuntimeError, match="no role layer"):
         model(**random_batch())
 
 
 @pytest.mark.parametrize("config", [FULL, RoleConfig.preset("ise")], ids=["channel", "ise"])
 @families
-def test_a_removed_hook_raises(family: str, config: RoleConfig) -> None:
+def test_removed_hook_raises(family: str, config: RoleConfig) -> None:
     model = role_model(family, config)
     layer = next(m for m in model.modules() if hasattr(m, "rolesafe_embedding"))
     layer._forward_pre_hooks.clear()
@@ -117,7 +117,7 @@ def test_a_removed_hook_raises(family: str, config: RoleConfig) -> None:
 
 
 @families
-def test_the_class_set_back_by_hand_raises(family: str) -> None:
+def test_class_reset_by_hand_raises(family: str) -> None:
     for config in (FULL, RoleConfig()):
         model = role_model(family, config)
         with pytest.raises(ValueError, match="`role_ids` did not reach"):
@@ -128,7 +128,7 @@ def test_the_class_set_back_by_hand_raises(family: str) -> None:
 
 
 @families
-def test_state_does_not_move_between_plain_and_patched(family: str) -> None:
+def test_state_dict_between_plain_and_patched_raises(family: str) -> None:
     model, base = role_model(family, FULL), base_model(family)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         base.load_state_dict(model.state_dict())
@@ -141,14 +141,14 @@ def test_state_does_not_move_between_plain_and_patched(family: str) -> None:
 
 
 @families
-def test_a_new_model_from_a_patched_configuration_does_not_run_without_roles(family: str) -> None:
+def test_model_from_patched_config_requires_roles(family: str) -> None:
     model = AutoModelForCausalLM.from_config(role_model(family).config)
     with pytest.raises((RuntimeError, ValueError), match="role"):
         model(**plain(random_batch()))
 
 
 @families
-def test_pickling_raises_rather_than_losing_the_class(family: str) -> None:
+def test_pickling_raises(family: str) -> None:
     model = role_model(family)
     with pytest.raises(pickle.PicklingError, match="RoleAware"):
         pickle.dumps(model)
@@ -165,7 +165,7 @@ def test_dtype_conversions_keep_roles(family: str, how: str) -> None:
     model, batch = role_model(family, FULL), random_batch()
     model = model.to(torch.bfloat16) if how == "to" else getattr(model, how)()
     assert model.dtype == (torch.float16 if how == "half" else torch.bfloat16)
-    assert {p.dtype for _, p in rolesafe.role_parameters(model)} == {torch.float32}
+    assert {p.dtype for _, p in rolesafe.named_role_parameters(model)} == {torch.float32}
     other = {**batch, "role_ids": (batch["role_ids"] + 1) % 5}
     with torch.no_grad():
         x, y = logits(model, batch), logits(model, other)
@@ -196,10 +196,10 @@ class _Wrapper(nn.Module):
 
 
 @families
-def test_role_parameters_are_found_through_a_wrapper(family: str) -> None:
+def test_named_role_parameters_through_wrapper(family: str) -> None:
     model = role_model(family, FULL)
-    wrapped = dict(rolesafe.role_parameters(_Wrapper(model)))
-    assert list(wrapped) == [f"model.{name}" for name, _ in rolesafe.role_parameters(model)]
+    wrapped = dict(rolesafe.named_role_parameters(_Wrapper(model)))
+    assert list(wrapped) == [f"model.{name}" for name, _ in rolesafe.named_role_parameters(model)]
     with pytest.raises(ValueError, match="`role_ids`"):
         _Wrapper(model)(**plain(random_batch()))
 
@@ -217,7 +217,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
         output = wrapped(**batch).logits
         assert torch.equal(output[batch["attention_mask"].bool()], expected)
         output.sum().backward()
-        assert all(p.grad is not None for _, p in rolesafe.role_parameters(wrapped))
+        assert all(p.grad is not None for _, p in rolesafe.named_role_parameters(wrapped))
         with pytest.raises(ValueError, match="`role_ids`"):
             wrapped(**plain(batch))
     finally:
@@ -227,13 +227,13 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [FULL, RoleConfig()], ids=["channel", "bias"])
 @families
 def test_offloaded_by_accelerate(family: str, config: RoleConfig) -> None:
-    """Parameters wait elsewhere until a hook brings them: role parameters need one too."""
+    """Hooks move offloaded parameters to the device, role parameters too."""
     accelerate = pytest.importorskip("accelerate")
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
         expected = logits(model, batch)
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
-        assert {p.device.type for _, p in rolesafe.role_parameters(model)} == {"meta"}
+        assert {p.device.type for _, p in rolesafe.named_role_parameters(model)} == {"meta"}
         close(logits(model, batch), expected)
 
 
@@ -255,7 +255,7 @@ def test_compiled(family: str, config: RoleConfig, fullgraph: bool) -> None:
 
 
 @pytest.mark.parametrize("shift", [-5, 3])
-def test_compiled_code_checks_role_ids_too(shift: int) -> None:
+def test_compiled_code_checks_role_ids(shift: int) -> None:
     model, batch = role_model("llama"), random_batch()
     batch["role_ids"] = batch["role_ids"] + shift
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"`role_ids`: expected ids in \[0, 5\)"):
@@ -265,8 +265,8 @@ def test_compiled_code_checks_role_ids_too(shift: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_static_cache_compiles_once_for_all_steps(family: str) -> None:
-    """`generate` pads role ids to the length of the cache, so that the shapes of all steps are the same."""
+def test_static_cache_compiles_once(family: str) -> None:
+    """`generate` pads role ids to the length of the cache, so all steps have the same shapes."""
     model, batch = role_model(family, FULL), random_batch(length=8)
     seen: list[tuple[int, ...]] = []
     prepare = model.prepare_inputs_for_generation
@@ -285,7 +285,7 @@ def test_a_static_cache_compiles_once_for_all_steps(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_compiled_decoding_with_a_static_cache(family: str) -> None:
+def test_compiled_static_cache_decoding(family: str) -> None:
     model, batch = role_model(family, FULL), random_batch(length=12, padding=0)
     ids = batch["input_ids"]
     roles = nn.functional.pad(batch["role_ids"], (0, 4), value=3)

@@ -1,4 +1,4 @@
-"""Positions by channel: counted rightly in every way tokens can come, and apart from what other text does."""
+"""Positions per channel: correct for chunks, caches and padding, and independent of other text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEPARATE = RoleConfig.preset("separate", share=0.3)
 
 
 def literal(config: RoleConfig, roles: list[int], real: list[int], given: list[int] | None) -> list[int]:
-    """Positions of one row, token by token."""
+    """Compute the positions of one row, token by token."""
     found, counts, before = [], {True: -1, False: -1}, None
     for i, role in enumerate(roles):
         step = 1 if given is None or before is None else given[i] - given[before]
@@ -57,7 +57,7 @@ def literal(config: RoleConfig, roles: list[int], real: list[int], given: list[i
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.data())
-def test_positions_are_those_of_a_loop(data: Any) -> None:
+def test_role_positions_equal_loop(data: Any) -> None:
     gap, own = data.draw(st.sampled_from([(0, True), (7, False), (7, True)]))
     config = RoleConfig(position_gap=gap, own_positions=own)
     length = data.draw(st.integers(1, 12))
@@ -88,7 +88,7 @@ def test_positions_are_those_of_a_loop(data: Any) -> None:
             assert torch.equal(rest, whole[:, past:])
 
 
-def test_part_of_the_way_at_part_of_the_strength() -> None:
+def test_role_positions_interpolate_with_strength() -> None:
     roles = torch.tensor([[2, 2, 2, 2, 0, 0, 2]])
     config = RoleConfig(own_positions=True, position_gap=10)
     assert role_positions(config, 1.0, roles, None, 0, 7).tolist() == [[10, 11, 12, 13, 0, 1, 14]]
@@ -100,13 +100,13 @@ def test_part_of_the_way_at_part_of_the_strength() -> None:
 
 
 def sharp(family: str, config: RoleConfig) -> Any:
-    """A patched model with weights so large that its attention depends on positions visibly."""
+    """Return a patched model with large weights, so that its attention clearly depends on positions."""
     model = tiny_model(family, config=new_config(family, initializer_range=0.15))
     return randomise(rolesafe.patch(model, config))
 
 
 def around(place: str, seed: int, extra: int = 0) -> tuple[Tensor, Tensor]:
-    """Ids and roles (1, N) of one system text with other text before, within and after it as `place` says."""
+    """Return ids and roles (1, N) of a system prompt with other text before, within and after it, by `place`."""
     make = torch.Generator().manual_seed(5)
     system = torch.randint(3, VOCAB, (6,), generator=make)
     system_roles = torch.tensor([0, 0, 1, 1, 0, 0])
@@ -131,7 +131,7 @@ def privileged_states(model: Any, ids: Tensor, roles: Tensor, **more: Any) -> li
 
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gpt2", "opt", "gpt_neox", "olmo2", "phi3"])
-def test_where_other_text_stands_changes_no_privileged_state(family: str, impl: str) -> None:
+def test_place_of_other_text_keeps_privileged_states(family: str, impl: str) -> None:
     """First, in the middle, last, around, absent; short and long; other words and other roles."""
     model = sharp(family, RoleConfig.preset("separate", share=0.3, impl=impl))
     expected = privileged_states(model, *around("none", 0))
@@ -143,16 +143,16 @@ def test_where_other_text_stands_changes_no_privileged_state(family: str, impl: 
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_without_own_positions_it_does(family: str) -> None:
-    """Rotary positions tell where other text stands within the system text, learned ones where it stands at all."""
+def test_place_of_other_text_matters_otherwise(family: str) -> None:
+    """Rotary positions depend on other text within the system prompt, learned ones on any other text."""
     model = sharp(family, RoleConfig.preset("channel", share=0.3))
     place = "split" if family == "llama" else "last"
     moved = privileged_states(model, *around(place, 0))[-1]
     assert (moved - privileged_states(model, *around("none", 0))[-1]).abs().max() > 0.02
 
 
-def test_a_prefix_cache_of_the_system_text_serves_every_place() -> None:
-    """Own positions make the privileged keys of one conversation those of another, wherever the text stands."""
+def test_prefix_cache_serves_any_place_of_text() -> None:
+    """Own positions give the same privileged keys in every conversation, at any place of other text."""
     model = role_model("llama", SEPARATE)
     caches = []
     for place in ("first", "last", "split"):
@@ -179,7 +179,7 @@ moved = pytest.mark.parametrize("config", MOVED.values(), ids=MOVED)
 @moved
 @families
 def test_cached_equals_uncached(family: str, config: RoleConfig) -> None:
-    """Left padding, random roles, an own cache fed in chunks."""
+    """Left padding, random roles, chunked prefill."""
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
         expected = logits(model, batch)
@@ -192,7 +192,7 @@ def test_cached_equals_uncached(family: str, config: RoleConfig) -> None:
 
 @moved
 @families
-def test_generation_with_any_cache_is_that_without(family: str, config: RoleConfig) -> None:
+def test_generation_with_any_cache_equals_without(family: str, config: RoleConfig) -> None:
     model, batch = role_model(family, config), random_batch(length=11)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = model.generate(**batch, use_cache=False, **options)
@@ -207,7 +207,7 @@ def test_generation_with_any_cache_is_that_without(family: str, config: RoleConf
 
 
 @moved
-def test_a_second_turn_on_a_kept_cache(config: RoleConfig) -> None:
+def test_second_turn_on_kept_cache(config: RoleConfig) -> None:
     model, make = role_model("llama", config), torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCAB, (1, 9), generator=make)
     roles = torch.tensor([[0, 0, 0, 2, 2, 2, 2, 3, 3]])
@@ -219,8 +219,8 @@ def test_a_second_turn_on_a_kept_cache(config: RoleConfig) -> None:
     assert torch.equal(kept, model.generate(turn, role_ids=roles, use_cache=False, **options))
 
 
-def test_jumps_of_training_are_counted_within_a_channel() -> None:
-    """What `RoleCollator(position_gap=...)` makes, against positions made by hand for the base."""
+def test_training_jumps_are_counted_per_channel() -> None:
+    """Compare jumps of `RoleCollator(position_gap=...)` with positions made by hand for the base."""
     batch = random_batch(padding=0)
     at, gap = 6, 40
     positions = torch.arange(14) + gap * (torch.arange(14) >= at)
@@ -235,15 +235,15 @@ def test_jumps_of_training_are_counted_within_a_channel() -> None:
     assert torch.equal(got, base)
 
 
-def test_positions_that_jump_are_no_packed_sequences() -> None:
-    """Without a mask, transformers takes a jump for the start of another document and hides what came before."""
+def test_position_jumps_are_no_packed_sequences() -> None:
+    """Without a mask transformers reads a jump as the start of another document and masks earlier tokens."""
     model, batch = role_model("llama", SEPARATE), random_batch(padding=0)
     without = {name: x for name, x in batch.items() if name != "attention_mask"}
     with torch.no_grad():
         torch.testing.assert_close(model(**without, use_cache=False).logits, model(**batch).logits, rtol=0, atol=1e-6)
 
 
-def test_rows_of_a_batch_do_not_matter_to_each_other() -> None:
+def test_batch_rows_are_independent() -> None:
     model, batch = role_model("gpt2", MOVED["own and gap"]), random_batch()
     with torch.no_grad():
         both = model(**batch).logits
@@ -263,18 +263,18 @@ def test_torch_compile() -> None:
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_packed_sequences_are_refused() -> None:
+def test_packed_sequences_raise() -> None:
     batch, positions = random_batch(padding=0), torch.cat([torch.arange(7), torch.arange(7)])[None]
     for config in MOVED.values():
         with pytest.raises(ValueError, match=r"`position_ids`: expected positions that never go down within a row"):
             role_model("llama", config)(batch["input_ids"], role_ids=batch["role_ids"], position_ids=positions)
 
 
-def test_jumps_beside_a_cache_are_refused() -> None:
+def test_position_jumps_with_cache_raise() -> None:
     model, batch = role_model("llama", OWN), random_batch(padding=0)
     cache = output_cache(model(**{name: x[:, :9] for name, x in batch.items()}, use_cache=True))
     step = {**batch, "input_ids": batch["input_ids"][:, 9:], CACHE: cache}
-    with pytest.raises(ValueError, match=r"`position_ids`: expected consecutive positions beside a cache"):
+    with pytest.raises(ValueError, match=r"`position_ids`: expected consecutive positions with a cache"):
         model(**step, position_ids=torch.arange(9, 14)[None] + 20)
 
 
@@ -289,7 +289,7 @@ def test_jumps_beside_a_cache_are_refused() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_position_arguments_of_wrong_shape_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         role_model("llama", OWN)(**{**random_batch(padding=0), **changes})
     assert message in str(error.value)
@@ -304,13 +304,13 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
         ("nemotron_h", "uses no positions in its attention"),
     ],
 )
-def test_families_without_positions_are_refused(family: str, reason: str, config: RoleConfig) -> None:
+def test_families_without_positions_raise(family: str, reason: str, config: RoleConfig) -> None:
     part = "own_positions" if config.own_positions else "position_gap"
     with pytest.raises(ValueError, match=f"`{part}`: .* {reason}"):
         rolesafe.patch(tiny_model(family), config)
 
 
-def test_positions_that_cannot_be_moved_are_refused() -> None:
+def test_immovable_positions_raise() -> None:
     model = tiny_model("llama")
     model.config.rope_parameters = {**model.config.rope_parameters, "mrope_section": [4, 2, 2]}
     with pytest.raises(ValueError, match="several dimensions"):
@@ -324,7 +324,7 @@ def test_positions_that_cannot_be_moved_are_refused() -> None:
     assert not rolesafe.patching.is_patched(model)
 
 
-def test_positions_that_depend_on_the_length_are_refused() -> None:
+def test_positions_depending_on_length_raise() -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -334,8 +334,8 @@ def test_positions_that_depend_on_the_length_are_refused() -> None:
     rolesafe.patch(model, RoleConfig(position_gap=3))
 
 
-def test_strength_moves_tokens_part_of_the_way() -> None:
-    """At 0 the base exactly, in between at positions in between."""
+def test_strength_interpolates_positions() -> None:
+    """At 0 the positions are those of the base, in between they are interpolated."""
     batch, model = random_batch(padding=0), role_model("llama", RoleConfig(position_gap=20, bias=False))
     base = base_model("llama")
     for strength, gap in ((0.0, 0), (0.25, 5), (1.0, 20)):

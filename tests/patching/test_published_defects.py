@@ -1,8 +1,8 @@
-"""What goes wrong in the public code of the published mechanisms, checked for each of them as it is here.
+"""Defects in public code of the published mechanisms, checked for each mechanism here.
 
 - Generated tokens inherit the role of the last prompt token (ASIDE, ISE), or every cached step counts as the reply
   (AIR): wrong for a new user turn, for a prompt fed in chunks, for a prompt that is in a cache already.
-- A slice along the batch where the time was meant (ASIDE): rows of a batch change each other.
+- A slice along the batch instead of the time (ASIDE): rows of a batch change each other.
 - Roles read from delimiters in the tokens, so `inputs_embeds` switches the defence off, and typed delimiters forge
   roles (DRIP). The latter is `tests/roles/test_forging.py`.
 - The length of the prompt taken without its left padding (InstABoost), the size of a mask that is replaced (PASTA).
@@ -47,8 +47,8 @@ families = pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2"
 
 @mechanisms
 @families
-def test_generated_tokens_have_the_role_of_generated_tokens(family: str, config: RoleConfig) -> None:
-    """With every cache, in chunks, after left padding: what full passes give where each new token has that role."""
+def test_generated_tokens_have_generated_role(family: str, config: RoleConfig) -> None:
+    """With every cache, in chunks and with left padding, equal to full passes with that role."""
     model, batch = role_model(family, config), random_batch(seed=2, length=11)
     expected = one_by_one(model, batch)
     for options in ({"use_cache": False}, {}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}):
@@ -57,8 +57,8 @@ def test_generated_tokens_have_the_role_of_generated_tokens(family: str, config:
 
 @mechanisms
 @families
-def test_the_role_of_a_cached_step_is_its_own(family: str, config: RoleConfig) -> None:
-    """Random roles at every step, one token at a time and in chunks, are what they are in one pass."""
+def test_cached_step_has_its_own_role(family: str, config: RoleConfig) -> None:
+    """Random roles, one token at a time and in chunks, equal one pass."""
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
         expected = logits(model, batch)
@@ -68,7 +68,7 @@ def test_the_role_of_a_cached_step_is_its_own(family: str, config: RoleConfig) -
 
 @mechanisms
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-def test_a_new_user_turn_on_a_kept_cache(config: RoleConfig, static: bool) -> None:
+def test_user_turn_on_kept_cache(config: RoleConfig, static: bool) -> None:
     model, make = role_model("llama", config), torch.Generator().manual_seed(1)
     ids = torch.randint(3, VOCAB, (1, 9), generator=make)
     roles = torch.tensor([[0, 0, 0, 2, 2, 2, 2, 3, 3]])
@@ -90,7 +90,7 @@ def test_a_new_user_turn_on_a_kept_cache(config: RoleConfig, static: bool) -> No
 
 @mechanisms
 @families
-def test_rows_of_a_batch_do_not_change_each_other(family: str, config: RoleConfig) -> None:
+def test_batch_rows_do_not_change_each_other(family: str, config: RoleConfig) -> None:
     """Alone, padded on the left, and padded on the right: the same logits at the same tokens."""
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_rows_of_a_batch_do_not_change_each_other(family: str, config: RoleConfi
 
 @mechanisms
 @families
-def test_embeddings_in_place_of_ids_do_not_switch_it_off(family: str, config: RoleConfig) -> None:
+def test_inputs_embeds_keep_mechanism(family: str, config: RoleConfig) -> None:
     model, batch = role_model(family, config), random_batch()
     embeds = model.get_input_embeddings()(batch["input_ids"])
     without_ids = {**batch, "inputs_embeds": embeds}
@@ -122,8 +122,8 @@ def test_embeddings_in_place_of_ids_do_not_switch_it_off(family: str, config: Ro
 
 @mechanisms
 @families
-def test_each_mechanism_changes_what_the_model_computes(family: str, config: RoleConfig) -> None:
-    """The checks here would pass for a mechanism that does nothing."""
+def test_each_mechanism_changes_outputs(family: str, config: RoleConfig) -> None:
+    """Control: the other tests pass for a mechanism without effect."""
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
         base = logits(base_model(family), plain(batch))
@@ -132,7 +132,7 @@ def test_each_mechanism_changes_what_the_model_computes(family: str, config: Rol
 
 @mechanisms
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_saved_loaded_and_taken_off_again(family: str, config: RoleConfig, tmp_path: Path) -> None:
+def test_save_load_unpatch_round_trip(family: str, config: RoleConfig, tmp_path: Path) -> None:
     model, batch, base = role_model(family, config), random_batch(), base_model(family)
     with torch.no_grad():
         expected = logits(model, batch)
@@ -156,7 +156,7 @@ def test_saved_loaded_and_taken_off_again(family: str, config: RoleConfig, tmp_p
 def test_gradients_with_and_without_checkpointing(family: str, config: RoleConfig) -> None:
     model, batch = role_model(family, config).train(), random_batch()
     expected = gradients(model, batch)
-    for name, _ in rolesafe.role_parameters(model):
+    for name, _ in rolesafe.named_role_parameters(model):
         assert expected[name].abs().max() > 0, name
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for name, gradient in gradients(model, batch).items():
@@ -165,7 +165,7 @@ def test_gradients_with_and_without_checkpointing(family: str, config: RoleConfi
 
 @pytest.mark.parametrize("name", ["bias", "embedding", "ise", "air", "drip"])
 @families
-def test_what_is_learned_changes_nothing_before_it_is(family: str, name: str) -> None:
+def test_learned_mechanism_at_rest_equals_base(family: str, name: str) -> None:
     model, batch = role_model(family, RoleConfig.preset(name), trained=False), random_batch()
     with torch.no_grad():
         base: Tensor = logits(base_model(family), plain(batch))
@@ -183,8 +183,8 @@ def test_torch_compile(config: RoleConfig) -> None:
 
 
 @mechanisms
-def test_what_the_caller_gave_is_left_as_it_was(config: RoleConfig) -> None:
-    """Public code of PASTA puts a function in the place of the mask's `size`, for good."""
+def test_arguments_are_not_modified(config: RoleConfig) -> None:
+    """Public code of PASTA replaces the mask's `size` by a function, permanently."""
     model, batch = role_model("llama", config), random_batch()
     before = {name: x.clone() for name, x in batch.items()}
     with torch.no_grad():
@@ -196,8 +196,8 @@ def test_what_the_caller_gave_is_left_as_it_was(config: RoleConfig) -> None:
         assert x.size() == x.shape
 
 
-def test_patching_changes_no_class_of_transformers() -> None:
-    """Public code comes as forks of modelling files, or replaces methods of all models. Here one instance changes."""
+def test_patch_changes_no_transformers_class() -> None:
+    """Public code forks modelling files or replaces methods of all models. Here one instance changes."""
     model = base_model("llama")
     classes = [type(module) for module in model.modules()]
     before = {kind: dict(vars(kind)) for kind in classes}

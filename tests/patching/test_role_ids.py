@@ -1,4 +1,4 @@
-"""Role ids that are missing or do not fit raise, on every way into a patched model."""
+"""Missing or unfitting role ids raise in every call of a patched model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ configs = pytest.mark.parametrize(
 
 @configs
 @families
-def test_missing_roles_raise_on_every_way_in(family: str, config: RoleConfig) -> None:
+def test_role_ids_missing_raise(family: str, config: RoleConfig) -> None:
     model = role_model(family, config, trained=False)
     batch = plain(random_batch())
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 @pytest.mark.parametrize("how", ["forward", "generate", "embeds"])
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_wrong_roles_raise_and_say_what_was_expected(family: str, wrong: str, how: str) -> None:
+def test_role_ids_invalid_raise(family: str, wrong: str, how: str) -> None:
     model = role_model(family, RoleConfig())
     change, message = WRONG[wrong]
     batch = random_batch()
@@ -84,7 +84,7 @@ def test_wrong_roles_raise_and_say_what_was_expected(family: str, wrong: str, ho
 
 
 @families
-def test_roles_of_the_new_tokens_alone_are_not_enough_beside_a_cache(family: str) -> None:
+def test_role_ids_of_new_tokens_with_cache_raise(family: str) -> None:
     model, batch = role_model(family), random_batch()
     ids, mask, roles = batch["input_ids"], batch["attention_mask"], batch["role_ids"]
     first = model(ids[:, :9], attention_mask=mask[:, :9], role_ids=roles[:, :9], use_cache=True)
@@ -93,7 +93,7 @@ def test_roles_of_the_new_tokens_alone_are_not_enough_beside_a_cache(family: str
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_roles_beside_a_static_cache_are_those_of_the_tokens_or_of_the_whole_cache(family: str) -> None:
+def test_role_ids_static_cache_length_is_checked(family: str) -> None:
     model, batch = role_model(family, RoleConfig.preset("channel", share=0.3)), random_batch(padding=0)
     ids = batch["input_ids"]
     roles = nn.functional.pad(batch["role_ids"], (0, 10), value=3)
@@ -115,7 +115,7 @@ def test_roles_beside_a_static_cache_are_those_of_the_tokens_or_of_the_whole_cac
 
 
 @families
-def test_embeddings_in_place_of_ids(family: str) -> None:
+def test_inputs_embeds_take_roles(family: str) -> None:
     model, batch = role_model(family, RoleConfig.preset("channel", share=0.3)), random_batch()
     ids = batch["input_ids"]
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_embeddings_in_place_of_ids(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.int8])
-def test_any_integer_dtype(dtype: torch.dtype) -> None:
+def test_role_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
     model, batch = role_model("llama"), random_batch()
     with torch.no_grad():
         expected = model(**batch).logits
@@ -140,16 +140,16 @@ def test_any_integer_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_ids_given_by_position(family: str) -> None:
-    """`forward`'s first argument is `input_ids` whichever way it comes; roles are by keyword only."""
+def test_input_ids_by_position_are_accepted(family: str) -> None:
+    """The first argument of `forward` is `input_ids`, by position or keyword; roles are keyword-only."""
     model, batch = role_model(family), random_batch(padding=0)
     with torch.no_grad():
         expected = model(**batch).logits
         assert torch.equal(model(batch["input_ids"], role_ids=batch["role_ids"]).logits, expected)
 
 
-def test_a_base_model_refuses_roles() -> None:
-    """Nobody gets a plain model that takes role ids and drops them; transformers itself sees to it in `generate`."""
+def test_base_model_rejects_roles() -> None:
+    """A plain model does not silently ignore role ids; transformers itself raises in `generate`."""
     base, batch = base_model("llama"), random_batch()
     with pytest.raises(ValueError, match="role_ids"):
         base.generate(**batch, max_new_tokens=1)

@@ -1,4 +1,4 @@
-"""The dial of a role layer: the base at 0, the role layer at 1, mixtures between, and it is never lost."""
+"""Strength: the base at 0, the role layer at 1, mixtures between; saved and loaded."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FAMILIES = pytest.mark.parametrize("family", NAMES)
     # of Gemma 2 and gpt-oss transformers has no sdpa: caps on the scores, sinks
     [(family, "eager") for family in NAMES] + [(f, "sdpa") for f in NAMES if f not in ("gemma2", "gpt_oss")],
 )
-def test_at_zero_it_is_the_base_bit_for_bit(family: str, attn: str) -> None:
-    """Logits of a whole pass, of chunks through a cache, and generation, of a role layer with everything in it."""
+def test_strength_0_equals_base_bit_exact(family: str, attn: str) -> None:
+    """Logits of one pass, of cached chunks, and generation, with all parts."""
     base, model, batch = base_model(family, attn), role_model(family, EVERYTHING, attn=attn), random_batch()
     with torch.no_grad():
         trained = logits(model, batch)
@@ -46,14 +46,14 @@ def test_at_zero_it_is_the_base_bit_for_bit(family: str, attn: str) -> None:
 
 
 @FAMILIES
-def test_it_is_continuous_at_both_ends(family: str) -> None:
-    """A step of 1e-4 changes the logits by that order: nothing jumps, not dedicated heads, -inf or integrity either."""
+def test_strength_is_continuous_at_both_ends(family: str) -> None:
+    """A step of 1e-4 changes the logits by that order, also with dedicated heads, -inf and integrity."""
     config = RoleConfig.preset(
         "channel", embedding="all", share=0.3, rotation=1.0, shift=True, boost=3.0, dampen=0.1, mass_target=0.4
     )
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
-        for name, table in rolesafe.role_parameters(model):
+        for name, table in rolesafe.named_role_parameters(model):
             if name.endswith("rolesafe_heads.bias"):
                 table[0, 2, 0] = -torch.inf
             elif not name.endswith("share"):
@@ -72,8 +72,8 @@ def test_it_is_continuous_at_both_ends(family: str) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.9])
-def test_every_key_has_the_mixture_of_its_two_weights(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in a layer: output = mixture of the weights of plain and of role-aware attention, times the values."""
+def test_strength_mixes_attention_weights(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one layer: output = mixture of the plain and the role-aware attention weights, times the values."""
     model, batch = role_model("llama", RoleConfig.preset("channel", share=0.3)), random_batch(padding=0)
     problems: dict[int, Any] = {}
     with torch.no_grad(), observing(model, lambda module, problem: problems.setdefault(module.layer_idx, problem)):
@@ -102,7 +102,7 @@ def test_every_key_has_the_mixture_of_its_two_weights(strength: float, monkeypat
     assert ((mass * privileged).sum(-1) >= strength * p.share[None, :, None] * sees - 1e-6)[:, p.dedicated :].all()
 
 
-def test_gradients_at_part_of_the_strength_are_those_of_finite_differences() -> None:
+def test_strength_gradients_equal_finite_differences() -> None:
     # gpt2 computes all of it in double precision, where llama has norms and rotations in single
     model, batch = role_model("gpt2", EVERYTHING).double(), random_batch()
     set_strength(model, 0.6)
@@ -113,7 +113,7 @@ def test_gradients_at_part_of_the_strength_are_those_of_finite_differences() -> 
 
     value().backward()
     make = torch.Generator().manual_seed(1)
-    for name, parameter in rolesafe.role_parameters(model):
+    for name, parameter in rolesafe.named_role_parameters(model):
         assert parameter.grad is not None, name
         direction = torch.randn(parameter.shape, generator=make, dtype=torch.float64)
         with torch.no_grad():
@@ -141,7 +141,7 @@ def test_strength_is_saved_and_loaded(tmp_path: Path, strength: float, alone: bo
         model.save_pretrained(tmp_path)
         source = {}
     if strength < 1:
-        with pytest.raises(ValueError, match=rf"`strength`: .* saved with strength {strength} of 1, .* pass strength="):
+        with pytest.raises(ValueError, match=rf"`strength`: .* saved with strength {strength} of 1"):
             rolesafe.from_pretrained(tmp_path, **source)
     loaded = rolesafe.from_pretrained(tmp_path, strength=strength if strength < 1 else None, **source)
     assert get_strength(loaded) == strength
@@ -150,7 +150,7 @@ def test_strength_is_saved_and_loaded(tmp_path: Path, strength: float, alone: bo
 
 
 @pytest.mark.parametrize("value", [None, 2, "1", True])
-def test_a_checkpoint_without_its_strength_does_not_load(tmp_path: Path, value: object) -> None:
+def test_checkpoint_without_strength_raises(tmp_path: Path, value: object) -> None:
     role_model("llama").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     about = json.loads(path.read_text())
@@ -159,7 +159,7 @@ def test_a_checkpoint_without_its_strength_does_not_load(tmp_path: Path, value: 
         rolesafe.from_pretrained(tmp_path)
 
 
-def test_a_checkpoint_of_format_1_loads_at_full_strength(tmp_path: Path) -> None:
+def test_checkpoint_format_1_loads_at_full_strength(tmp_path: Path) -> None:
     model = role_model("llama", RoleConfig.preset("channel"))
     model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -169,14 +169,14 @@ def test_a_checkpoint_of_format_1_loads_at_full_strength(tmp_path: Path) -> None
     about["format_version"] = about["rolesafe"]["format_version"] = 1
     about["rolesafe"] = {k: v for k, v in about["rolesafe"].items() if k not in (*new, "mass_target")}
     path.write_text(json.dumps(about))
-    with pytest.raises(ValueError, match=r"rolesafe_seal.json .*verify=False"):
+    with pytest.raises(ValueError, match=r"rolesafe_seal.json.*verify=False"):
         rolesafe.from_pretrained(tmp_path)
     loaded = rolesafe.from_pretrained(tmp_path, verify=False)
     assert get_strength(loaded) == 1.0
     assert loaded.rolesafe_config == model.rolesafe_config
 
 
-def test_taking_the_layer_off_forgets_it() -> None:
+def test_unpatch_forgets_strength() -> None:
     base, batch = base_model("llama"), random_batch()
     model = role_model("llama", EVERYTHING)
     set_strength(model, 0.5)
@@ -189,7 +189,7 @@ def test_taking_the_layer_off_forgets_it() -> None:
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_wrong_arguments() -> None:
+def test_wrong_arguments_raise() -> None:
     model = role_model("llama")
     for bad in (-0.1, 1.1, float("nan"), True, "1", None):
         with pytest.raises(ValueError, match=r"`strength`: expected a number in \[0, 1\], got"):
@@ -201,13 +201,13 @@ def test_wrong_arguments() -> None:
             get_strength(thing)
 
 
-def test_it_works_through_a_wrapper() -> None:
+def test_strength_works_through_wrapper() -> None:
     model = role_model("llama")
     set_strength(nn.Sequential(model), 0.25)
     assert get_strength(model) == 0.25
 
 
-def test_a_layer_in_force_in_part_cannot_be_observed() -> None:
+def test_observing_below_full_strength_raises() -> None:
     model = role_model("llama")
     set_strength(model, 0.5)
     with pytest.raises(ValueError, match=r"full strength, got 0.5"), observing(model, print):

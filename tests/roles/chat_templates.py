@@ -1,4 +1,4 @@
-"""Chat templates that print what those of well-known models print (without tool schemas)."""
+"""Chat templates with the output of well-known models (without tool schemas)."""
 
 _ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"

@@ -1,4 +1,4 @@
-"""Batches, padding, truncation, and what encoding keeps between calls."""
+"""Batches, padding, truncation and caches of encoding."""
 
 import gc
 import re
@@ -7,7 +7,6 @@ import sys
 import time
 import weakref
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,7 +85,7 @@ def test_result_goes_into_a_model():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_truncation_cuts_old_unprivileged_contents_only(shape):
+def test_truncation_cuts_old_unprivileged_contents(shape):
     tokenizer = tokenizer_of(shape)
     messages = chat_for(shape)
     whole = encode_one(tokenizer, messages, add_generation_prompt=True)
@@ -160,7 +159,7 @@ def test_added_tokens_are_noticed():
     assert encode_one(tokenizer, messages).input_ids[0] == tokenizer.convert_tokens_to_ids("<|new|>")
 
 
-def test_a_tokenizer_is_neither_kept_nor_changed():
+def test_tokenizer_is_neither_kept_nor_changed():
     tokenizer = SHAPES["llama3"].build()
     tokenizer.chat_template = chat_templates.LLAMA3
     before = tokenizer.backend_tokenizer.to_str()
@@ -183,7 +182,7 @@ def test_white_space_tokens_are_ordinary():
 
 
 def test_encoding_time_is_linear_in_turns():
-    """400 turns took 2.7 s once, where the template alone takes 0.03 s."""
+    """Guard against quadratic time: 400 turns once took 2.7 s, the template alone 0.03 s."""
     tokenizer = tokenizer_of("llama3")
 
     def seconds(turns: int) -> float:
@@ -206,15 +205,8 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
 
 
-def test_masks():
-    encoded = encode_one(tokenizer_of("chatml"), CHAT)
-    masks = np.array([encoded.content_mask, encoded.footer_mask])
-    assert masks.sum(axis=0).max() == 1
-    assert masks.any(axis=1).all()
-
-
-def test_footer_ends_where_a_turn_opens_if_the_message_cannot_be_last():
-    """The template refuses to end on a system message."""
+def test_footer_ends_at_next_turn_opening():
+    """The template rejects a system message at the end."""
     template = (
         "{% if messages[-1].role == 'system' %}{{ raise_exception('no') }}{% endif %}{% for m in messages %}"
         "{{ '<|im_start|>' + m.role + '\n' + m.content + ' END\n<|im_end|> ***\n' }}{% endfor %}"
@@ -225,7 +217,7 @@ def test_footer_ends_where_a_turn_opens_if_the_message_cannot_be_last():
     assert text_of(tokenizer, encoded, 1, Part.HEADER) == "<|im_start|>user\n"
 
 
-def test_footer_between_turns_belongs_to_the_round_that_prints_it():
+def test_footer_between_turns_belongs_to_its_round():
     tokenizer = tokenizer_of("chatml")
     for footer, tail in [(" END", "<|im_end|>"), (" END\n", "<|end")]:
         template = (

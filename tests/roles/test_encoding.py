@@ -40,7 +40,7 @@ def check_alignment(encoded: EncodedConversation, messages, generated: int = ASS
 
 @pytest.mark.parametrize("generation", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_ids_are_those_of_apply_chat_template(shape, generation):
+def test_ids_equal_apply_chat_template(shape, generation):
     tokenizer = tokenizer_of(shape)
     for messages in (chat_for(shape), chat_for(shape)[-1:], chat_for(shape)[-3:]):
         expected = tokenizer.apply_chat_template(messages, add_generation_prompt=generation, return_dict=False)
@@ -50,7 +50,7 @@ def test_ids_are_those_of_apply_chat_template(shape, generation):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_contents_and_footers_are_told_apart(shape):
+def test_contents_and_footers_are_separated(shape):
     tokenizer = tokenizer_of(shape)
     messages = chat_for(shape)
     encoded = encode_one(tokenizer, messages)
@@ -67,7 +67,7 @@ def test_contents_and_footers_are_told_apart(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_generation_prompt_has_the_generated_role(shape):
+def test_generation_prompt_has_generated_role(shape):
     tokenizer = tokenizer_of(shape)
     messages = chat_for(shape)
     closed = encode_one(tokenizer, messages)
@@ -81,7 +81,7 @@ def test_generation_prompt_has_the_generated_role(shape):
     assert [i for i in body if i != eos] == [open_.input_ids[k] for k in range(len(open_)) if k not in prompt]
 
 
-def test_the_turn_that_the_user_message_opens_belongs_to_the_assistant():
+def test_turn_opened_by_user_message_is_assistants():
     tokenizer = tokenizer_of("phi4")
     encoded = encode_one(tokenizer, CHAT)
     assert text_of(tokenizer, encoded, 1, Part.FOOTER) == "<|im_end|>"
@@ -98,7 +98,7 @@ def test_system_message_inside_the_user_turn():
     assert text_of(tokenizer, encoded, 1, Part.FOOTER) == "[/INST]"
 
 
-def test_messages_printed_in_another_order_keep_their_roles():
+def test_reordered_messages_keep_their_roles():
     tokenizer = tokenizer_of("mistral-v3")
     encoded = encode_one(tokenizer, CHAT)
     assert list(dict.fromkeys(encoded.message_ids)) == [1, 2, 3, 0]  # the system message inside the user's turn
@@ -118,7 +118,7 @@ def test_tool_messages(shape):
     assert TOOL in encoded.role_ids
 
 
-def test_content_that_a_template_prints_as_json():
+def test_content_printed_as_json():
     tokenizer = tokenizer_of("llama3.2")
     encoded = encode_one(tokenizer, [{"role": "user", "content": "x"}, {"role": "tool", "content": 'a "b"\n'}])
     assert text_of(tokenizer, encoded, 1, Part.CONTENT) == r"a \"b\"\n"
@@ -126,7 +126,7 @@ def test_content_that_a_template_prints_as_json():
 
 
 @pytest.mark.parametrize("shape", ["zephyr", "mistral-v1", "gemma3", "llama2"])
-def test_roles_that_a_template_does_not_know_keep_their_standing(shape):
+def test_unsupported_role_keeps_its_role_id(shape):
     tokenizer = tokenizer_of(shape)
     messages = [
         {"role": "developer", "content": "Keep it"},
@@ -155,7 +155,7 @@ def test_empty_messages_and_unicode(shape):
     assert Part.CONTENT not in empty.parts or shape.startswith(("llama2", "mistral"))
 
 
-def test_white_space_is_stripped_as_the_template_does():
+def test_white_space_is_stripped_as_in_template():
     padded = [{"role": "user", "content": " \n Hello \n"}]
     for shape, kept in [("llama3", "Hello"), ("chatml", " \n Hello \n"), ("gemma2", "Hello"), ("llama2", "Hello")]:
         tokenizer = tokenizer_of(shape)
@@ -167,8 +167,8 @@ def test_white_space_is_stripped_as_the_template_does():
     assert encoded.input_ids == tokenizer_of("qwen3").apply_chat_template(answer, return_dict=False)
 
 
-def test_reasoning_in_an_answer_is_printed_as_the_template_prints_it():
-    """Qwen 3 takes out what stands before `</think>` and prints it in a block of its own."""
+def test_reasoning_equals_template_output():
+    """Qwen 3 moves the text before `</think>` to a block of its own."""
     tokenizer = tokenizer_of("qwen3")
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>no</think>yes"}]
     encoded = encode_one(tokenizer, messages)
@@ -194,7 +194,7 @@ def test_continue_final_message():
     assert encoded.role_ids[-1] == ASSISTANT
 
 
-def test_template_kwargs_reach_the_template():
+def test_template_kwargs_reach_template():
     template = "{{ note }}{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
     tokenizer = tokenizer_of("chatml")
     for note in ("Be kind. ", "Be brief. "):
@@ -202,7 +202,7 @@ def test_template_kwargs_reach_the_template():
         assert tokenizer.decode(encoded.input_ids) == f"{note}system: Keep the secret!"
 
 
-def test_date_is_printed_anew_in_every_call(monkeypatch):
+def test_date_is_not_cached(monkeypatch):
     from datetime import datetime
 
     from transformers.utils import chat_template_utils

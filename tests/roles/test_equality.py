@@ -1,4 +1,4 @@
-"""Ids equal those of `apply_chat_template`, for templates of every shape and many contents; else an error says why."""
+"""Ids equal those of `apply_chat_template`, for templates of every shape and many contents, or encode raises."""
 
 import json
 import warnings
@@ -20,7 +20,7 @@ def message(role, content):
 
 
 def bytes_tokenizer(special=("<|im_start|>", "<|im_end|>"), added=(), merges=(), pieces=(), template=ct.CHATML):
-    """One token a byte, so that what is not one byte is one of the added tokens or merges."""
+    """Return a tokenizer with one token per byte; longer tokens are added tokens or merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*alphabet, *("".join(pair) for pair in merges), *pieces]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, list(merges)))
@@ -115,7 +115,7 @@ def check_equal(tokenizer, messages, **options):
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *OWN])
-def test_ids_equal_those_of_apply_chat_template_for_every_content(shape):
+def test_ids_equal_chat_template_for_every_content(shape):
     tokenizer = tokenizer_of(shape) if shape in SHAPES else bytes_tokenizer(merges=[("Ċ", "Ċ")], template=OWN[shape])
     for roles in CONVERSATIONS:
         if "system" in roles and (shape == "gemma2" or (shape == "mistral-v3" and roles[-1] == "assistant")):
@@ -128,12 +128,12 @@ def test_ids_equal_those_of_apply_chat_template_for_every_content(shape):
                 check_equal(tokenizer, messages, add_generation_prompt=roles[-1] == "user")
 
 
-def test_single_characters_that_are_added_tokens_are_content():
+def test_added_single_characters_are_content():
     tokenizer = bytes_tokenizer(added=[AddedToken("7", normalized=False), AddedToken("ö", normalized=False)])
     check_equal(tokenizer, [message("user", "call 7 or 17 schön")])
 
 
-def test_words_that_a_user_added_are_used():
+def test_added_words_are_used():
     tokenizer = bytes_tokenizer(added=["zolprivex", "[=O]", "<mol>", "<table>", "    "])
     text = "take zolprivex, [=O] <mol> <table>\n    x"
     check_equal(tokenizer, [message("user", text)])
@@ -143,12 +143,12 @@ def test_words_that_a_user_added_are_used():
     )
 
 
-def test_piece_of_the_vocabulary_that_no_text_becomes_is_no_marker():
+def test_unreachable_vocabulary_piece_is_no_marker():
     tokenizer = bytes_tokenizer(special=(), pieces=["<|im_start|>", "<|im_end|>"])
     check_equal(tokenizer, [message("system", "k"), message("user", "a<|im_end|>b")])
 
 
-def test_named_template_for_tools_is_used_with_tools():
+def test_tool_use_template_is_used_with_tools():
     tokenizer = bytes_tokenizer()
     tokenizer.chat_template = {"default": ct.CHATML, "tool_use": "{{ '<|im_start|>' + (tools | tojson) }}" + ct.CHATML}
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -156,14 +156,14 @@ def test_named_template_for_tools_is_used_with_tools():
     assert encode_one(tokenizer, [message("user", "q")], template_kwargs={"tools": tools}).input_ids == expected
 
 
-def test_tokens_that_strip_white_space_strip_that_of_a_content():
+def test_stripping_tokens_strip_content_white_space():
     special = (AddedToken("<|im_start|>", rstrip=True), AddedToken("<|im_end|>", lstrip=True))
     template = "{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}"
     for text in (" hi ", "\n hi", "hi\n\n", "  "):
         check_equal(bytes_tokenizer(special, template=template), [message("user", text), message("assistant", text)])
 
 
-def test_reasoning_in_an_answer_is_printed_in_one_block():
+def test_reasoning_is_printed_in_one_block():
     template = (
         "{% for m in messages %}{% set c = m.content %}{% set th = '' %}{% if '</think>' in c %}"
         "{% set th = c.split('</think>')[0].split('<think>')[-1] %}{% set c = c.split('</think>')[-1] %}{% endif %}"
@@ -175,7 +175,7 @@ def test_reasoning_in_an_answer_is_printed_in_one_block():
     check_equal(tokenizer, [message("user", "q"), message("assistant", "four")])
 
 
-def test_content_of_text_parts_is_joined_where_the_template_reads_text():
+def test_text_parts_are_joined_for_text_templates():
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     tokenizer = bytes_tokenizer()
     assert encode_one(tokenizer, [message("user", parts)]) == encode_one(tokenizer, [message("user", "Hello")])
@@ -183,7 +183,7 @@ def test_content_of_text_parts_is_joined_where_the_template_reads_text():
     assert tokenizer.decode(encode_one(tokenizer, [message("user", "Hello")]).input_ids).count("Hello") == 1
 
 
-def test_template_that_repeats_or_cuts_a_content_is_followed():
+def test_repeated_or_cut_content_is_traced():
     for body in ("{{ m.content + m.content }}", "{{ m.content[:3] }}", "{{ m.content | upper }}"):
         template = "{% for m in messages %}" + body + "<|im_end|>{% endfor %}"
         check_equal(bytes_tokenizer(template=template), [message("system", "abcdef"), message("user", "ghi")])
@@ -192,7 +192,7 @@ def test_template_that_repeats_or_cuts_a_content_is_followed():
 # ------------------------------------------------------------------------------------------------ roles and their names
 
 
-def test_unknown_role_is_renamed_alone_and_with_a_warning():
+def test_unsupported_role_is_renamed_with_warning():
     template = (
         "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>tool_result\n' + m.content + '<|im_end|>\n' }}"
         "{% elif m.role in ('system', 'user', 'assistant') %}"
@@ -212,7 +212,7 @@ def test_unknown_role_is_renamed_alone_and_with_a_warning():
 
 
 def owners(tokenizer, messages, **options):
-    """Text and role of every stretch of tokens of one role."""
+    """Return text and role of every run of tokens of one role."""
     encoded = encode_one(tokenizer, messages, **options)
     out: list[tuple[int, str]] = []
     for i, role in zip(encoded.input_ids, encoded.role_ids, strict=True):
@@ -223,7 +223,7 @@ def owners(tokenizer, messages, **options):
     return out
 
 
-def test_end_of_an_answer_belongs_to_the_answer():
+def test_end_of_answer_belongs_to_answer():
     template = (
         "{% for m in messages %}{{ '<|start|>' + m.role + ':' + m.content }}"
         "{% if loop.last and m.role == 'assistant' %}{{ '<|return|>' }}{% else %}{{ '<|end|>' }}{% endif %}{% endfor %}"
@@ -238,7 +238,7 @@ def test_end_of_an_answer_belongs_to_the_answer():
     ]
 
 
-def test_end_that_the_next_turn_prints_belongs_to_the_turn_that_it_ends():
+def test_turn_end_printed_by_next_turn_keeps_owner():
     template = (
         "{% for m in messages %}{{ ('' if loop.first else '<|end|>') + '<|start|>' + m.role + ' ' + m.content }}"
         "{% endfor %}<|end|>{% if add_generation_prompt %}<|start|>assistant {% endif %}"
@@ -255,7 +255,7 @@ def test_end_that_the_next_turn_prints_belongs_to_the_turn_that_it_ends():
         ]
 
 
-def test_generation_prompt_of_a_template_that_reads_parts_alone():
+def test_generation_prompt_of_parts_template():
     template = OWN["parts"] + "{% if add_generation_prompt %}Assistant: {% endif %}"
     tokenizer = bytes_tokenizer(template=template)
     for content in ("hi", [{"type": "text", "text": "hi"}]):
@@ -263,7 +263,7 @@ def test_generation_prompt_of_a_template_that_reads_parts_alone():
         assert got == [(USER, "<|im_start|>userhi<|im_end|>"), (ASSISTANT, "Assistant: ")]
 
 
-def test_plain_text_header_of_the_user_belongs_to_the_user():
+def test_plain_text_user_header_belongs_to_user():
     template = (
         "{% if messages[0].role == 'system' and messages | length == 1 %}{{ raise_exception('no user') }}{% endif %}"
         + OWN["plain"]
@@ -311,13 +311,13 @@ HOISTED = {
 
 
 @pytest.mark.parametrize("shape", HOISTED)
-def test_system_message_that_a_template_hoists_owns_its_text_alone(shape):
+def test_hoisted_system_message_owns_its_text_only(shape):
     template, expected = HOISTED[shape]
     got = owners(bytes_tokenizer(template=template), [message("system", "k"), message("user", "hi")])
     assert got == expected
 
 
-def test_documents_and_tools_are_untrusted_unless_said_otherwise():
+def test_template_variables_are_untrusted_by_default():
     template = (
         "<|im_start|>{% for d in documents %}{{ d.text }}\n{% endfor %}{{ tools | tojson }}<|im_end|>" + ct.CHATML
     )
@@ -345,7 +345,7 @@ def test_error_names_the_conversation():
         encode(bytes_tokenizer(template=template), [[message("user", "a")], [message("assistant", "b")]])
 
 
-def test_truncation_keeps_template_text_that_shares_a_token_with_a_content():
+def test_truncation_keeps_tokens_shared_with_template():
     tokenizer = bytes_tokenizer(merges=[("Ċ", "Ċ")])
     messages = [message("user", "\nab\n"), message("assistant", "c")]
     whole = encode_one(tokenizer, messages)
@@ -364,7 +364,7 @@ def test_truncation_cuts_whole_characters():
 
 
 @pytest.mark.parametrize("shape", ["llama3", "qwen3", "gemma3"])
-def test_parts_of_a_turn_follow_the_content(shape):
+def test_parts_of_turn_follow_content(shape):
     encoded = encode_one(tokenizer_of(shape), [message("user", "Hello"), message("assistant", "Hi")])
     for index in (0, 1):
         parts = [p for p, m in zip(encoded.parts, encoded.message_ids, strict=True) if m == index]

@@ -1,4 +1,4 @@
-"""Strings that know where their characters come from: every operation gives what `str` gives, and loses no source."""
+"""`Traced`: every operation equals that of `str`, and keeps the sources."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rolesafe.roles.traced import Kind, Source, Traced, join, printed, to_json, traced
+from rolesafe.roles.traced import Kind, Source, Traced, join, printed, traced
+from rolesafe.roles.traced_data import to_json
 
 TEMPLATE, CONTENT, OTHER = Source(Kind.TEMPLATE, 0, 1), Source(Kind.CONTENT, 1), Source(Kind.CONTENT, 2)
 TEXT = st.text("ab \n.,xX", max_size=8)
@@ -62,7 +63,7 @@ def test_traced_operation_equals_str_and_keeps_sources(name, text):
 
 @given(text=traced_texts(), old=st.sampled_from(["a", "ab", "\n", "x"]), new=st.sampled_from(["", "<marker>", "a"]))
 @settings(max_examples=200, deadline=None)
-def test_replace_never_makes_template_text_of_a_content(text, old, new):
+def test_replace_keeps_source_of_content(text, old, new):
     got = text.replace(old, Traced.of(new, TEMPLATE))
     assert str.__str__(got) == str.__str__(text).replace(old, new)
     written = sum(source.kind is Kind.TEMPLATE for _, source in characters(text))
@@ -88,7 +89,7 @@ def test_to_json_equals_json_dumps(value, options):
     assert str.__str__(to_json(value, **options)) == expected
 
 
-def test_unfollowed_operation_gives_no_template_text():
+def test_untraced_operation_gives_no_template_text():
     mixed = Traced.of("a", CONTENT) + Traced.of("<m>", TEMPLATE) + Traced.of("b", OTHER)
     assert {source.kind for _, source in characters(mixed.translate({97: "<m>"}))} == {Kind.UNKNOWN}
     assert {source for _, source in characters(Traced.of("a", CONTENT).translate({97: "<m>"}))} == {CONTENT}

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that language models use, made in a moment."""
+"""Small tokenizers of the kinds that language models use."""
 
 from __future__ import annotations
 
@@ -81,8 +81,7 @@ def sentencepiece_bpe(
 
 
 def unigram(special: list[str], *, bos: str = "<bos>", eos: str = "<eos>") -> PreTrainedTokenizerBase:
-    """A Unigram whose vocabulary holds the structural strings as pieces it likes best, though none is an added token
-    but the first ones: without care any text would turn into them."""
+    """Return a Unigram with the structural strings as its best pieces; only the first ones are added tokens."""
     pieces, _ = _pieces()
     own = ["<unk>", "<pad>", bos, eos, *special]
     vocab = [(piece, 0.0) for piece in own]
@@ -98,7 +97,7 @@ def unigram(special: list[str], *, bos: str = "<bos>", eos: str = "<eos>") -> Pr
 
 
 def word_level(special: list[str], *, bos: str = "<s>", eos: str = "</s>") -> PreTrainedTokenizerBase:
-    """Whole words, white space lost: a structural string typed with spaces around it is one word of the vocabulary."""
+    """Return a tokenizer of whole words: a structural string with spaces around it is one word of the vocabulary."""
     words = sorted(set(itertools.chain.from_iterable(line.split() for line in CORPUS)))
     own = ["<unk>", "<pad>", bos, eos, *special]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*own, *words])}, unk_token="<unk>"))
@@ -111,14 +110,14 @@ def word_level(special: list[str], *, bos: str = "<s>", eos: str = "</s>") -> Pr
 
 @dataclass(frozen=True)
 class Shape:
-    """A chat template with a tokenizer of the kind it is used with.
+    """Chat template with a tokenizer of the matching kind.
 
     Attributes:
         build: Makes the tokenizer.
         template: The chat template.
         literals: Structural strings of the template, added tokens or not.
-        system: Whether the template prints a system message.
-        lossless: Whether decoding the ids of a text gives the text.
+        system: True if the template prints a system message.
+        lossless: True if decoding the ids of a text returns the text.
     """
 
     build: Callable[[], PreTrainedTokenizerBase]
@@ -197,14 +196,14 @@ SHAPES: dict[str, Shape] = {
 
 @functools.cache
 def tokenizer_of(shape: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a shape, shared by the tests: do not change it."""
+    """Return the tokenizer of a shape, shared by the tests: do not change it."""
     tokenizer = SHAPES[shape].build()
     tokenizer.chat_template = SHAPES[shape].template
     return tokenizer
 
 
 def byt5() -> PreTrainedTokenizerBase:
-    """A tokenizer without a `tokenizers` backend."""
+    """Return a tokenizer without a `tokenizers` backend."""
     tokenizer = ByT5Tokenizer(extra_ids=2)
     tokenizer.chat_template = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
     return tokenizer

@@ -1,4 +1,4 @@
-"""`AnnealRoles`: a role layer comes into a pretrained model by degrees, and its loss does not jump."""
+"""`AnnealRoles`: the strength rises during training, and the loss does not jump."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def rows():
-    """The reply is the colour in the system text or the one in the user's, as asked; then any colour at all."""
+    """Return conversations with the colour of the system prompt or of the user text as reply, as asked."""
     make = random.Random(0)
 
     def row() -> dict[str, list[dict[str, str]]]:
@@ -50,7 +50,7 @@ def rows():
 
 
 class Losses(TrainerCallback):
-    """Loss on one fixed batch before the first step and after each, and the strength beside it."""
+    """Record loss and strength on one fixed batch, before the first step and after each."""
 
     def __init__(self, batch):
         self.batch, self.losses, self.strengths = batch, [], []
@@ -82,14 +82,14 @@ def fit(model, tokenizer, rows, directory, steps, callbacks=(), resume=None, pat
         **{"learning_rate": 2e-3, "lr_scheduler_type": "constant", "save_strategy": "no", **changes},
     )  # fmt: skip
     collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=patched)
-    trainer = RoleTrainer(model, arguments, collator=collator, train_dataset=rows, callbacks=list(callbacks))
+    trainer = RoleTrainer(model, arguments, data_collator=collator, train_dataset=rows, callbacks=list(callbacks))
     trainer.train(resume_from_checkpoint=resume)
     return model
 
 
 @pytest.fixture(scope="module")
 def pretrained(tokenizer, rows, tmp_path_factory):
-    """A plain model that has learned the conversations about as far as it needs its attention for."""
+    """Return a plain model trained until it uses its attention."""
     model = tiny_llama(len(tokenizer), seed=0, hidden=64, layers=2, heads=8)
     return fit(model, tokenizer, rows, tmp_path_factory.mktemp("plain"), 150, patched=False, learning_rate=5e-3)
 
@@ -103,7 +103,7 @@ def patched(pretrained):
     return rolesafe.patch(copy.deepcopy(pretrained), CONFIG)
 
 
-def test_without_it_the_loss_jumps_and_with_it_it_does_not(pretrained, tokenizer, rows, batch, tmp_path):
+def test_anneal_avoids_loss_jump(pretrained, tokenizer, rows, batch, tmp_path):
     before = loss_on(pretrained, {k: x for k, x in batch.items() if k != "role_ids"})
     at_once, by_degrees = Losses(batch), Losses(batch)
     fit(patched(pretrained), tokenizer, rows, tmp_path, 1, [at_once])
@@ -122,7 +122,7 @@ def test_without_it_the_loss_jumps_and_with_it_it_does_not(pretrained, tokenizer
         assert torch.equal(model.eval()(**inputs).logits, fresh.eval()(**inputs).logits)
 
 
-def test_a_resumed_run_goes_on_where_it_was(pretrained, tokenizer, rows, batch, tmp_path):
+def test_resumed_run_continues_strength(pretrained, tokenizer, rows, batch, tmp_path):
     whole = Losses(batch)
     options = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
     expected = fit(
@@ -160,7 +160,7 @@ def test_wrong_steps(steps):
         AnnealRoles(steps)
 
 
-def test_wrong_arguments(pretrained, tokenizer, rows, tmp_path):
+def test_wrong_arguments_raise(pretrained, tokenizer, rows, tmp_path):
     with pytest.raises(ValueError, match=r"`start`: expected a strength in \[0, 1\), got 1.0"):
         AnnealRoles(3, start=1.0)
     with pytest.raises(ValueError, match=r"`shape`: expected one of \('linear', 'cosine'\), got 'step'"):
@@ -171,7 +171,7 @@ def test_wrong_arguments(pretrained, tokenizer, rows, tmp_path):
         fit(copy.deepcopy(pretrained), tokenizer, rows, tmp_path, 2, [AnnealRoles(1)], patched=False)
 
 
-def test_evaluation_and_the_end_have_the_strength_of_the_steps_done(pretrained, tokenizer, rows, tmp_path):
+def test_anneal_evaluation_uses_strength_of_step(pretrained, tokenizer, rows, tmp_path):
     model = patched(pretrained)
     set_strength(model, 0.7)  # whatever it was before
     fit(model, tokenizer, rows, tmp_path, 2, [AnnealRoles(1.0, start=0.5)])

@@ -1,4 +1,4 @@
-"""Conversations into batches: what is learned, what is not, and with which roles."""
+"""`RoleCollator`: labels, roles, padding and positions of batches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def learned(tokenizer, batch, row: int = 0) -> str:
     return " ".join(tokenizer.convert_ids_to_tokens(labels[labels != -100]))
 
 
-def test_learns_replies_with_their_end_and_nothing_else(collator, tokenizer):
+def test_labels_are_replies_with_their_end(collator, tokenizer):
     batch = collator([{"messages": CONVERSATION}])
     assert learned(tokenizer, batch) == "It is gold . </s> It is red . </s>"
     kept = batch["labels"] != -100
@@ -67,7 +67,7 @@ def test_pad_to_multiple_of(tokenizer):
     assert batch["input_ids"].shape[1] % 32 == 0
 
 
-def test_truncation_spares_the_system_text_and_does_not_teach_to_stop(tokenizer):
+def test_truncation_keeps_system_and_masks_footer(tokenizer):
     long = [*CONVERSATION[:1], {"role": "user", "content": "gate " * 50}, CONVERSATION[2]]
     batch = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), max_length=30)([{"messages": long}])
     assert batch["input_ids"].shape[1] == 30
@@ -76,17 +76,17 @@ def test_truncation_spares_the_system_text_and_does_not_teach_to_stop(tokenizer)
     assert learned(tokenizer, batch) == "It is gold . </s>"
 
 
-def test_row_without_messages(collator):
+def test_row_without_messages_raises(collator):
     with pytest.raises(ValueError, match=r"row 0: expected a column `messages`, got \['text'\]"):
         collator([{"text": "a"}])
 
 
-def test_conversation_without_reply(collator):
+def test_conversation_without_reply_raises(collator):
     with pytest.raises(ValueError, match=r"row 1: expected a message of role 'assistant' to learn, got roles"):
         collator([{"messages": CONVERSATION}, {"messages": CONVERSATION[:2]}])
 
 
-def test_positions_jump_at_most_once_and_by_at_most_the_gap(tokenizer):
+def test_position_gap_jumps_once_within_limit(tokenizer):
     rows = [{"messages": CONVERSATION}, {"messages": CONVERSATION[:3]}] * 50
     torch.manual_seed(0)
     collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), position_gap=100)
@@ -104,7 +104,7 @@ def test_positions_jump_at_most_once_and_by_at_most_the_gap(tokenizer):
 
 
 @pytest.mark.parametrize("name, value", [("position_gap", -1), ("pad_to_multiple_of", 0)])
-def test_options_are_checked(tokenizer, name, value):
+def test_invalid_options_raise(tokenizer, name, value):
     with pytest.raises(ValueError, match=f"`{name}`: expected .*, got {value}"):
         RoleCollator(tokenizer=tokenizer, config=RoleConfig(), **{name: value})
 
@@ -132,18 +132,18 @@ TEXT = [" ".join(message["content"] for message in CONVERSATION)] * 50
 """Sentences, so that a tokenizer made from them glues spaces to words."""
 
 
-def test_a_prompt_that_no_conversation_begins_with_is_told_once():
-    """A space at the end of the generation prompt is a token of its own there, and part of a word in a conversation."""
+def test_collator_prompt_mismatch_warns_once():
+    """A space at the end of the generation prompt is a token there, and part of a word in a conversation."""
     tokenizer = text_tokenizer(TEXT, 400)
     tokenizer.chat_template = TEMPLATE
     collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig())
-    with pytest.warns(UserWarning, match="`tokenizer`.*asked for something else than it is trained on") as told:
+    with pytest.warns(UserWarning, match="`tokenizer`: expected replies that continue") as warned:
         collator([{"messages": CONVERSATION}, {"messages": CONVERSATION[:3]}])
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("words", [True, False])
-def test_our_own_tokenizers_ask_for_what_is_trained(words: bool):
+def test_tiny_tokenizers_match_generation_prompt(words: bool):
     own = tiny_tokenizer(vocabulary()) if words else text_tokenizer(TEXT, 400)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

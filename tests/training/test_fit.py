@@ -1,4 +1,4 @@
-"""What the one way to train does beside the Trainer."""
+"""`fit`: batches by length, settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rolesafe.training import FitSettings
 from rolesafe.training.fit import grouped
 
 
-def test_a_batch_has_rows_of_about_one_length_and_no_row_is_lost():
+def test_grouped_batches_by_length_without_loss():
     rows = [{"input_ids": list(range(1 + 37 * i % 101))} for i in range(400)]
     ordered = grouped(rows, 8, seed=0)
     assert sorted(map(id, ordered)) == sorted(map(id, rows))
@@ -23,6 +23,6 @@ def test_a_batch_has_rows_of_about_one_length_and_no_row_is_lost():
     ]
 
 
-def test_bad_settings_say_so():
+def test_settings_out_of_range_raise():
     with pytest.raises(ValueError, match="`steps`: expected a number >= 1, got 0"):
         FitSettings(steps=0)

@@ -1,4 +1,4 @@
-"""PEFT: the role layer trains, is saved, resumed and loaded with its adapter, or an error says why not."""
+"""PEFT: the role layer trains, saves, resumes and loads with its adapter, or raises."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def trainer(tokenizer, rows, directory, model=None, *, config=CONFIG, rate=0.1, 
         **{"max_steps": 4, "learning_rate": 1e-2, "save_steps": 2, **changes},
     )
     collator = RoleCollator(tokenizer=tokenizer, config=config)
-    return RoleTrainer(model, arguments, collator=collator, train_dataset=rows, role_learning_rate=rate)
+    return RoleTrainer(model, arguments, data_collator=collator, train_dataset=rows, role_learning_rate=rate)
 
 
 def trained(model) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def output(model) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def test_role_layer_trains_and_resumes_with_its_adapter(tokenizer, rows, tmp_path):
+def test_role_layer_trains_and_resumes_with_adapter(tokenizer, rows, tmp_path):
     whole = trainer(tokenizer, rows, tmp_path)
     before = trained(whole.model)
     whole.train()
@@ -101,24 +101,24 @@ def test_best_model_has_its_role_layer(tokenizer, rows, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [None, 0.1])
-def test_frozen_role_layer_raises_with_the_way_out(tokenizer, rows, tmp_path, rate):
+def test_frozen_role_layer_raises(tokenizer, rows, tmp_path, rate):
     with pytest.raises(ValueError, match=r"`role_learning_rate`: "):
         trainer(tokenizer, rows, tmp_path, roles=False, rate=rate)
     trainer(tokenizer, rows, tmp_path, roles=False, rate=0).train()
 
 
-def test_role_layer_unfrozen_by_hand_raises(tokenizer, rows, tmp_path):
+def test_unfrozen_role_layer_outside_peft_raises(tokenizer, rows, tmp_path):
     model = lora(rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), CONFIG), roles=False)
-    for _, parameter in rolesafe.role_parameters(model):
+    for _, parameter in rolesafe.named_role_parameters(model):
         parameter.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"would not be saved with the adapter.*role_modules\(model\)"):
+    with pytest.raises(ValueError, match=r"`modules_to_save`.*role_modules\(model\)"):
         trainer(tokenizer, rows, tmp_path, model)
-    with pytest.raises(ValueError, match="would not be saved with the adapter"):
+    with pytest.raises(ValueError, match="`modules_to_save`"):
         model.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("how", ["resume", "best"])
-def test_checkpoint_without_its_role_layer_raises(tokenizer, rows, tmp_path, how):
+def test_adapter_without_role_layer_raises(tokenizer, rows, tmp_path, how):
     plain = trainer(tokenizer, rows, tmp_path / "frozen", roles=False, rate=0, max_steps=2)
     plain.train()
     one = trainer(tokenizer, rows, tmp_path / "other")
@@ -129,11 +129,11 @@ def test_checkpoint_without_its_role_layer_raises(tokenizer, rows, tmp_path, how
         load[how]()
 
 
-def test_constant_share_does_not_train_with_its_part(tokenizer, rows, tmp_path):
+def test_constant_share_stays_frozen(tokenizer, rows, tmp_path):
     config = RoleConfig.preset("channel", share=0.3, learn_share=False)
     one = trainer(tokenizer, rows, tmp_path, config=config, weight_decay=0.1)
     one.train()
-    shares = [p for name, p in rolesafe.role_parameters(one.model) if name.endswith("share")]
+    shares = [p for name, p in rolesafe.named_role_parameters(one.model) if name.endswith("share")]
     assert shares
     assert all(torch.equal(share, torch.full_like(share, 0.3)) for share in shares)
 
@@ -143,7 +143,7 @@ def test_constant_share_does_not_train_with_its_part(tokenizer, rows, tmp_path):
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Tensor]:
-    """An adapter of a role-aware model, beside its plain base and the role-aware one; and what the model gives."""
+    """Return a saved adapter of a role-aware model, its plain and its role-aware base, and its logits."""
     base_model("llama").save_pretrained(tmp_path / "plain")
     model = randomise(rolesafe.patch(AutoModelForCausalLM.from_pretrained(tmp_path / "plain"), CONFIG))
     model.save_pretrained(tmp_path / "roles")
@@ -152,13 +152,13 @@ def saved(tmp_path: Path) -> tuple[Path, Tensor]:
     return tmp_path / "adapter", output(wrapped)
 
 
-def test_adapter_loads_on_its_role_aware_base(saved):
+def test_adapter_loads_on_role_aware_base(saved):
     directory, expected = saved
     base = rolesafe.from_pretrained(directory.parent / "roles")
     assert torch.equal(output(peft.PeftModel.from_pretrained(base, directory)), expected)
 
 
-def test_adapter_saves_on_a_base_from_a_sealed_checkpoint(saved):
+def test_adapter_saves_on_sealed_base(saved):
     directory, _ = saved
     wrapped = lora(rolesafe.from_pretrained(directory.parent / "roles"), roles=False, init_lora_weights=False)
     wrapped.save_pretrained(directory.parent / "second")
@@ -167,7 +167,7 @@ def test_adapter_saves_on_a_base_from_a_sealed_checkpoint(saved):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["lora", "dora"])
-def test_adapter_does_not_load_on_a_plain_base(saved, options):
+def test_adapter_on_plain_base_raises(saved, options):
     directory, _ = saved
     if options:
         base = rolesafe.from_pretrained(directory.parent / "roles")
@@ -180,20 +180,20 @@ def test_adapter_does_not_load_on_a_plain_base(saved, options):
         AutoModelForCausalLM.from_pretrained(directory)
 
 
-def test_adapter_does_not_load_on_another_role_layer(saved):
+def test_adapter_on_other_role_layer_raises(saved):
     directory, _ = saved
     for other in (role_model("llama", CONFIG, trained=False), role_model("llama", RoleConfig())):
         with pytest.raises(RuntimeError, match="trained with another role layer"):
             peft.PeftModel.from_pretrained(other, directory)
 
 
-def test_adapter_is_no_whole_checkpoint(saved):
+def test_adapter_from_pretrained_raises(saved):
     directory, _ = saved
     with pytest.raises(ValueError, match=r"`path`: .*an adapter: load the model it belongs to"):
         rolesafe.from_pretrained(directory)
 
 
-def test_role_modules_are_those_that_learn():
+def test_role_modules_are_learned_parts():
     assert role_modules(role_model("llama", CONFIG)) == ["rolesafe_embedding", "rolesafe_heads"]
     constant = RoleConfig(bias=False, share=0.3, learn_share=False)
     assert role_modules(role_model("llama", constant)) == []

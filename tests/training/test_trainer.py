@@ -1,4 +1,4 @@
-"""The Trainer with roles: rates of their own, seeds, checkpoints that resume."""
+"""`RoleTrainer`: learning rates, seeds, checkpoints, bad arguments."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def trainer(tokenizer, rows, directory, *, patched: bool = True, role_learning_r
     )
     collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=patched)
     return RoleTrainer(
-        model, arguments, collator=collator, train_dataset=rows, role_learning_rate=role_learning_rate
+        model, arguments, data_collator=collator, train_dataset=rows, role_learning_rate=role_learning_rate
     )  # fmt: skip
 
 
-def test_role_parameters_have_their_own_rate(tokenizer, rows, tmp_path):
+def test_role_parameters_have_own_rate(tokenizer, rows, tmp_path):
     one = trainer(tokenizer, rows, tmp_path, role_learning_rate=0.5, weight_decay=0.1)
     optimizer = one.create_optimizer()
-    own = {id(p) for _, p in rolesafe.role_parameters(one.model)}
+    own = {id(p) for _, p in rolesafe.named_role_parameters(one.model)}
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in one.model.parameters()} == set(groups)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(groups)
@@ -69,7 +69,7 @@ def test_training_moves_role_and_base_parameters(tokenizer, rows, tmp_path):
     assert still == []
 
 
-def test_same_seed_same_weights(tokenizer, rows, tmp_path):
+def test_same_seed_gives_same_weights(tokenizer, rows, tmp_path):
     results = []
     for _ in range(2):
         one = trainer(tokenizer, rows, tmp_path)
@@ -78,7 +78,7 @@ def test_same_seed_same_weights(tokenizer, rows, tmp_path):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
-def test_resumes_where_it_stopped(tokenizer, rows, tmp_path):
+def test_resume_equals_uninterrupted(tokenizer, rows, tmp_path):
     whole = trainer(tokenizer, rows, tmp_path / "whole", max_steps=4)
     whole.train()
     broken = trainer(tokenizer, rows, tmp_path / "broken", max_steps=4, save_strategy="steps", save_steps=2)
@@ -105,7 +105,7 @@ def test_resumes_where_it_stopped(tokenizer, rows, tmp_path):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in b.items())
 
 
-def test_plain_twin_trains_on_the_same_batches(tokenizer, rows, tmp_path):
+def test_plain_model_trains_on_same_batches(tokenizer, rows, tmp_path):
     one = trainer(tokenizer, rows, tmp_path, patched=False)
     before = copy.deepcopy(one.model.state_dict())
     one.train()
@@ -113,43 +113,43 @@ def test_plain_twin_trains_on_the_same_batches(tokenizer, rows, tmp_path):
 
 
 @pytest.mark.parametrize("patched", [True, False])
-def test_collator_must_fit_the_model(tokenizer, rows, tmp_path, patched):
+def test_collator_without_fitting_roles_raises(tokenizer, rows, tmp_path, patched):
     good = trainer(tokenizer, rows, tmp_path, patched=patched)
     collator = RoleCollator(tokenizer=tokenizer, config=CONFIG, with_roles=not patched)
-    with pytest.raises(ValueError, match=rf"`collator`: expected with_roles={patched}.*got {not patched}"):
-        RoleTrainer(good.model, good.args, collator=collator, train_dataset=rows)
+    with pytest.raises(ValueError, match=rf"`data_collator`: expected with_roles={patched}.*got {not patched}"):
+        RoleTrainer(good.model, good.args, data_collator=collator, train_dataset=rows)
 
 
-def test_role_learning_rate_needs_role_parameters(tokenizer, rows, tmp_path):
-    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
+def test_rate_without_role_parameters_raises(tokenizer, rows, tmp_path):
+    with pytest.raises(ValueError, match="`role_learning_rate`: expected None without trainable role parameters"):
         trainer(tokenizer, rows, tmp_path, patched=False, role_learning_rate=0.1)
     with pytest.raises(ValueError, match="`role_learning_rate`: expected a positive number, got -1"):
         trainer(tokenizer, rows, tmp_path, role_learning_rate=-1)
 
 
-def test_frozen_role_parameters_cannot_be_given_a_rate(tokenizer, rows, tmp_path):
+def test_rate_with_frozen_role_parameters_raises(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
-    for _, parameter in rolesafe.role_parameters(good.model):
+    for _, parameter in rolesafe.named_role_parameters(good.model):
         parameter.requires_grad_(False)
-    with pytest.raises(ValueError, match="`role_learning_rate`: the model has no role parameters that train"):
+    with pytest.raises(ValueError, match="`role_learning_rate`: expected None without trainable role parameters"):
         RoleTrainer(
-            good.model, good.args, collator=good.data_collator, train_dataset=rows, role_learning_rate=0.1
+            good.model, good.args, data_collator=good.data_collator, train_dataset=rows, role_learning_rate=0.1
         )  # fmt: skip
 
 
 def test_rate_of_zero_keeps_a_frozen_role_layer(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path, max_steps=1)
-    for _, parameter in rolesafe.role_parameters(good.model):
+    for _, parameter in rolesafe.named_role_parameters(good.model):
         parameter.requires_grad_(False)
     options = {"collator": good.data_collator, "train_dataset": rows}
-    with pytest.raises(ValueError, match=r"`role_learning_rate`: all role parameters are frozen.*=0 to keep"):
+    with pytest.raises(ValueError, match=r"`role_learning_rate`: expected 0 .*frozen"):
         RoleTrainer(good.model, good.args, **options)
-    before = {name: p.clone() for name, p in rolesafe.role_parameters(good.model)}
+    before = {name: p.clone() for name, p in rolesafe.named_role_parameters(good.model)}
     RoleTrainer(good.model, good.args, **options, role_learning_rate=0).train()
-    assert all(torch.equal(before[name], p) for name, p in rolesafe.role_parameters(good.model))
+    assert all(torch.equal(before[name], p) for name, p in rolesafe.named_role_parameters(good.model))
 
 
-def test_rate_beside_an_optimizer_raises(tokenizer, rows, tmp_path):
+def test_rate_with_given_optimizer_raises(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
     optimizer = torch.optim.AdamW(good.model.parameters(), lr=1e-5)
     options = {"collator": good.data_collator, "train_dataset": rows, "optimizers": (optimizer, None)}
@@ -158,15 +158,17 @@ def test_rate_beside_an_optimizer_raises(tokenizer, rows, tmp_path):
     RoleTrainer(good.model, good.args, **options)
 
 
-def test_no_model_raises_with_the_way_out(tokenizer, rows, tmp_path):
+def test_model_missing_raises(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
-    with pytest.raises(TypeError, match=r"`model`: expected a model, got NoneType; call `model_init` yourself"):
-        RoleTrainer(None, good.args, collator=good.data_collator, train_dataset=rows, model_init=lambda: good.model)
+    with pytest.raises(TypeError, match=r"`model`: expected a model, got NoneType. Call `model_init` yourself"):
+        RoleTrainer(
+            None, good.args, data_collator=good.data_collator, train_dataset=rows, model_init=lambda: good.model
+        )
 
 
 @pytest.mark.parametrize("what", ["role tensors", "configuration", "plain"])
 @pytest.mark.parametrize("how", ["resume", "best"])
-def test_checkpoint_that_is_not_whole_does_not_resume(tokenizer, rows, tmp_path, how, what):
+def test_resume_from_incomplete_checkpoint_raises(tokenizer, rows, tmp_path, how, what):
     one = trainer(tokenizer, rows, tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
     one.train()
     directory = tmp_path / "checkpoint-2"
@@ -187,10 +189,23 @@ def test_checkpoint_that_is_not_whole_does_not_resume(tokenizer, rows, tmp_path,
         load[how]()
 
 
-def test_collator_must_mean_the_same_by_a_role_id(tokenizer, rows, tmp_path):
+def test_collator_with_other_roles_raises(tokenizer, rows, tmp_path):
     good = trainer(tokenizer, rows, tmp_path)
     other = RoleConfig(roles=("user", "assistant", "system", "developer", "tool"))
-    with pytest.raises(ValueError, match=r"`collator`: expected the model's roles .*would mean something else"):
+    with pytest.raises(ValueError, match=r"`data_collator`: expected the model's roles"):
         RoleTrainer(
-            good.model, good.args, collator=RoleCollator(tokenizer=tokenizer, config=other), train_dataset=rows
+            good.model, good.args, data_collator=RoleCollator(tokenizer=tokenizer, config=other), train_dataset=rows
         )  # fmt: skip
+
+
+def test_collator_old_name_warns(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    with pytest.warns(DeprecationWarning, match="data_collator"):
+        one = RoleTrainer(good.model, good.args, collator=good.data_collator, train_dataset=rows)
+    assert one.data_collator is good.data_collator
+
+
+def test_collator_missing_raises(tokenizer, rows, tmp_path):
+    good = trainer(tokenizer, rows, tmp_path)
+    with pytest.raises(TypeError, match="`data_collator`: expected a RoleCollator, got None"):
+        RoleTrainer(good.model, good.args, train_dataset=rows)

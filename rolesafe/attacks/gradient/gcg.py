@@ -31,8 +31,8 @@ from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attacks.replies import role_config
 from rolesafe.attacks.search import Found, SearchContext
 from rolesafe.config import RoleConfig
+from rolesafe.patching.loading import read_model
 from rolesafe.patching.modes import evaluating
-from rolesafe.patching.read import read_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -46,12 +46,9 @@ def slim(results: Results, *, replies: bool = False) -> Results:
             Outcome(id=o.id, family=o.family, messages=(), reply=o.reply, success=o.success, right=o.right)
             for o in (one.samples if replies else ())
         )
-        return replace(one, families=(), n_queries=0, n_steps=(), losses=(), samples=kept)
+        return replace(one, n_queries=0, n_steps=(), samples=kept)
 
-    runs = (
-        replace(run, attacks=tuple(map(point, run.attacks)), utility=replace(run.utility, families=()))
-        for run in results.runs
-    )
+    runs = (replace(run, attacks=tuple(map(point, run.attacks))) for run in results.runs)
     return replace(results, runs=tuple(runs))
 
 

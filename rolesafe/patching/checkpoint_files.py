@@ -1,4 +1,4 @@
-"""Reading the files of a checkpoint: JSON and safetensors only; every fault is a ValueError that names the file."""
+"""Read the JSON and safetensors files of a checkpoint. Every fault is a ValueError that names the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from rolesafe.patching.seal import is_role_name
+from rolesafe.patching.patched import is_role_name
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -25,7 +25,7 @@ LARGEST_JSON = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Source:
-    """A directory, or a repository of the hub, that files are read from.
+    """Directory, or repository of the hub, to read files from.
 
     Args:
         path: The directory or hub id.
@@ -76,7 +76,7 @@ def field_of(about: Mapping[str, Any], name: str, kind: type, where: str) -> Any
 
 
 def check_keys(about: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    """Raise where `about`, the content of the file `where`, has a key that is not known: nothing is dropped."""
+    """Raise a ValueError for unknown keys in `about`, the content of the file `where`."""
     if unknown := sorted(map(str, set(about) - set(known))):
         raise ValueError(f"`path`: unknown keys {unknown[:5]} in {where}; expected {sorted(known)}")
 
@@ -86,7 +86,7 @@ def check_keys(about: Mapping[str, Any], known: Iterable[str], where: str) -> No
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of one or more safetensors files: `shapes` as (dtype, shape) by name, and the file of each."""
+    """Tensors of one or more safetensors files: `shapes` as (dtype, shape) by name, and the file of each."""
 
     shapes: Mapping[str, tuple[str, tuple[int, ...]]]
     files: Mapping[str, Path]
@@ -102,7 +102,7 @@ class Tensors:
         return sorted(name for name in self.shapes if is_role_name(name))
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Return the tensors called `names` (None: all), mapped into memory."""
+        """Return the tensors with these `names` (None: all), mapped into memory."""
         wanted = set(self.files if names is None else names)
         found: dict[str, Tensor] = {}
         for file in sorted(set(self.files.values())):
@@ -174,15 +174,15 @@ def model_tensors(source: Source, variant: str | None = None) -> Tensors:
     whole, index = source.find(name), source.read_json(index_name)
     if whole is not None and index is not None:
         raise ValueError(
-            f"`path`: expected one set of weights in {str(source.path)!r}, found {name} and {index_name}; delete the "
-            "one that is left from an earlier save"
+            f"`path`: expected one set of weights in {str(source.path)!r}, found {name} and {index_name}. Delete the "
+            "one of an earlier save."
         )
     if whole is not None:
         return open_tensors([whole])
     if index is None:
         raise ValueError(
             f"`path`: found no {name} in {str(source.path)!r}. Weights in other formats (pytorch_model.bin, ...) are "
-            "never read, because pickle runs code; save them with safetensors first"
+            "not read, because pickle runs code. Save them with safetensors first."
         )
     placed: dict[str, str] = field_of(index, "weight_map", dict, index_name)
     for file in placed.values():
@@ -206,7 +206,7 @@ def model_tensors(source: Source, variant: str | None = None) -> Tensors:
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON value: the same for the same content, whatever the order of keys and white space."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys and of white space."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Conversations in tokens: which message each token belongs to, and which tokens can be cut.
+"""Tokenise conversations with the message of each token, and truncate them.
 
 Shapes: T tokens of a conversation.
 """
@@ -14,24 +14,24 @@ from rolesafe.roles.segments import Part, Segment
 from rolesafe.roles.traced import Kind
 
 if TYPE_CHECKING:
-    from rolesafe.roles.spans import Tokens
     from rolesafe.roles.structure import Structure
+    from rolesafe.roles.token_spans import Tokens
 
 _PARTS = tuple(Part)
 
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """One conversation in tokens, before padding. The four lists are aligned, token by token.
+    """One conversation in tokens, before padding. The four lists have length T.
 
     Attributes:
         input_ids: Token ids.
         role_ids: Role of each token's message; of the generation prompt: ``config.generated``.
         message_ids: Index of each token's message; the number of messages for the generation prompt. Not ascending
-            where the template prints messages in another order than they were sent.
-        parts: What each token is to its message: header, content or footer. A model that answers learns the content
-            and the footer (its end-of-turn token) of its own messages.
-        truncated: Indices of the messages that lost content to `max_length`: their footer follows a cut text.
+            where the template reorders messages.
+        parts: Header, content or footer of its message. Training labels are the content and the footer (end-of-turn
+            token) of the model's messages.
+        truncated: Indices of the messages that lost content to `max_length`.
     """
 
     input_ids: list[int]
@@ -39,16 +39,6 @@ class EncodedConversation:
     message_ids: list[int]
     parts: list[Part]
     truncated: tuple[int, ...] = ()
-
-    @property
-    def content_mask(self) -> list[bool]:
-        """True where a token is text of a message, not of the template."""
-        return [part is Part.CONTENT for part in self.parts]
-
-    @property
-    def footer_mask(self) -> list[bool]:
-        """True where a token is template text that closes a message."""
-        return [part is Part.FOOTER for part in self.parts]
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,18 +51,25 @@ def tokenise(
     roles: Sequence[int],
     privileged: set[int],
 ) -> tuple[EncodedConversation, list[bool], list[bool]]:
-    """Tokens of the segments, which of them hold nothing but the content of one message, and which of them begin inside
-    a character of the token before.
+    """Tokenise the segments of a conversation.
 
-    `tokens` are those of the whole text, where the tokenizer tells where they are.
+    A token across segments gets the least privileged role of the contents in it, or, without content, of the template
+    text in it. No token holds more than white space of a privileged content together with another content.
 
-    A token with characters of several segments has the role of what somebody wrote in it, the least privileged one if
-    several did, else the least privileged one of the template's text. No token holds more than white space of a
-    privileged content together with another content.
+    Args:
+        structure: The tokenizer.
+        tokens: Tokens of the whole text, where their spans are known.
+        segments: Pieces of the text.
+        roles: Role id of each segment.
+        privileged: Ids of the privileged roles.
+
+    Returns:
+        The tokens; (T,) True where a token holds nothing but the content of one message; (T,) True where a token begins
+        inside a character of the token before.
     """
-    import numpy as np  # here, so that importing the package stays quick
+    import numpy as np  # late: imports of the package stay fast
 
-    from rolesafe.roles.spans import trimmed
+    from rolesafe.roles.token_spans import trimmed
 
     text = "".join(segment.text for segment in segments)
     if not text:
@@ -83,12 +80,12 @@ def tokenise(
     bounds = np.cumsum(lengths)[:-1].tolist()
 
     def spread(tokens: Tokens) -> tuple[Any, Any]:
-        """First and last segment of every token."""
+        """Return the first and the last segment of every token."""
         last = np.maximum(tokens.ends - 1, tokens.starts)
         return at[np.minimum(tokens.starts, len(at) - 1)], at[np.minimum(last, len(at) - 1)]
 
     def mixes(a: int, b: int) -> bool:
-        """Whether segments `a` to `b` hold a privileged content and another text that somebody wrote."""
+        """Return True if segments `a` to `b` hold a privileged content and text of another message."""
         written = [k for k in range(a, b + 1) if segments[k].kind is not Kind.TEMPLATE]
         return any(roles[k] in privileged for k in written) and len({segments[k].message for k in written}) > 1
 
@@ -103,7 +100,7 @@ def tokenise(
     parts = np.array([segment.part for segment in segments])[owners]
     for k in across:
         a, b = int(first[k]), int(last[k])
-        if int(tokens.ids[k]) in structure.forbidden:  # it may have taken white space along
+        if int(tokens.ids[k]) in structure.forbidden:  # it may include white space
             start, end = trimmed(text, int(tokens.starts[k]), int(tokens.ends[k]))
             a, b = int(at[start]), int(at[max(start, end - 1)])
         written = [j for j in range(a, b + 1) if segments[j].kind is not Kind.TEMPLATE] or list(range(a, b + 1))
@@ -139,10 +136,10 @@ def truncate(
     if room < excess:
         held = sum(role in privileged for role in encoded.role_ids)
         raise ValueError(
-            f"`max_length`: {max_length} is too small for the conversation `{argument}` of {len(encoded)} tokens; "
-            f"expected at least {len(encoded) - room}, because the privileged part ({held} tokens) and "
-            f"the template text around the other messages ({len(encoded) - room - held} tokens) are never cut. Raise "
-            "`max_length`, or shorten the privileged messages yourself."
+            f"`max_length`: expected at least {len(encoded) - room} for the conversation `{argument}` of "
+            f"{len(encoded)} tokens, got {max_length}: the privileged part ({held} tokens) and the template text "
+            f"around the other messages ({len(encoded) - room - held} tokens) are never cut. Raise `max_length`, or "
+            "shorten the privileged messages."
         )
     cut: set[int] = set()
     truncated = []

@@ -1,18 +1,17 @@
-"""To which message each piece of a rendered conversation belongs.
+"""Attribute each piece of a rendered conversation to a message.
 
-What the template prints itself is given to messages by these rules, the first that applies:
+Template text is attributed by the first of these rules that applies:
 
 - text printed in the round of a loop over the messages belongs to the message of that round;
 - except where another message is printed inside that round, before its own content, or both outside of all rounds
-  (Llama 2 prints the system message inside the first user turn): what the template would not print there without that
-  other message belongs to it (``<<SYS>>``, but not ``[INST]``);
+  (Llama 2 prints the system message inside the first user turn): template text that is absent without that other
+  message belongs to it (``<<SYS>>``, but not ``[INST]``);
 - text outside of such loops belongs to the message around whose content it is printed, the beginning-of-sequence token
   to the first one, and text between two contents to the less privileged one;
-- a turn that is opened inside the round of the message before belongs to the message that fills it, and what closes a
-  turn to the message that it closes, though the round of the next message prints it;
-- after the last content, what is printed for ``add_generation_prompt`` alone or opens a turn is the generation prompt;
-- a system prompt that a template makes up when there is none belongs to the message it precedes. Send a system message
-  to have one.
+- a turn that is opened inside the round of the previous message belongs to the message that fills it, and the end of a
+  turn to the message that it closes, also where the round of the next message prints it;
+- after the last content, text for ``add_generation_prompt`` alone, or that opens a turn, is the generation prompt;
+- the default system prompt of a template belongs to the message it precedes. Send a system message to override it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _Owner = tuple[int, Part, Kind, "str | None"]
 """Message, part, kind and variable of a segment."""
 
 _Cut = tuple[int, int, "int | None"]
-"""A piece of a run: its number, start and end."""
+"""A piece of a run: index of the run, start and end."""
 
 
 @dataclass(slots=True)
@@ -40,10 +39,10 @@ class _Piece:
     """A run of the text, or a part of one.
 
     Attributes:
-        cut: Which part of which run.
-        owner: The message it belongs to; None until that is known.
-        outside: Whether it was printed outside of the rounds of all messages.
-        written: Whether it is of a content.
+        cut: Index of the run, start and end in it.
+        owner: Index of its message; None until it is known.
+        outside: True if it was printed outside of the rounds of all messages.
+        written: True for content.
     """
 
     text: str
@@ -55,7 +54,7 @@ class _Piece:
     written: bool
 
     def parted(self, at: int, owner: int | None) -> list[_Piece]:
-        """The text before `at`, and the rest, which belongs to `owner`."""
+        """Split at `at`; the rest belongs to `owner`."""
         k, start, end = self.cut
         return [
             replace(self, text=self.text[:at], cut=(k, start, start + at)),
@@ -66,7 +65,7 @@ class _Piece:
 def attribute(
     layout: Layout, shape: Shape, conversation: Sequence[Message], text: Traced
 ) -> list[tuple[_Owner, list[_Cut]]]:
-    """Owner of every piece of a rendered conversation; neighbours of one owner are put together."""
+    """Return the owner of every piece of a rendered conversation; neighbours of one owner are merged."""
     pieces, at = [], 0
     plain = str.__str__(text)
     for k, (length, (kind, message, name)) in enumerate(text._runs):
@@ -101,10 +100,10 @@ def attribute(
 
 
 def _give_guests_their_text(layout: Layout, shape: Shape, pieces: list[_Piece]) -> list[_Piece]:
-    """Text of the template around a content that is printed in one go with another message's, before that content.
+    """Attribute template text around a message (guest) that is printed in the turn of another one (host).
 
-    What is printed there without the guest as well is the host's: the start of the text before the guest, and the end
-    of the text behind it.
+    Text that is also printed without the guest belongs to the host: the start of the text before the guest, and the end
+    of the text after it.
     """
     with_a_round = {piece.owner for piece in pieces if not piece.written and piece.name != "role"}
     k = 0
@@ -137,7 +136,7 @@ def _give_guests_their_text(layout: Layout, shape: Shape, pieces: list[_Piece]) 
 
 
 def _shared(layout: Layout, text: str, other: str, *, from_end: bool = False) -> int:
-    """Number of characters at the start (end) that two texts share, not ending inside a word or a structural token."""
+    """Return the length of the common prefix (suffix) of two texts, not ending inside a word or structural token."""
     if from_end:
         length = next((n for n in range(min(len(text), len(other)), 0, -1) if text.endswith(other[-n:])), 0)
         return length if length == len(other) else 0
@@ -155,7 +154,7 @@ def _shared(layout: Layout, text: str, other: str, *, from_end: bool = False) ->
 
 
 def _given(pieces: list[_Piece], start: int, end: int, owner: int) -> list[_Piece]:
-    """Pieces of which the characters from `start` to `end` belong to `owner`."""
+    """Return `pieces` with the characters from `start` to `end` attributed to `owner`."""
     out: list[_Piece] = []
     at = 0
     for piece in pieces:
@@ -171,7 +170,7 @@ def _given(pieces: list[_Piece], start: int, end: int, owner: int) -> list[_Piec
 
 
 def _stretch(pieces: list[_Piece], k: int, step: int) -> list[_Piece]:
-    """Pieces from `k` to the next content."""
+    """Return the pieces from `k` to the next content."""
     out, k = [], k + step
     while 0 <= k < len(pieces) and not pieces[k].written:
         out.append(pieces[k])
@@ -180,7 +179,7 @@ def _stretch(pieces: list[_Piece], k: int, step: int) -> list[_Piece]:
 
 
 def _give_the_rest(conversation: Sequence[Message], pieces: list[_Piece], written: list[int]) -> None:
-    """Text of the template outside of all rounds."""
+    """Attribute template text outside of all rounds."""
     first = pieces[written[0]].owner
     if pieces[0].name == "bos_token":
         pieces[0].owner = first
@@ -202,14 +201,14 @@ def _give_the_rest(conversation: Sequence[Message], pieces: list[_Piece], writte
 
 
 def _opener(layout: Layout, header: Sequence[_Piece]) -> str | None:
-    """The structural token that opens a turn: the first one before the first content that is not the sequence's own."""
+    """Return the structural token that opens a turn: the first one before the first content, without BOS."""
     text = "".join(piece.text for piece in header if piece.kind is Kind.TEMPLATE and piece.name != "bos_token")
     spans = layout.markers(text)
     return text[slice(*spans[0])] if spans else None
 
 
 def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) -> list[_Piece]:
-    """Give a turn that is opened in the round of the message before to the message that fills it."""
+    """Attribute a turn that is opened in the round of the previous message to the message that fills it."""
     if opener is None:
         return pieces
     last = {piece.owner: k for k, piece in enumerate(pieces) if piece.written}
@@ -217,7 +216,7 @@ def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) 
     for k, piece in enumerate(pieces):
         out.append(piece)
         if piece.kind is not Kind.TEMPLATE or opener not in piece.text or last.get(piece.owner, k) >= k:
-            continue  # no opener, or the header of a message whose content is yet to come
+            continue  # no opener, or the header of a message before its content
         ahead = _stretch(pieces, k, 1)
         filled = pieces[k + len(ahead) + 1].owner if k + len(ahead) + 1 < len(pieces) else None
         if filled in (None, piece.owner) or any(p.owner == filled for p in ahead):
@@ -229,7 +228,7 @@ def _open_turns_early(layout: Layout, pieces: list[_Piece], opener: str | None) 
 
 
 def _cut_generation_prompt(layout: Layout, shape: Shape, pieces: list[_Piece], opener: str | None) -> list[_Piece]:
-    """Give the generation prompt to the message after the last one."""
+    """Attribute the generation prompt to the message after the last one."""
     end = max((k + 1 for k, piece in enumerate(pieces) if piece.written), default=0)
     tail = pieces[end:]
     start: int | None = None
@@ -250,9 +249,9 @@ def _cut_generation_prompt(layout: Layout, shape: Shape, pieces: list[_Piece], o
 
 
 def _close_turns(layout: Layout, pieces: list[_Piece], count: int) -> list[_Piece]:
-    """Give what closes a turn to its message where the template prints it in the round of the message that follows.
+    """Attribute the end of a turn to its message where the template prints it in the round of the next message.
 
-    What closes a turn is what the template prints after the last message, if there is a structural token in it.
+    The end of a turn is the text after the last message, if there is a structural token in it.
     """
     written = [k for k, piece in enumerate(pieces) if piece.written]
     if not written:

@@ -1,4 +1,4 @@
-"""Tokens and where in a text they are.
+"""Tokens and their spans in a text.
 
 Shapes: T tokens.
 """
@@ -17,16 +17,16 @@ Ints = npt.NDArray[np.int64]
 Span = tuple[int, int]
 
 BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
-"""A piece of a vocabulary that stands for a byte."""
+"""Piece of a vocabulary for one byte."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens and the characters they hold.
+    """Tokens and their spans of characters.
 
     Attributes:
-        ids: (T,) token ids.
-        starts, ends: (T,) positions of each token's first character, and behind its last one.
+        ids: (T,) int64 token ids.
+        starts, ends: (T,) int64 start and (exclusive) end of each token.
     """
 
     ids: Ints
@@ -48,7 +48,7 @@ class Tokens:
         return Tokens(self.ids, self.starts + by, self.ends + by)
 
     def replaced(self, pieces: dict[int, list[int]]) -> Tokens:
-        """Tokens with some of them in several pieces, in one pass: an attacker may send a hundred thousand."""
+        """Return the tokens with some of them split; one pass, because hostile text may need 100,000 splits."""
         if not pieces:
             return self
         counts = np.ones(len(self.ids), dtype=np.int64)
@@ -59,13 +59,13 @@ class Tokens:
 
 
 def trimmed(text: str, start: int, end: int) -> Span:
-    """A span without the white space at its ends, which tokens may take along (`lstrip`, `rstrip`)."""
+    """Return the span without white space at its ends, which tokens may include (`lstrip`, `rstrip`)."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip()) if inside.strip() else start
 
 
 def aligned(tokens: Sequence[str], text: str) -> list[Span] | None:
-    """Spans of SentencePiece-like tokens in a text; None where they do not spell it but for white space and NFKC."""
+    """Return the spans of SentencePiece-like tokens; None where they do not spell `text` up to white space and NFKC."""
     written = [(c, i) for i, old in enumerate(text) for c in unicodedata.normalize("NFKC", old) if not c.isspace()]
     spans: list[Span] = []
     at = edge = 0  # the next character, and the end of the token before
