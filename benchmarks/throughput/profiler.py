@@ -1,4 +1,4 @@
-"""Where the time of forward and backward goes: kernels by name, their work, registers and shared memory.
+"""Profile of forward and backward: kernels by name, their work, registers and shared memory.
 
 B batch, H query heads, T queries, D head dim
 """
@@ -13,20 +13,20 @@ import torch
 
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.cases import CASES
-from benchmarks.throughput.grid import DTYPE
-from benchmarks.throughput.inputs import Inputs, make_inputs
+from benchmarks.throughput.passes import DTYPE
 from benchmarks.throughput.session import Job, Session
-from benchmarks.throughput.shapes import Shape, forward_flops
+from benchmarks.throughput.shapes import forward_flops
+from tools.inputs import Inputs, Shape, make_inputs
 
 REPEATS = 5
-CASE = "bias"
+CASE = next(case for case in CASES if case.name == "bias")
 PRODUCTS = {"role_attn_fwd_kernel": 2, "role_attn_bwd_dq_kernel": 3, "role_attn_bwd_dkdv_kernel": 4}
 """Products of B H T S D operations in each kernel. Two passes backward make seven; the usual formula counts five."""
 MODULES = ("rolesafe_kernels.forward", "rolesafe_kernels.backward", "rolesafe_kernels.layout")
 
 
 def jobs(shapes: Sequence[Shape]) -> list[Job]:
-    """The shapes that matter most come first."""
+    """Return one job a shape, most urgent first."""
     return [
         Job((f"profile {shape}",), 2.2 + place / 10, partial(measure, shape=shape))
         for place, shape in enumerate(shapes)
@@ -35,11 +35,10 @@ def jobs(shapes: Sequence[Shape]) -> list[Job]:
 
 def measure(session: Session, shape: Shape) -> None:
     """Profile the bias case, forward and backward, at one shape."""
-    case = next(case for case in CASES if case.name == CASE)
-    no = session.refused(case, shape)
+    no = session.refused(CASE, shape)
     found: dict[str, Any] = {"unavailable": str(no)}
     if no is None:
-        x = make_inputs(shape, DTYPE, session.device, gradients=True)[0]
+        x = make_inputs(shape, DTYPE, session.device, gradients=True)
         kernels, reason = attempt(partial(profile, x, shape), session.device)
         registers, why = attempt(compiled_kernels, session.device)
         found = {"kernels": kernels, "compiled": registers} if kernels is not None else {"unavailable": reason}
@@ -53,9 +52,8 @@ def measure(session: Session, shape: Shape) -> None:
 
 
 def profile(x: Inputs, shape: Shape) -> list[dict[str, Any]]:
-    """Kernels of one forward and backward, the longest first: milliseconds, calls, TFLOP/s where the work is known."""
-    case = next(case for case in CASES if case.name == CASE)
-    call, leaves = case.build(x).call, list(x.leaves(case.parts).values())
+    """Return the kernels of one forward and backward, the longest first; TFLOP/s where the work is known."""
+    call, leaves = CASE.build(x).call, list(x.leaves(CASE.features).values())
 
     def step() -> None:
         torch.autograd.grad(call(), leaves, x.grad)
@@ -71,7 +69,7 @@ def profile(x: Inputs, shape: Shape) -> list[dict[str, Any]]:
 
 
 def summarise(events: Any, shape: Shape, repeats: int = REPEATS) -> list[dict[str, Any]]:
-    """Averages of a profile as rows."""
+    """Return the averages of a profile as rows."""
     rows = []
     for event in events:
         if "CUDA" not in str(event.device_type):
@@ -88,7 +86,7 @@ def summarise(events: Any, shape: Shape, repeats: int = REPEATS) -> list[dict[st
 
 
 def compiled_kernels() -> list[dict[str, Any]]:
-    """Registers, spills and shared memory of every kernel that this process has loaded."""
+    """Return registers, spills and shared memory of every kernel that this process has loaded."""
     import importlib
 
     rows = []
@@ -100,7 +98,7 @@ def compiled_kernels() -> list[dict[str, Any]]:
 
 
 def describe(name: str, compiled: Any) -> dict[str, Any]:
-    """What a compiled Triton kernel says of itself."""
+    """Return the resources of a compiled Triton kernel."""
     metadata = getattr(compiled, "metadata", None)
     return {
         "name": name,

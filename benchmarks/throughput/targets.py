@@ -1,4 +1,4 @@
-"""What the kernel should reach, and whether it did. D=128, bf16, causal, T >= 4096."""
+"""Targets of the kernel and their outcomes. D=128, bf16, causal, T >= 4096."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 DIM, LEAST = 128, 4096
 LARGE_CACHE = 128 * 2**20
-"""Bytes of k and v from which decoding is a matter of bandwidth rather than of launching."""
+"""Bytes of k and v from which bandwidth, not launching, bounds decoding."""
 
 Found = Iterator[tuple[str, float]]
-"""Where, and the value there."""
+"""Places and the values there."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a target. `reached` is None where nothing was measured, with the reason in `where`."""
+    """Outcome of a target. `reached` is None where nothing was measured, with the reason in `where`."""
 
     name: str
     goal: str
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def cells(record: dict[str, Any], suite: str) -> Iterator[dict[str, Any]]:
-    """Cells of a suite that the targets are about."""
+    """Yield the cells of a suite that the targets judge."""
     for cell in record["cells"].values():
         shape = cell["shape"]
         if cell["suite"] == suite and shape["dim"] == DIM and shape["keys"] >= LEAST:
@@ -47,7 +47,7 @@ def cells(record: dict[str, Any], suite: str) -> Iterator[dict[str, Any]]:
 
 
 def time_ratio(suite: str, a: str, b: str, speed: bool = False) -> Callable[[dict[str, Any]], Found]:
-    """Time of `a` by that of `b`; `speed`: the other way round, how many times as fast `a` is."""
+    """Return a finder of the time of `a` by that of `b`; `speed`: of the speed of `a` by that of `b`."""
 
     def values(record: dict[str, Any]) -> Found:
         for cell in cells(record, suite):
@@ -59,7 +59,7 @@ def time_ratio(suite: str, a: str, b: str, speed: bool = False) -> Callable[[dic
 
 
 def memory_ratio(suite: str, a: str, b: str) -> Callable[[dict[str, Any]], Found]:
-    """Peak memory over the inputs of `a` by that of `b`."""
+    """Return a finder of the peak memory over the inputs of `a` by that of `b`."""
 
     def values(record: dict[str, Any]) -> Found:
         for cell in cells(record, suite):
@@ -71,7 +71,7 @@ def memory_ratio(suite: str, a: str, b: str) -> Callable[[dict[str, Any]], Found
 
 
 def bandwidth(case: str, least_bytes: int = 0) -> Callable[[dict[str, Any]], Found]:
-    """Bytes of k and v by time in a CUDA graph, of the copy bandwidth; one query."""
+    """Return a finder of the bytes of k and v by time in a CUDA graph, of the copy bandwidth; one query."""
 
     def values(record: dict[str, Any]) -> Found:
         for cell in cells(record, "decode graph"):
@@ -85,14 +85,14 @@ def bandwidth(case: str, least_bytes: int = 0) -> Callable[[dict[str, Any]], Fou
 
 
 def train_ratio(record: dict[str, Any]) -> Found:
-    """Time of a training step, patched by unpatched."""
+    """Yield the time of a training step, patched by unpatched."""
     cell = record["cells"].get("train")
     if cell and (found := cell["ratios"].get("bias / unpatched")):
         yield f"B={cell['shape']['batch']} T={cell['shape']['length']}", found["median"]
 
 
 def both(name: str, goal: float, at_least: bool, a: str, b: str) -> list[Target]:
-    """A target on time for forward and backward."""
+    """Return a target on time for forward and one for backward."""
     return [
         Target(f"{suite}: {name}", goal, at_least, time_ratio(suite, a, b, speed=at_least))
         for suite in ("forward", "backward")
@@ -117,7 +117,7 @@ TARGETS = (
 
 
 def judge(target: Target, record: dict[str, Any]) -> Outcome:
-    """The worst value decides."""
+    """Return the outcome of a target: the worst value decides."""
     goal = f"{'>=' if target.at_least else '<='} {target.goal:.2f}{target.unit}"
     values = sorted(target.values(record), key=lambda found: found[1], reverse=not target.at_least)
     if not values:
@@ -128,5 +128,5 @@ def judge(target: Target, record: dict[str, Any]) -> Outcome:
 
 
 def evaluate(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """All targets, as they are written down."""
+    """Return the outcomes of all targets as the record holds them."""
     return [asdict(judge(target, record)) for target in TARGETS]

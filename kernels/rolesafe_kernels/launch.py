@@ -66,7 +66,7 @@ def architecture(device: torch.device) -> int:
 
 
 @cache
-def table(arch: int) -> dict[str, Launch]:
+def launch_table(arch: int) -> dict[str, Launch]:
     """The table for `arch`, else the nearest older one."""
     known = sorted(int(path.stem.split("_")[1]) for path in TABLES.glob("sm_*.json"))
     if not known:
@@ -85,7 +85,7 @@ def launch_of(device: torch.device, dtype: torch.dtype, dim: int) -> Launch:
     """The launch of tensors of `dtype` whose wider head dim is `dim`."""
     if INTERPRET and device.type == "cpu":
         return INTERPRETED
-    return table(architecture(device))[f"{dtype.itemsize * 8}/{width(dim)}"]
+    return launch_table(architecture(device))[f"{dtype.itemsize * 8}/{width(dim)}"]
 
 
 INTERPRETED = Launch(Tile(32, 16, 1, 1), Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(32, 16, 1, 1))

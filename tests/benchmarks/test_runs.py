@@ -65,7 +65,7 @@ def test_kept_results_that_are_not_whole_are_run_again(content, tmp_path):
     assert path.read_text() == '"model"\n'
 
 
-def test_throughput_record_that_is_not_whole_is_named(tmp_path):
+def test_load_broken_record_names_file(tmp_path):
     path = tmp_path / "throughput.json"
     path.write_text("")
     with pytest.raises(ValueError, match=r"throughput\.json"):

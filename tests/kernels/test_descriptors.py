@@ -148,6 +148,6 @@ def test_what_a_descriptor_can_hold() -> None:
 def test_older_tables_ask_for_none(path: Any) -> None:
     """The copy engine is there from compute capability 9.0 on, and takes 16-bit entries alone; decode has none."""
     arch = int(path.stem.removeprefix("sm_"))
-    for key, entry in launch.table(arch).items():
+    for key, entry in launch.launch_table(arch).items():
         for kernel, tile in entry._asdict().items():
             assert not tile.descriptors or (arch >= 90 and key.startswith("16/") and kernel != "decode"), (key, kernel)

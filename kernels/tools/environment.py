@@ -1,4 +1,4 @@
-"""What the numbers depend on."""
+"""Facts that the numbers of a run depend on: machine, versions, commit, sources, launch table."""
 
 from __future__ import annotations
 
@@ -12,49 +12,32 @@ from typing import Any
 
 import torch
 
-from benchmarks.throughput import ROOT
+from rolesafe.evaluation.environment import environment as recorded
+from tools import ROOT
 
 MEASURED = (
     "kernels/rolesafe_kernels",
+    "kernels/tools",
     "rolesafe/attention",
     "rolesafe/mechanisms",
     "rolesafe/patching",
     "benchmarks/throughput",
 )
-"""Sources whose change makes earlier numbers those of something else."""
-
-NO_GPU = (
-    "benchmarks.throughput needs an NVIDIA GPU of compute capability 8.0 or newer and a PyTorch built for CUDA; "
-    "{found}.\n"
-    "On a machine without one: python benchmarks/attention_cpu.py"
-)
-
-
-def why_no_gpu() -> str | None:
-    """What stands against a run on this machine, with the way out; None if nothing does."""
-    if not torch.cuda.is_available():
-        built = "" if torch.version.cuda else f"; this PyTorch ({torch.__version__}) is built without CUDA"
-        return NO_GPU.format(found=f"no CUDA device was found{built}")
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 0):
-        return NO_GPU.format(found=f"{torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}")
-    return None
+"""Sources whose change makes earlier numbers stale."""
 
 
 def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:
-    """Machine, versions, commit, launch table. `commit`: what to say instead of the checkout's."""
+    """Return date, machine, versions, commit and launch table. `commit` replaces the one that is checked out."""
     found: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or run("git", "rev-parse", "HEAD"),
-        "uncommitted_changes": changes(),
+        "commit": commit or recorded().commit,
+        "uncommitted_changes": first_line_of("git", "status", "--porcelain", "--", *MEASURED) is not None,
         "sources": digest(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": version_of("triton"),
         "transformers": version_of("transformers"),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or device.type,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        **gpu(device),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -67,8 +50,19 @@ def environment(device: torch.device, commit: str | None = None) -> dict[str, An
     return found | {"launch": launches(device)}
 
 
-def run(*command: str) -> str | None:
-    """First line that a command prints in the repository; None where it fails."""
+def gpu(device: torch.device | None = None) -> dict[str, Any]:
+    """Return the device and the versions that timings hold for; default: the current CUDA device."""
+    cuda = device is None or device.type == "cuda"
+    return {
+        "gpu": torch.cuda.get_device_name(device) if cuda else platform.processor() or str(device),
+        "driver": nvidia_smi()["driver"],
+        "triton": version_of("triton"),
+        "torch": torch.__version__,
+    }
+
+
+def first_line_of(*command: str) -> str | None:
+    """Return the first line that a command prints in the repository; None where it fails."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -77,15 +71,8 @@ def run(*command: str) -> str | None:
     return lines[0].strip() if done.returncode == 0 and lines else None
 
 
-def changes() -> bool | None:
-    """Whether tracked files differ from the commit; None without a history."""
-    if run("git", "rev-parse", "HEAD") is None:
-        return None
-    return run("git", "status", "--porcelain", "--", *MEASURED) is not None
-
-
 def digest(root: Path = ROOT, folders: tuple[str, ...] = MEASURED) -> str:
-    """Fingerprint of the measured sources: tells two states of one commit apart, and works without a history."""
+    """Return the fingerprint of the measured sources, also of uncommitted ones and without a history."""
     summary = hashlib.sha256()
     for folder in folders:
         for path in sorted((root / folder).rglob("*")):
@@ -95,7 +82,7 @@ def digest(root: Path = ROOT, folders: tuple[str, ...] = MEASURED) -> str:
 
 
 def nvidia_smi() -> dict[str, str | None]:
-    """Driver, clocks and power limit."""
+    """Return driver, clocks, power limit and temperature; None where they are unknown."""
     fields = {
         "driver": "driver_version",
         "sm_clock_max": "clocks.max.sm",
@@ -103,7 +90,7 @@ def nvidia_smi() -> dict[str, str | None]:
         "power_limit": "power.limit",
         "temperature": "temperature.gpu",
     }
-    line = run("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader")
+    line = first_line_of("nvidia-smi", f"--query-gpu={','.join(fields.values())}", "--format=csv,noheader")
     values = [value.strip() for value in line.split(",")] if line else []
     if len(values) != len(fields):
         return dict.fromkeys(fields)
@@ -111,7 +98,7 @@ def nvidia_smi() -> dict[str, str | None]:
 
 
 def launches(device: torch.device) -> dict[str, Any]:
-    """The launch table's entries that are used: rows, block, warps and stages of each kernel."""
+    """Return the launch table's entries in use: rows, block, warps and stages of each kernel."""
     try:
         from rolesafe_kernels.launch import launch_of
 
