@@ -6,14 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from benchmarks.throughput import ROOT, warm
-from benchmarks.throughput.cases import CASES
 from benchmarks.throughput.chart import draw
-from benchmarks.throughput.markdown import show_targets
+from benchmarks.throughput.markdown import target_lines
 from benchmarks.throughput.record import CannotResume, Record
 from benchmarks.throughput.run import SUITES, run
 from benchmarks.throughput.session import Session
@@ -26,6 +26,8 @@ from tools.timing import Clock, CudaTimer
 RESULTS = ROOT / "benchmarks" / "results" / "throughput.json"
 BUDGET, QUICK_BUDGET = 480.0, 100.0
 QUICK_SUITES = ("forward", "backward", "decode")
+
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 NO_GPU = (
     "benchmarks.throughput: expected an NVIDIA GPU of compute capability 8.0 or newer and a PyTorch built for CUDA, "
@@ -51,7 +53,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="D=128, three lengths, a few decoding shapes, no model")
     parser.add_argument("--only", nargs="+", choices=SUITES, help="parts to measure (default: all; --quick: no model)")
-    parser.add_argument("--own", action="store_true", help="the fused kernel alone, without its peers")
     parser.add_argument("--check-only", action="store_true", help="the correctness gate alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file (default: %(default)s)")
     parser.add_argument("--chart", type=Path, metavar="PNG", help="draw a chart as well")
@@ -90,21 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except CannotResume as error:
             print(error, file=sys.stderr)
             return 2
-    cases = [case for case in CASES if case.own or not options.own]
     timers = CudaTimer(device), CudaTimer(device, ahead=False)
-    session = Session(device, record, clock, *timers, console=console, cases=cases)
+    session = Session(device, record, clock, *timers, console=console)
     where = record.data["environment"]
     session.say(f"{where['gpu']}, torch {where['torch']}, triton {where['triton']}, commit {where['commit']}")
     workers = warm.count_workers() if options.workers is None else options.workers
     if workers:
-        chosen = (options.suites, options.quick, options.check_only, options.own)
+        chosen = (options.suites, options.quick, options.check_only)
         session.say(warm.compile_ahead(workers, options.budget * 0.3, *chosen))
     status = run(session, options.suites, options.quick, options.check_only)
     if options.chart and record.data["cells"]:
         draw(record.data, options.chart)
     if not options.check_only:
-        show_targets(record.data, console)
-    console.print(f"written to {options.output}", markup=False, highlight=False, soft_wrap=True)
+        console.print("Targets: bf16, D=128, causal, T >= 4096", *target_lines(record.data), sep="\n", **PLAIN)
+    console.print(f"written to {options.output}", **PLAIN)
     return status
 
 

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.throughput.record import load
 from benchmarks.throughput.targets import evaluate
 from rolesafe.terminal import run_main
@@ -24,35 +21,17 @@ COMPARED = {"bias": "off", "half dedicated": "sdpa cudnn"}
 VERDICTS = {True: "reached", False: "not reached", None: "not measured"}
 
 
-def number(value: float | None, unit: str = "x") -> str:
-    """Format a value of a target; a dash where there is none."""
-    return "-" if value is None else f"{value:.2f}{unit}"
-
-
-def target_rows(record: dict[str, Any]) -> list[list[str]]:
-    """Return target, goal, worst value and its place, best value, verdict."""
+def target_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the table of targets: goal, worst value and its place, best value, verdict."""
     rows = []
     for line in record["targets"] or evaluate(record):
-        worst = "-" if line["worst"] is None else f"{number(line['worst'])} ({line['where']})"
-        rows.append([line["name"], line["goal"], worst, number(line["best"]), VERDICTS[line["reached"]]])
-    return rows
+        worst = "-" if line["worst"] is None else f"{line['worst']:.2f}x ({line['where']})"
+        best = "-" if line["best"] is None else f"{line['best']:.2f}x"
+        rows.append([line["name"], line["goal"], worst, best, VERDICTS[line["reached"]]])
+    yield from table(["target", "goal", "worst", "best", "verdict"], rows, numbers=False)
 
 
-TARGET_COLUMNS = ("target", "goal", "worst", "best", "verdict")
-
-
-def show_targets(record: dict[str, Any], console: Console) -> None:
-    """Print the last table of a run."""
-    table = Table(title="Targets: bf16, D=128, causal, T >= 4096")
-    for column in TARGET_COLUMNS:
-        table.add_column(column, overflow="fold")
-    colours = {"reached": "green", "not reached": "red", "not measured": "yellow"}
-    for row in target_rows(record):
-        table.add_row(*row[:-1], f"[{colours[row[-1]]}]{row[-1]}[/]")
-    console.print(table)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> Iterator[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> Iterator[str]:
     """Yield the lines of a markdown table; the first column is text."""
     side = "--:" if numbers else ":--"
     yield f"| {' | '.join(columns)} |"
@@ -89,7 +68,7 @@ def grid_lines(record: dict[str, Any], suite: str, dim: int) -> Iterator[str]:
     rows = [
         [f"B={c['shape']['batch']} T={c['shape']['keys']}", *(grid_cell(c, case) for case in columns)] for c in found
     ]
-    yield from markdown(["", *heads], rows)
+    yield from table(["", *heads], rows)
     yield ""
 
 
@@ -110,7 +89,7 @@ def decode_lines(record: dict[str, Any]) -> Iterator[str]:
             share = f" ({100 * known['of_copy']:.0f}%)" if known.get("of_copy") else ""
             row.append(f"{1e3 * known['p50_ms']:.1f}{share}" if "p50_ms" in known else "-")
         rows.append(row)
-    yield from markdown(["", *columns], rows)
+    yield from table(["", *columns], rows)
     yield ""
 
 
@@ -127,9 +106,7 @@ def model_lines(record: dict[str, Any]) -> Iterator[str]:
             peak = "-" if case.get("peak_mib") is None else f"{case['peak_mib']:.0f}"
             rows.append([f"{suite}, {name}", f"{case['p50_ms']:.1f}", f"{case['tokens_per_s']:.0f}", times, peak])
     if rows:
-        yield from markdown(
-            ["model", "ms", "tokens/s", "time by unpatched (95% interval)", "peak MiB over weights"], rows
-        )
+        yield from table(["model", "ms", "tokens/s", "time by unpatched (95% interval)", "peak MiB over weights"], rows)
         yield ""
 
 
@@ -159,7 +136,7 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
         yield f"Measured ceilings: {top['matmul_tflops']:.0f} TFLOP/s (bf16 product of {side} x {side} matrices), "
         yield f"{top['copy_gb_per_s']:.0f} GB/s (copy, read and written)."
     yield ""
-    yield from markdown(TARGET_COLUMNS, target_rows(record), numbers=False)
+    yield from target_lines(record)
     yield ""
     for dim in (128, 64):
         for suite in ("forward", "backward"):

@@ -1,4 +1,4 @@
-"""Profile of forward and backward: kernels by name, their work, registers and shared memory.
+"""Profile of forward and backward: kernels by name and their work.
 
 B batch, H query heads, T queries, D head dim
 """
@@ -22,7 +22,6 @@ REPEATS = 5
 CASE = next(case for case in CASES if case.name == "bias")
 PRODUCTS = {"role_attn_fwd_kernel": 2, "role_attn_bwd_dq_kernel": 3, "role_attn_bwd_dkdv_kernel": 4}
 """Products of B H T S D operations in each kernel. Two passes backward make seven; the usual formula counts five."""
-MODULES = ("rolesafe_kernels.forward", "rolesafe_kernels.backward", "rolesafe_kernels.layout")
 
 
 def jobs(shapes: Sequence[Shape]) -> list[Job]:
@@ -40,10 +39,7 @@ def measure(session: Session, shape: Shape) -> None:
     if no is None:
         x = make_inputs(shape, DTYPE, session.device, gradients=True)
         kernels, reason = attempt(partial(profile, x, shape), session.device)
-        registers, why = attempt(compiled_kernels, session.device)
-        found = {"kernels": kernels, "compiled": registers} if kernels is not None else {"unavailable": reason}
-        if why:
-            found["compiled"] = {"unavailable": why}
+        found = {"unavailable": reason} if kernels is None else {"kernels": kernels}
     session.record.data["profile"][f"profile {shape}"] = found
     session.record.save()
     rows = found.get("kernels") or []
@@ -83,28 +79,3 @@ def summarise(events: Any, shape: Shape, repeats: int = REPEATS) -> list[dict[st
             row["tflops"] = products / 2 * forward_flops(shape) / ms / 1e9
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row["ms"]))
-
-
-def compiled_kernels() -> list[dict[str, Any]]:
-    """Return registers, spills and shared memory of every kernel that this process has loaded."""
-    import importlib
-
-    rows = []
-    for module in MODULES:
-        for name, kernel in vars(importlib.import_module(module)).items():
-            for caches in getattr(kernel, "device_caches", {}).values():
-                rows += [describe(name, compiled) for compiled in caches[0].values()]
-    return [row for row in rows if row["registers"] is not None]
-
-
-def describe(name: str, compiled: Any) -> dict[str, Any]:
-    """Return the resources of a compiled Triton kernel."""
-    metadata = getattr(compiled, "metadata", None)
-    return {
-        "name": name,
-        "registers": getattr(compiled, "n_regs", None),
-        "spills": getattr(compiled, "n_spills", None),
-        "shared_bytes": getattr(metadata, "shared", None),
-        "warps": getattr(metadata, "num_warps", None),
-        "stages": getattr(metadata, "num_stages", None),
-    }

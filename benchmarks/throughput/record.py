@@ -75,9 +75,6 @@ class Record:
         self.data["cells"][key] = cell
         self.save()
 
-    def has_cell(self, key: str) -> bool:
-        return key in self.data["cells"]
-
     @property
     def failures(self) -> list[dict[str, Any]]:
         """Failed verdicts of the gate."""

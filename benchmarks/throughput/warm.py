@@ -23,10 +23,10 @@ from tools.inputs import Shape, make_inputs
 Unit = Callable[[], object]
 
 
-def units(device: torch.device, suites: Sequence[str], quick: bool, check_only: bool, own: bool) -> list[Unit]:
+def units(device: torch.device, suites: Sequence[str], quick: bool, check_only: bool) -> list[Unit]:
     """Return the pieces that compile, the slowest and most urgent first."""
     found: list[Unit] = []
-    cases = [case for case in CASES if case.compiles and (case.own or not own)]
+    cases = [case for case in CASES if case.compiles]
     squares, decodes = ([], []) if check_only else (squares_of(quick), decode_shapes(quick))
     if "forward" in suites or "backward" in suites:
         found += [partial(train, case, shape, device) for shape in squares for case in cases if case.trains]
@@ -63,13 +63,13 @@ def one_layer(device: torch.device) -> None:
         model.generate(models[name], tokens[:1, : size.prompt], 2, role_ids=roles[:1, : size.prompt])
 
 
-def work(number: int, workers: int, suites: Sequence[str], quick: bool, check_only: bool, own: bool) -> None:
+def work(number: int, workers: int, suites: Sequence[str], quick: bool, check_only: bool) -> None:
     """Compile one worker's share. A failure here repeats in the run, which records it."""
     import torch._inductor.config
 
     torch._inductor.config.compile_threads = 1
     device = torch.device("cuda", torch.cuda.current_device())
-    for unit in units(device, suites, quick, check_only, own)[number::workers]:
+    for unit in units(device, suites, quick, check_only)[number::workers]:
         attempt(unit, device)
 
 
@@ -78,10 +78,10 @@ def count_workers() -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
-def compile_ahead(workers: int, seconds: float, suites: Sequence[str], quick: bool, check_only: bool, own: bool) -> str:
+def compile_ahead(workers: int, seconds: float, suites: Sequence[str], quick: bool, check_only: bool) -> str:
     """Compile in `workers` processes, for at most `seconds`; return a line of progress."""
     start = time.monotonic()
-    jobs = [(number, workers, tuple(suites), quick, check_only, own) for number in range(workers)]
+    jobs = [(number, workers, tuple(suites), quick, check_only) for number in range(workers)]
     done = results(work, jobs, workers, until=start + seconds, preload=PRELOAD)
     lost = [found.reason for _, found in done if isinstance(found, Lost)]
     said = f"compiled ahead in {workers} processes, {time.monotonic() - start:.0f} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import triton
@@ -40,19 +40,6 @@ Times = dict[Tile, dict[str, list[float]]]
 """Milliseconds of each tile, at each shape, in each round."""
 
 
-class Bench(Protocol):
-    """Interface of a machine to the selection of tiles."""
-
-    def build(self, pair: Pair, tiles: Sequence[Tile]) -> dict[Tile, Usage | Lost]:
-        """Compile all tiles."""
-
-    def check(self, pair: Pair, tile: Tile) -> str | None:
-        """Return the reason why a tile computes the wrong thing; None if it does not."""
-
-    def measure(self, pair: Pair, tiles: Sequence[Tile], rounds: int) -> Times:
-        """Time all tiles."""
-
-
 def shapes_of(pair: Pair, tokens: int) -> list[Shape]:
     """Return the timed shapes: `tokens` in rows of 1k, 4k and 16k; decode: one query, 4k and 32k keys, B 1 and 16."""
     if pair.kernel == "decode":
@@ -79,7 +66,7 @@ def compile_one(dtype: torch.dtype, pair: Pair, tile: Tile) -> Usage:
 
 
 class Gpu:
-    """The `Bench` of the CUDA device at hand.
+    """The bench of the CUDA device at hand.
 
     Args:
         dtypes: By number of bits.
@@ -96,11 +83,13 @@ class Gpu:
         self.expected: dict[Pair, tuple[Inputs, tuple[dict[str, Tensor], dict[str, Tensor]]]] = {}
 
     def build(self, pair: Pair, tiles: Sequence[Tile]) -> dict[Tile, Usage | Lost]:
+        """Compile all tiles."""
         jobs = [(self.dtypes[pair.bits], pair, tile) for tile in tiles]
         done = results(compile_one, jobs, self.workers, limit=COMPILE_LIMIT, until=self.until, preload=PRELOAD)
         return {tile: found for (_, _, tile), found in done}
 
     def check(self, pair: Pair, tile: Tile) -> str | None:
+        """Return the reason why a tile computes the wrong thing; None if it does not."""
         if pair not in self.expected:
             x = make_inputs(check_shape(pair), self.dtypes[pair.bits], self.device)
             self.expected = {pair: (x, gate.expected(x, BIAS, gradients=pair.kernel in ("dq", "dkdv")))}
@@ -111,6 +100,7 @@ class Gpu:
             return str(error)
 
     def measure(self, pair: Pair, tiles: Sequence[Tile], rounds: int) -> Times:
+        """Time all tiles."""
         times: Times = {tile: {} for tile in tiles}
         for shape in shapes_of(pair, self.tokens):
             x = make_inputs(shape, self.dtypes[pair.bits], self.device)

@@ -1,16 +1,15 @@
-"""Facts that the numbers of a run depend on: machine, versions, commit, sources, launch table."""
+"""Facts that the numbers of a run depend on: machine, versions, commit, sources (the launch tables included)."""
 
 from __future__ import annotations
 
 import hashlib
-import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from rolesafe.evaluation.environment import environment as recorded
 from tools import ROOT
@@ -27,36 +26,34 @@ MEASURED = (
 
 
 def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:
-    """Return date, machine, versions, commit and launch table. `commit` replaces the one that is checked out."""
+    """Return date, machine, versions and commit. `commit` replaces the one that is checked out."""
+    about = recorded()
     found: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or recorded().commit,
+        "commit": commit or about.commit,
         "uncommitted_changes": first_line_of("git", "status", "--porcelain", "--", *MEASURED) is not None,
         "sources": digest(),
-        "python": platform.python_version(),
-        "transformers": version_of("transformers"),
+        **dict(about.versions),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-        **gpu(device),
     }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found |= {
-            "capability": f"{properties.major}.{properties.minor}",
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count,
-            **nvidia_smi(),
-        }
-    return found | {"launch": launches(device)}
+    if device.type != "cuda":
+        return found | {"gpu": about.hardware}
+    properties = torch.cuda.get_device_properties(device)
+    found |= {
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+    }
+    return found | nvidia_smi() | gpu()
 
 
-def gpu(device: torch.device | None = None) -> dict[str, Any]:
-    """Return the device and the versions that timings hold for; default: the current CUDA device."""
-    cuda = device is None or device.type == "cuda"
+def gpu() -> dict[str, Any]:
+    """Return the current CUDA device and the versions that timings hold for."""
     return {
-        "gpu": torch.cuda.get_device_name(device) if cuda else platform.processor() or str(device),
+        "gpu": torch.cuda.get_device_name(),
         "driver": nvidia_smi()["driver"],
-        "triton": version_of("triton"),
+        "triton": triton.__version__,
         "torch": torch.__version__,
     }
 
@@ -95,26 +92,3 @@ def nvidia_smi() -> dict[str, str | None]:
     if len(values) != len(fields):
         return dict.fromkeys(fields)
     return dict(zip(fields, values, strict=True))
-
-
-def launches(device: torch.device) -> dict[str, Any]:
-    """Return the launch table's entries in use: rows, block, warps and stages of each kernel."""
-    try:
-        from rolesafe_kernels.launch import launch_of
-
-        return {
-            f"{str(dtype).removeprefix('torch.')}/{dim}": {
-                kernel: list(tile) for kernel, tile in launch_of(device, dtype, dim)._asdict().items()
-            }
-            for dtype in (torch.bfloat16, torch.float16)
-            for dim in (64, 128)
-        }
-    except (ImportError, LookupError, OSError) as error:
-        return {"unavailable": f"{type(error).__name__}: {error}"}
-
-
-def version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,11 +1,10 @@
-"""Run all that needs a GPU in a few minutes: checks, a short benchmark, tuning, the same benchmark again, the long one.
+"""Run all that needs a GPU in a few minutes: checks, tuning, the benchmark with the new tiles.
 
     python -m tools.gpu --out DIR [--minutes 9] [--skip-tune] [--only TEXT]
 
 Every part runs even when an earlier one fails; failures are listed at the end, and the exit status is 1. DIR takes
-JSON: checks, before and after (the fused kernel's cells of the benchmark around tuning), throughput, tuning (raw
-measurements), the new launch table and a summary. Where time is short, see --skip-checks, --skip-benchmarks and
---skip-tune.
+JSON: checks, tuning (raw measurements; the gain of each tile is printed), the new launch table, throughput and a
+summary. Where time is short, see --skip-checks, --skip-benchmarks and --skip-tune.
 """
 
 from __future__ import annotations
@@ -36,8 +35,6 @@ from tools.offline import source_hash
 
 CHECK_LIMIT = 150.0
 """Seconds of one check, compilation included."""
-SHORT_BENCHMARK = 60.0
-"""Seconds of the benchmark before and after tuning, of the fused kernel alone."""
 BENCHMARK = 120.0
 """Seconds kept for the benchmark after tuning."""
 FULL_BENCHMARK = 300.0
@@ -83,11 +80,11 @@ def python(arguments: list[str], limit: float) -> None:
         raise Failed(f"{' '.join(arguments[:3])}: exit status {status}")
 
 
-def benchmark(path: Path, limit: float, commit: str | None, *more: str) -> None:
-    """Run the benchmark: all of it where there is time, else the quick part; or the parts that `more` names."""
+def benchmark(out: Path, limit: float, commit: str | None) -> None:
+    """Run the benchmark: all of it where there is time, else the quick part."""
     budget = max(limit - 15, 1.0)
-    arguments = ["-m", "benchmarks.throughput", "--output", str(path), "--budget", f"{budget:.0f}", *more]
-    arguments += [] if more or budget >= FULL_BENCHMARK else ["--quick"]
+    arguments = ["-m", "benchmarks.throughput", "--output", str(out / "throughput.json"), "--budget", f"{budget:.0f}"]
+    arguments += [] if budget >= FULL_BENCHMARK else ["--quick"]
     python([*arguments, *([] if commit is None else ["--commit", commit])], limit)
 
 
@@ -109,18 +106,6 @@ def tune(out: Path, budget: float) -> None:
             shutil.copy(table, out / table.name)
 
 
-def show(out: Path) -> None:
-    """Print the milliseconds before and after tuning."""
-    paths = [out / f"{when}.json" for when in ("before", "after")]
-    runs = [json.loads(path.read_text(encoding="utf-8"))["cells"] if path.exists() else {} for path in paths]
-    print(f"{'':60}{'before':>9}{'after':>9}  ms")
-    for cell in dict.fromkeys([*runs[0], *runs[1]]):
-        cases = [run.get(cell, {"cases": {}})["cases"] for run in runs]
-        for name in dict.fromkeys([*cases[0], *cases[1]]):
-            times = [case.get(name, {}).get("p50_ms") for case in cases]
-            print(f"{cell + ', ' + name:60}" + "".join(f"{'-':>9}" if ms is None else f"{ms:9.3f}" for ms in times))
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
@@ -140,31 +125,21 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
     end = begin + 60 * chosen.minutes
 
-    def left(less: float = 0.0) -> float:
-        return end - time.monotonic() - less
+    def left() -> float:
+        return end - time.monotonic()
 
-    def short(when: str) -> None:
-        limit = min(SHORT_BENCHMARK, left(chosen.benchmark_seconds))
-        suites = ("--own", "--only", "forward", "backward", "decode")
-        benchmark(out / f"{when}.json", limit, chosen.commit, *suites)
-
-    kept = 0.0 if chosen.skip_benchmarks else chosen.benchmark_seconds + SHORT_BENCHMARK
-    parts: dict[str, Callable[[], None]] = {
-        "checks": lambda: check(out, chosen.only, begin + 0.4 * (end - begin)),
-        "benchmark before tuning": lambda: short("before"),
-        "tuning": lambda: tune(out, left(kept)),
-        "benchmark after tuning": lambda: short("after"),
-        "throughput": lambda: benchmark(out / "throughput.json", left(), chosen.commit),
-    }
-    skipped = {"checks"} if chosen.skip_checks else set()
-    skipped |= {"benchmark before tuning", "tuning", "benchmark after tuning"} if chosen.skip_tune else set()
-    skipped |= {name for name in parts if name not in ("checks", "tuning")} if chosen.skip_benchmarks else set()
+    kept = 0.0 if chosen.skip_benchmarks else chosen.benchmark_seconds
+    parts: dict[str, Callable[[], None]] = {}
+    if not chosen.skip_checks:
+        parts["checks"] = lambda: check(out, chosen.only, begin + 0.4 * (end - begin))
+    if not chosen.skip_tune:
+        parts["tuning"] = lambda: tune(out, left() - kept)
+    if not chosen.skip_benchmarks:
+        parts["throughput"] = lambda: benchmark(out, left(), chosen.commit)
     about = environment(torch.device("cuda"), chosen.commit) | {"cores": os.cpu_count(), "kernels": source_hash()}
     failures = {}
     print(json.dumps(about, indent=1), flush=True)
     for name, part in parts.items():
-        if name in skipped:
-            continue
         print(f"== {name}, {left():.0f} s left", flush=True)
         try:
             part()
@@ -172,12 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
             failures[name] = f"{type(error).__name__}: {error}"
             print(f"{name} FAILED: {failures[name]}", flush=True)
     took = round(time.monotonic() - begin)
-    write_whole(
-        out / "summary.json",
-        json.dumps({"environment": about, "seconds": took, "failures": failures}, indent=1) + "\n",
-    )
+    summary = {"environment": about, "seconds": took, "failures": failures}
+    write_whole(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(f"== {took} s")
-    show(out)
     for name, failure in failures.items():
         print(f"FAILED {name}: {failure}")
     return int(bool(failures))

@@ -30,7 +30,7 @@ from rolesafe_kernels.launch import INTERPRET, Launch, Tile, architecture, launc
 from rolesafe.files import write_whole
 from rolesafe.terminal import run_main
 from rolesafe.workers import Lost
-from tools.bench import Bench, Gpu, Pair, Times
+from tools.bench import Gpu, Pair, Times
 from tools.environment import gpu
 from tools.offline import SHARED_LIMIT, source_hash
 from tools.timing import bootstrap_median
@@ -151,7 +151,7 @@ def parse_line(line: str) -> dict[str, Any]:
     return found
 
 
-def sound(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log) -> list[Tile]:
+def sound(bench: Gpu, arch: int, pair: Pair, current: Tile, log: Log) -> list[Tile]:
     """Return candidates that compile and pass the gate; spilling ones only if no other does, or if current."""
     tiles = [tile for tile in candidates(arch, pair, current) if (pair, tile) not in log.lost]
     built = bench.build(pair, tiles)
@@ -177,7 +177,7 @@ def sound(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log) -> list[
     return passed
 
 
-def tune_pair(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log, until: float) -> tuple[Tile, Speed] | None:
+def tune_pair(bench: Gpu, arch: int, pair: Pair, current: Tile, log: Log, until: float) -> tuple[Tile, Speed] | None:
     """Return the best tile of `pair`; None where time ran out or no candidate works."""
     tiles = sound(bench, arch, pair, current, log)
     times: Times = {}
@@ -194,7 +194,7 @@ def tune_pair(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log, unti
 
 
 def tune(
-    bench: Bench, arch: int, pairs: Sequence[Pair], log: Log, timed_on: Mapping[str, Any], until: float = math.inf
+    bench: Gpu, arch: int, pairs: Sequence[Pair], log: Log, timed_on: Mapping[str, Any], until: float = math.inf
 ) -> int:
     """Tune `pairs` one after the other, write each result at once, and return the number of pairs without one."""
     left = [pair for pair in pairs if pair not in log.done]

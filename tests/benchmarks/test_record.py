@@ -36,7 +36,7 @@ def test_resume_keeps_results(tmp_path: Path) -> None:
     new = Record(old.path, dict(ENVIRONMENT), {})
     new.resume()
     assert new.data["cells"] == old.data["cells"]
-    assert new.has_cell("train")
+    assert "train" in new.data["cells"]
     assert new.has_verdict("bias", "bfloat16", "s")
     assert not new.has_verdict("bias", "float16", "s")
 
@@ -89,7 +89,7 @@ def test_targets_worst_length_decides(tmp_path: Path) -> None:
 def test_targets_without_cells_are_not_measured(tmp_path: Path) -> None:
     record = Record(tmp_path / "a.json", dict(ENVIRONMENT), {})
     assert all(line["reached"] is None for line in evaluate(record.data))
-    assert {row[-1] for row in markdown.target_rows(record.data)} == {"not measured"}
+    assert all(line.endswith("| not measured |") for line in list(markdown.target_lines(record.data))[2:])
 
 
 def test_markdown_shows_times_and_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
