@@ -1,4 +1,4 @@
-"""Calls that may fail: what a PyTorch release lacks is recorded with its reason."""
+"""Calls that may fail, as on a PyTorch release that lacks them: the reason is recorded."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ EVERYWHERE = ("cuda", "cpu")
 
 
 class Built(NamedTuple):
-    """A call (-> (B, H, T, D)) whose preparation is done, and a note for the record."""
+    """A prepared call (-> (B, H, T, D)), and a note for the record."""
 
     call: Callable[[], Tensor]
     note: str = ""
@@ -38,7 +38,7 @@ class Case:
     """One way to compute attention with some features of the roles.
 
     Attributes:
-        build: Prepares what a model prepares once for all its layers (role layout, block mask), outside the timing.
+        build: Prepares role layout or block mask, as a model does once for all layers, outside the timing.
         own: It is the fused kernel: an error is a failure, not a peer that this PyTorch lacks.
         devices: Devices it runs on.
         gradients: Devices where it has a backward.

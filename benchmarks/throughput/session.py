@@ -56,7 +56,7 @@ class Session:
         return {"skipped": skipped} if skipped else None
 
     def too_slow(self, kind: str, case: Case, shape: Shape) -> dict[str, str] | None:
-        """Return the entry of a case whose time grows with T and was long at a smaller T; None if it is timed."""
+        """Return the entry of a case that was slow at a smaller T; None if it is timed."""
         length, ms = self.slow.get((kind, case.name, str(shape.dim)), (shape.keys, 0.0))
         seconds = ms * shape.keys / length / 1e3
         if 1e3 * seconds <= self.LONGEST_CALL_MS:

@@ -1,8 +1,8 @@
-"""The kernels as operations of PyTorch: launches, shapes without data, gradients. Arguments come checked, see `api`.
+"""The kernels as operations of PyTorch: launches, shapes without data, gradients. `api` checks the arguments.
 
     B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles, N blocks of a row
 
-What follows from the roles alone comes from `role_blocks`, once for all layers. All operations are functional:
+`role_blocks` prepares the roles once for all layers. All operations are functional:
 nothing is changed in place.
 """
 
@@ -37,7 +37,7 @@ ROW_TILE = 16
 
 
 def empty_blocks(roles: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Outputs of `build_blocks`, unwritten."""
+    """Return the outputs of `build_blocks`, unwritten."""
     batch, length = roles.shape
     return (
         roles.new_empty(batch, length, dtype=torch.int8),
@@ -46,7 +46,7 @@ def empty_blocks(roles: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def build_blocks(roles: Tensor, mask: Tensor | None, privileged: int, block: int) -> tuple[Tensor, Tensor]:
-    """`role_blocks` for blocks of `block` tokens."""
+    """Compute `role_blocks` for blocks of `block` tokens."""
     roles8, blocks = empty_blocks(roles, block)
     batch, n = roles.shape[0], count_blocks(blocks)
     if not batch:
@@ -66,12 +66,10 @@ def build_blocks(roles: Tensor, mask: Tensor | None, privileged: int, block: int
 def role_blocks(
     roles: Tensor, mask: Tensor | None, privileged: int, dtype: torch.dtype, dim: int, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    """Roles (B, S) as int8, PAD where `mask` (B, S) hides a key, and the lists of blocks (B, ROWS, N + 1) int32. See
-    `layout`.
+    """Return roles (B, S) as int8, PAD where `mask` (B, S) hides a key, and lists of blocks (B, ROWS, N + 1) int32.
 
-    `privileged` has bit r set for each privileged role r. `kernel` is the one that reads the lists (a field of
-    `Launch`), for tokens of
-    `dtype` whose wider head dim is `dim`: they set the size of a block.
+    `privileged` has bit r set for each privileged role r. `kernel` (a field of `Launch`) reads the lists (see
+    `layout`) for tokens of `dtype`; `dim` is the wider head dim. They set the size of a block.
     """
     return build_blocks(roles, mask, privileged, getattr(launch_of(roles.device, dtype, dim), kernel).block)
 
@@ -79,7 +77,7 @@ def role_blocks(
 def role_blocks_fake(
     roles: Tensor, mask: Tensor | None, privileged: int, dtype: torch.dtype, dim: int, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of `role_blocks`, unwritten."""
+    """Return the outputs of `role_blocks`, unwritten."""
     return empty_blocks(roles, getattr(launch_of(roles.device, dtype, int(dim)), kernel).block)
 
 
@@ -110,11 +108,11 @@ def role_attn_fwd_fake(
     privileged: int,
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of `role_attn_fwd`, unwritten."""
+    """Return the outputs of `role_attn_fwd`, unwritten."""
     batch, heads, length, _ = q.shape
     shape = (batch, heads, length)
     return (
-        # laid out as (B, T, H, DV): what follows joins the heads
+        # laid out as (B, T, H, DV): the output projection joins the heads
         q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2),
         q.new_empty(shape, dtype=torch.float32),
         q.new_empty(shape if share is not None else (0,), dtype=torch.float32),
@@ -147,7 +145,7 @@ def role_attn_fwd(
     privileged: int,
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Role-aware attention with gradients.
+    """Compute role-aware attention with gradients.
 
     Args:
         q_roles, k_roles: (B, T), (B, S) int8 from `role_blocks`; None: no roles.
@@ -201,7 +199,7 @@ def forward(
     privileged: int,
     train: bool,
 ) -> None:
-    """The launches of `role_attn_fwd`. `counts` (B, H, tiles, 3) int32 takes what each program looked at."""
+    """Launch the kernels of `role_attn_fwd`. `counts` (B, H, tiles, 3) int32 takes the blocks that programs read."""
     bias, share, sinks = dense(bias), dense(share), dense(sinks)
     call = Call(q, k, v, q_roles is not None, bias, mask, ranges, softcap, window, causal, integrity)
     tile = call.launch.forward
@@ -259,7 +257,7 @@ def role_attn_bwd_fake(
     integrity: bool,
     privileged: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of `role_attn_bwd`, unwritten."""
+    """Return the outputs of `role_attn_bwd`, unwritten."""
     table = (0,) if bias is None else tuple(bias.shape)
     return (
         like(q),
@@ -298,7 +296,7 @@ def role_attn_bwd(
     integrity: bool,
     privileged: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v in their dtypes; in fp32 those of bias (H, R, R) and, stacked, of share and sinks (2, H)."""
+    """Return gradients of q, k, v in their dtypes; in fp32 of bias (H, R, R) and, stacked, share and sinks (2, H)."""
     dq, dk, dv = like(q), like(k), like(v)
     grad = packed(grad)
     bias, share, sinks = dense(bias), dense(share), dense(sinks)
@@ -341,7 +339,7 @@ def role_attn_bwd(
 
 
 def summed(dbias: Tensor) -> Tensor:
-    """The table's gradient (H, R, R) from its parts (B, H, tiles, R, R); empty where there is no table."""
+    """Return the table's gradient (H, R, R) from its parts (B, H, tiles, R, R); empty without a table."""
     return dbias.sum((0, 2)) if dbias.shape[-1] else dbias.new_empty(0)
 
 
@@ -349,7 +347,7 @@ role_attn_bwd.register_fake(role_attn_bwd_fake)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keeps what the backward reads."""
+    """Save the tensors of the backward."""
     *tensors, scale, softcap, window, causal, dedicated, integrity, privileged, _ = inputs
     q, k, v, q_roles, k_roles, _, dq_blocks, dkdv_blocks, bias, share, sinks, mask, ranges, q_ranges = tensors
     ctx.save_for_backward(
@@ -360,7 +358,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs of `role_attn_fwd`."""
+    """Return the gradients of the inputs of `role_attn_fwd`."""
     if grad is None:
         return (None,) * 22
     *_, bias, share, sinks, _, _, _ = saved = ctx.saved_tensors

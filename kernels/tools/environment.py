@@ -22,7 +22,7 @@ MEASURED = (
     "rolesafe/patching",
     "benchmarks/throughput",
 )
-"""Sources whose change makes earlier numbers stale."""
+"""Sources: a change of any makes earlier numbers stale."""
 
 
 def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:

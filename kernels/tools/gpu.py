@@ -46,7 +46,7 @@ class Failed(Exception):
 
 
 def check(out: Path, only: str, until: float) -> None:
-    """Run all checks whose name contains `only`, in parallel."""
+    """Run all checks with `only` in their name, in parallel."""
     names = [name for name in all_checks() if only in name]
     workers = max(1, min(12, (os.cpu_count() or 2) - 2))
     records: list[dict[str, Any]] = []

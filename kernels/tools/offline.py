@@ -1,4 +1,4 @@
-"""Compile kernels for architectures that are not at hand, and check what the assembler reports. No GPU is needed.
+"""Compile kernels for architectures that are not at hand, and check the assembler's reports. No GPU is needed.
 
     python -m tools.offline [--arch 90 ...] [--only "16/128 forward" ...] [--record FILE] [--write]
 
@@ -70,7 +70,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 window, score cap, sinks and packed documents; the privileged channel with tokens read by descriptors."""
 
 MAY_SPILL = ("mask", "extras", "descriptors")
-"""Variants whose spilled registers are recorded: no tile was chosen for them."""
+"""Variants that may spill registers as recorded: no tile was chosen for them."""
 
 LOOPED = {"forward": ("k", "v"), "dq": ("k", "v"), "dkdv": ("q", "do")}
 """Operands that a kernel can read by descriptors."""
@@ -202,7 +202,7 @@ def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
 
 
 def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> list[Job]:
-    """Return the compilations of the committed tables, or those whose names begin with one of `only`."""
+    """Return the compilations of the committed tables, or those with a name that begins with one of `only`."""
     jobs: list[Job] = []
     for arch in arches:
         for key, launch in launch_table(arch).items():

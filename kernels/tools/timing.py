@@ -184,6 +184,6 @@ def ratio(numerator: Mapping[int, float], denominator: Mapping[int, float]) -> d
 
 
 def ratios(times: Mapping[str, Mapping[int, float]], pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
-    """Return `ratio` of every pair whose calls were both timed, under ``"a / b"``."""
+    """Return `ratio` of every pair that was timed, under ``"a / b"``."""
     found = {f"{a} / {b}": ratio(times[a], times[b]) for a, b in pairs if a in times and b in times}
     return {name: value for name, value in found.items() if value is not None}

@@ -111,7 +111,7 @@ class Log:
 
     Attributes:
         done: Pairs that have a result.
-        lost: Candidates whose check began and never ended, because they ended the process.
+        lost: Candidates with a check that ended the process.
     """
 
     def __init__(self, path: Path | None, environment: Mapping[str, Any], resume: bool = True) -> None:

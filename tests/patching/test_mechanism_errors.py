@@ -22,7 +22,7 @@ from tests.models import new_config, tiny_model
         ("hy_v4", RoleConfig(rotation=1.0), "`rotation`: expected 0.0, got 1.0; the layers of"),
         ("hy_v4", RoleConfig(shift=True), "`shift`: expected False, got True; the layers of"),
         ("hy_v4", RoleConfig(embedding="all"), "`embedding`: expected 'none', got 'all'; the layers of"),
-        ("llama", RoleConfig(mass_target=0.2, impl="triton"), "`mass_target`: impl='triton' does not know the mass"),
+        ("llama", RoleConfig(mass_target=0.2, impl="triton"), "`mass_target`: expected 0.0 with impl='triton'"),
     ],
 )  # fmt: skip
 def test_message(family: str, config: RoleConfig, message: str) -> None:
