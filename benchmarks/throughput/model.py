@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import rolesafe
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.gate import FAILED, PASSED, Verdict, worst
-from benchmarks.throughput.session import Absent, Job, Session
+from benchmarks.throughput.session import Absent, Session
 from tools.inputs import chat_roles
 from tools.timing import peak_mib
 
@@ -54,14 +54,6 @@ class Size:
     def dim(self) -> int:
         """Head dim."""
         return self.hidden // self.heads
-
-
-def jobs(size: Size) -> list[Job]:
-    """Return the jobs. Training is a target; generation takes long and comes late."""
-    return [
-        Job(("train",), 1.2, partial(measure_training, size=size)),
-        Job(("generate",), 2.6, partial(measure_generation, size=size)),
-    ]
 
 
 def make_base(size: Size, device: torch.device) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.cases import PAIRS, Built, Case
-from benchmarks.throughput.session import Absent, Job, Session
+from benchmarks.throughput.session import Absent, Session
 from benchmarks.throughput.shapes import backward_flops, forward_flops
 from tools.inputs import Inputs, Shape, make_inputs
 from tools.timing import peak_mib
@@ -26,14 +26,6 @@ DTYPE = torch.bfloat16
 def key(suite: str, shape: Shape) -> str:
     """Return the name of a cell."""
     return f"{suite} {shape}"
-
-
-def jobs(shapes: Sequence[Shape], suites: Sequence[str]) -> list[Job]:
-    """Return one job a shape: backward goes on from the graphs of forward. The shapes come most urgent first."""
-    return [
-        Job(tuple(key(suite, shape) for suite in suites), place, partial(measure, shape=shape, suites=suites))
-        for place, shape in enumerate(shapes)
-    ]
 
 
 def measure(session: Session, shape: Shape, suites: Sequence[str]) -> None:

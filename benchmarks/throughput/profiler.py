@@ -5,7 +5,6 @@ B batch, H query heads, T queries, D head dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.cases import CASES
 from benchmarks.throughput.passes import DTYPE
-from benchmarks.throughput.session import Job, Session
+from benchmarks.throughput.session import Session
 from benchmarks.throughput.shapes import forward_flops
 from tools.inputs import Inputs, Shape, make_inputs
 
@@ -22,14 +21,6 @@ REPEATS = 5
 CASE = next(case for case in CASES if case.name == "bias")
 PRODUCTS = {"role_attn_fwd_kernel": 2, "role_attn_bwd_dq_kernel": 3, "role_attn_bwd_dkdv_kernel": 4}
 """Products of B H T S D operations in each kernel. Two passes backward make seven; the usual formula counts five."""
-
-
-def jobs(shapes: Sequence[Shape]) -> list[Job]:
-    """Return one job a shape, most urgent first."""
-    return [
-        Job((f"profile {shape}",), 2.2 + place / 10, partial(measure, shape=shape))
-        for place, shape in enumerate(shapes)
-    ]
 
 
 def measure(session: Session, shape: Shape) -> None:

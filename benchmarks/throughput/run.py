@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,16 +40,22 @@ def gates_of(device: torch.device, suites: Sequence[str], quick: bool) -> list[G
 
 
 def plan_jobs(suites: Sequence[str], quick: bool) -> list[Job]:
-    """Return all jobs, most urgent first."""
-    squares = squares_of(quick)
+    """Return all jobs, most urgent first. Training is a target; generation takes long and comes late."""
+    squares, size = squares_of(quick), model.Size()
     trained = [suite for suite in ("forward", "backward") if suite in suites]
-    jobs = passes.jobs(squares, trained) if trained else []
-    if "decode" in suites:
-        jobs += steps.jobs(decode_shapes(quick))
+    jobs: list[Job] = []
+    for place, shape in enumerate(squares if trained else ()):
+        keys = tuple(passes.key(suite, shape) for suite in trained)
+        jobs.append(Job(keys, place, partial(passes.measure, shape=shape, suites=trained)))
+    for place, shape in enumerate(decode_shapes(quick) if "decode" in suites else ()):
+        keys = tuple(passes.key(f"decode {mode}", shape) for mode in steps.MODES)
+        jobs.append(Job(keys, 0.5 + place / 4, partial(steps.measure, shape=shape)))
     if "model" in suites:
-        jobs += model.jobs(model.Size())
-    if trained:
-        jobs += profiler.jobs([shape for shape in squares if shape.dim == 128 and shape.keys in PROFILED])
+        jobs.append(Job(("train",), 1.2, partial(model.measure_training, size=size)))
+        jobs.append(Job(("generate",), 2.6, partial(model.measure_generation, size=size)))
+    profiled = [shape for shape in squares if trained and shape.dim == 128 and shape.keys in PROFILED]
+    for place, shape in enumerate(profiled):
+        jobs.append(Job((f"profile {shape}",), 2.2 + place / 10, partial(profiler.measure, shape=shape)))
     return sorted(jobs, key=lambda job: job.urgency)
 
 

@@ -17,21 +17,13 @@ import torch
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.cases import PAIRS, Built, Case
 from benchmarks.throughput.passes import DTYPE, key
-from benchmarks.throughput.session import Job, Session
+from benchmarks.throughput.session import Session
 from benchmarks.throughput.shapes import cache_bytes
 from tools.inputs import Inputs, Shape, make_inputs
 
 BEYOND_L2 = 256 * 2**20
 MOST_CACHES = 32
 MODES = ("graph", "eager")
-
-
-def jobs(shapes: Sequence[Shape]) -> list[Job]:
-    """Return one job a shape, most urgent first."""
-    return [
-        Job(tuple(key(f"decode {mode}", shape) for mode in MODES), 0.5 + place / 4, partial(measure, shape=shape))
-        for place, shape in enumerate(shapes)
-    ]
 
 
 def count_caches(shape: Shape, beyond: int = BEYOND_L2, most: int = MOST_CACHES) -> int:

@@ -33,9 +33,8 @@ def units(device: torch.device, suites: Sequence[str], quick: bool, check_only: 
     if "model" in suites and squares:
         found.insert(0, partial(one_layer, device))
     if "decode" in suites:
-        for shape in decodes:
-            some = [case for case in cases if case.decodes and case.skipped(shape) is None]
-            found += [partial(step, case, shape, device) for case in some]
+        decoded = [(case, shape) for shape in decodes for case in cases if case.decodes and not case.skipped(shape)]
+        found += [partial(step, case, shape, device) for case, shape in decoded]
     for gate in gates_of(device, suites, quick):
         found += [partial(gate.check, case) for case in checked(gate, cases)]
     return found

@@ -20,26 +20,7 @@ def choose_splits(device: torch.device, programs: int, blocks: int) -> int:
     return max(1, min(2 * processors // max(programs, 1), blocks // 2, 64))
 
 
-def role_attn_decode_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_roles: Tensor | None,
-    k_roles: Tensor | None,
-    blocks: Tensor | None,
-    bias: Tensor | None,
-    share: Tensor | None,
-    sinks: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float,
-    window: int,
-    causal: bool,
-    dedicated: int,
-    integrity: bool,
-    privileged: int,
-    splits: int,
-) -> Tensor:
+def role_attn_decode_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
     """Return the output of `role_attn_decode`, unwritten."""
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
 
@@ -72,10 +53,7 @@ def role_attn_decode(
     cache. 0: as many as fill it.
     """
     bias, share, sinks = dense(bias), dense(share), dense(sinks)
-    o = role_attn_decode_fake(
-        q, k, v, q_roles, k_roles, blocks, bias, share, sinks, mask,
-        scale, softcap, window, causal, dedicated, integrity, privileged, splits,
-    )  # fmt: skip
+    o = role_attn_decode_fake(q, k, v)
     call = Call(q, k, v, q_roles is not None, bias, mask, None, softcap, window, causal, integrity)
     tile = call.launch.decode
     channels = 1 if share is None else 2

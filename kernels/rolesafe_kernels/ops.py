@@ -84,30 +84,7 @@ def role_blocks_fake(
 role_blocks.register_fake(role_blocks_fake)
 
 
-def role_attn_fwd_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_roles: Tensor | None,
-    k_roles: Tensor | None,
-    fwd_blocks: Tensor | None,
-    dq_blocks: Tensor | None,
-    dkdv_blocks: Tensor | None,
-    bias: Tensor | None,
-    share: Tensor | None,
-    sinks: Tensor | None,
-    mask: Tensor | None,
-    ranges: Tensor | None,
-    q_ranges: Tensor | None,
-    scale: float,
-    softcap: float,
-    window: int,
-    causal: bool,
-    dedicated: int,
-    integrity: bool,
-    privileged: int,
-    train: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def empty_outputs(q: Tensor, v: Tensor, share: Tensor | None, train: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the outputs of `role_attn_fwd`, unwritten."""
     batch, heads, length, _ = q.shape
     shape = (batch, heads, length)
@@ -159,10 +136,7 @@ def role_attn_fwd(
         Output (B, H, T, DV); lse and lse_p (B, H, T) fp32 in units of log 2, -inf for rows that see nothing; p - o
         (B, H, T, DV). The last two are empty where there is no share, or no backward.
     """
-    o, lse, lse_p, diff = role_attn_fwd_fake(
-        q, k, v, q_roles, k_roles, fwd_blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, ranges, q_ranges,
-        scale, softcap, window, causal, dedicated, integrity, privileged, train,
-    )  # fmt: skip
+    o, lse, lse_p, diff = empty_outputs(q, v, share, train)
     forward(
         o, diff, lse, lse_p, None, q, k, v, q_roles, k_roles, fwd_blocks, bias, share, sinks, mask, ranges,
         scale, softcap, window, causal, dedicated, integrity, privileged, train,
@@ -170,7 +144,10 @@ def role_attn_fwd(
     return o, lse, lse_p, diff
 
 
-role_attn_fwd.register_fake(role_attn_fwd_fake)
+@role_attn_fwd.register_fake
+def role_attn_fwd_fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the outputs of `role_attn_fwd`, unwritten. Arguments as there: `share` is the tenth, `train` the last."""
+    return empty_outputs(q, v, others[6], others[-1])
 
 
 def forward(
@@ -228,44 +205,6 @@ def forward(
         else:
             launch("privileged", 0)
             launch("rest", dedicated)
-
-
-def role_attn_bwd_fake(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    lse_p: Tensor,
-    diff: Tensor,
-    q_roles: Tensor | None,
-    k_roles: Tensor | None,
-    dq_blocks: Tensor | None,
-    dkdv_blocks: Tensor | None,
-    bias: Tensor | None,
-    share: Tensor | None,
-    sinks: Tensor | None,
-    mask: Tensor | None,
-    ranges: Tensor | None,
-    q_ranges: Tensor | None,
-    scale: float,
-    softcap: float,
-    window: int,
-    causal: bool,
-    dedicated: int,
-    integrity: bool,
-    privileged: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the outputs of `role_attn_bwd`, unwritten."""
-    table = (0,) if bias is None else tuple(bias.shape)
-    return (
-        like(q),
-        like(k),
-        like(v),
-        q.new_empty(table, dtype=torch.float32),
-        q.new_empty(2, q.shape[1], dtype=torch.float32),
-    )
 
 
 @torch.library.custom_op("rolesafe::role_attn_bwd", mutates_args=())
@@ -343,7 +282,12 @@ def summed(dbias: Tensor) -> Tensor:
     return dbias.sum((0, 2)) if dbias.shape[-1] else dbias.new_empty(0)
 
 
-role_attn_bwd.register_fake(role_attn_bwd_fake)
+@role_attn_bwd.register_fake
+def role_attn_bwd_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """Return the outputs of `role_attn_bwd`, unwritten. Arguments as there: `bias` is the thirteenth."""
+    table = (0,) if others[8] is None else tuple(others[8].shape)
+    sums = q.new_empty(2, q.shape[1], dtype=torch.float32)
+    return like(q), like(k), like(v), q.new_empty(table, dtype=torch.float32), sums
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -17,7 +17,7 @@ from rolesafe_kernels.api import RoleLayout
 from rolesafe_kernels.call import cdiv
 from rolesafe_kernels.launch import INTERPRET, Tile, launch_of
 from rolesafe_kernels.layout import BEFORE_CLEAN, BEFORE_MIXED, CLEAN, PAD
-from rolesafe_kernels.ops import build_blocks, forward, role_attn_fwd_fake
+from rolesafe_kernels.ops import build_blocks, empty_outputs, forward
 from torch import Tensor
 
 from rolesafe.terminal import run_main
@@ -69,9 +69,7 @@ def count_blocks(
     counts = torch.zeros(batch, heads, tiles, 3, dtype=torch.int32, device=q.device)
     no_tensors = (None, None, None, None)  # share, sinks, mask, ranges
     settings: Any = (dim**-0.5, 0.0, window, causal, dedicated, integrity, layout.privileged, False)
-    o, lse, lse_p, diff = role_attn_fwd_fake(
-        q, k, k, *roles, blocks, None, None, bias, *no_tensors, None, *settings
-    )  # fmt: skip
+    o, lse, lse_p, diff = empty_outputs(q, k, None, train=False)
     forward(o, diff, lse, lse_p, counts, q, k, k, *roles, blocks, bias, *no_tensors, *settings)
     in_range, by_token, clean = counts.sum((0, 1, 2)).tolist()
     return BlockCounts(in_range, clean, by_token)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from rolesafe_kernels import call, launch, ops
 from rolesafe_kernels.launch import INTERPRETED, by_descriptors
-from rolesafe_kernels.timing import launched
 from torch import Tensor
 
 from tests.attention.problems import Case
 from tests.kernels.space import QUIET, gradients, role_rows, unwritten_is_nan, upstream_of
+from tools.launches import launched
 
 pytestmark = QUIET
 
