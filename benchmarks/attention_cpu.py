@@ -18,7 +18,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
@@ -55,7 +55,7 @@ def inputs(length: int, gradients: bool) -> Inputs:
     return make_inputs(shape, torch.float32, torch.device("cpu"), gradients=gradients, transposed=False)
 
 
-def attend(x: Inputs, case: str, impl: str = "sdpa") -> Tensor:
+def attend(x: Inputs, case: str, impl: Literal["sdpa", "reference"] = "sdpa") -> Tensor:
     """Return the output of one case, (1, H, L, D)."""
     if case == "plain":
         return F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True)

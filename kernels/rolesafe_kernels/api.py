@@ -67,22 +67,22 @@ def unsupported(device: torch.device, dtype: torch.dtype, dim: int) -> str | Non
         dim: The wider of the head dims.
     """
     if dtype not in DTYPES:
-        return f"expected {', '.join(map(str, DTYPES))}, got {dtype}; use impl='sdpa' or 'reference'"
+        return f"expected {', '.join(map(str, DTYPES))}, got {dtype}. Use impl='sdpa' or 'reference'."
     if dim > MAX_DIM:
-        return f"expected head dims up to {MAX_DIM}, got {dim}; use impl='sdpa'"
+        return f"expected head dims up to {MAX_DIM}, got {dim}. Use impl='sdpa'."
     if INTERPRET:
         if dtype == torch.bfloat16:
-            return "Triton's interpreter multiplies bfloat16 wrongly, without saying so; use float16, float32, or a GPU"
+            return "Triton's interpreter multiplies bfloat16 wrongly without an error. Use float16, float32, or a GPU."
         if device.type != "cpu":
-            return f"TRITON_INTERPRET is set, so kernels run on CPU tensors; got tensors on {device}; unset it"
+            return f"expected CPU tensors, because TRITON_INTERPRET is set, got tensors on {device}. Unset it."
         return None
     if device.type != "cuda":
-        return f"expected tensors on a CUDA device, got {device}; use impl='sdpa', or move them with .to('cuda')"
+        return f"expected tensors on a CUDA device, got {device}. Use impl='sdpa', or move them with .to('cuda')."
     if torch.version.hip is not None:
-        return "expected an NVIDIA GPU, this PyTorch is built for ROCm; use impl='sdpa'"
+        return "expected an NVIDIA GPU, got a PyTorch that is built for ROCm. Use impl='sdpa'."
     arch = architecture(device)
     if arch < 80:
-        return f"expected compute capability 8.0 or newer, {device} has {arch / 10}; use impl='sdpa'"
+        return f"expected compute capability 8.0 or newer, got {arch / 10} on {device}. Use impl='sdpa'."
     return None
 
 
@@ -128,8 +128,8 @@ def check(
     asked = bias is not None or share is not None or key_mask is not None or dedicated or integrity
     if q_roles is None and asked:
         raise ValueError(
-            "`q_roles`: expected role ids, since a bias, a share, dedicated heads, integrity or a key mask "
-            "ask for them, got None"
+            "`q_roles`: expected role ids, got None. A bias, a share, dedicated heads, integrity and a key mask need "
+            "them."
         )
     shapes = (
         ("q_roles", q_roles, (batch, length)),
@@ -155,8 +155,8 @@ def check(
         made_of = (layout.q_roles is q_roles, layout.k_roles is k_roles, layout.key_mask is key_mask)
         if not all(made_of) or layout.privileged != sum(1 << role for role in set(privileged)):
             raise ValueError(
-                "`layout`: expected one that was made of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this "
-                "call, got another; build it with RoleLayout(q_roles, k_roles, privileged, key_mask)"
+                "`layout`: expected the layout of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this call, "
+                "got another. Build it with RoleLayout(q_roles, k_roles, privileged, key_mask)."
             )
     if bias is not None:
         square = bias.ndim == 3 and bias.shape[0] == heads and bias.shape[1] == bias.shape[2]
@@ -183,7 +183,7 @@ def check(
     if not 0 <= dedicated <= heads:
         raise ValueError(f"`dedicated`: expected 0 to {heads} (the heads of `q`), got {dedicated}")
     if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"`scale`: expected a positive, finite number, got {scale}; use impl='sdpa' for others")
+        raise ValueError(f"`scale`: expected a positive, finite number, got {scale}. Use impl='sdpa' for others.")
     if window is not None and (window < 1 or not causal):
         raise ValueError(f"`window`: expected a positive length and causal=True, got {window} with causal={causal}")
     if softcap is not None and not 0 < softcap < math.inf:

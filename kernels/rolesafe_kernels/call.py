@@ -108,7 +108,7 @@ class Call:
         for name, x in (("q", q), ("k", k), ("v", v)):
             if not is_packed(x):
                 raise ValueError(
-                    f"`{name}`: expected a dense last dimension, got strides {x.stride()}; call contiguous()"
+                    f"`{name}`: expected a dense last dimension, got strides {x.stride()}. Call contiguous()."
                 )
         self.batch, self.heads, self.length, dim = q.shape
         self.groups, self.keys, dim_v = k.shape[1], k.shape[2], v.shape[3]

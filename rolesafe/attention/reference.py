@@ -28,7 +28,7 @@ def reference_attention(problem: Problem) -> Tensor:
 
 
 def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return output (B, H, T, Dv) and attention mass (B, H, T, S), whose row sums are 1 less the mass of sinks."""
+    """Return output (B, H, T, Dv) and attention mass (B, H, T, S); its rows sum to 1, less the mass of sinks."""
     v = _per_query_head(problem.v, problem)
     mass, read = _mass_and_keys(problem)
     mass = torch.nn.functional.dropout(mass, problem.dropout)

@@ -128,7 +128,7 @@ def test_results_have_same_bits() -> None:
 
 
 def test_gradients_of_some_arguments() -> None:
-    """What takes no gradient gets none, and the others get the same."""
+    """Arguments without gradient have none; gradients of the others are the same."""
     case = conversation([(0, 10), (2, 10)]).to(torch.float32)
     assert case.bias is not None
     case = replace(case, bias=case.bias.float(), share=torch.tensor([0.3]))
