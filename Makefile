@@ -4,7 +4,7 @@
 #   make test     the tests
 #   make lint     ruff and mypy
 #   make docs     build the documentation site into site/; warnings are errors
-#   make bench    the benchmarks: the fused kernel beside its peers where a GPU is, else attention on the CPU
+#   make bench    the benchmarks: the fused kernel and its peers on a GPU, else attention on the CPU
 #   make kernel-check   compile the fused kernel for GPUs that are not at hand, under both ends of Triton's versions
 #   make clean    remove what the targets made
 #
@@ -60,8 +60,8 @@ $(VENV)/triton-%: | $(STAMP)
 
 # Each version in a process of its own, ahead of the one that is installed.
 kernel-check: $(STAMP) $(addprefix $(VENV)/triton-,$(TRITONS))
-	for version in $(TRITONS); do \
-	  PYTHONPATH=$(VENV)/triton-$$version $(BIN)/python -m rolesafe_kernels.offline --record kernels/compiled.json $(WRITE) || exit 1; \
+	cd kernels && for version in $(TRITONS); do \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/triton-$$version $(CURDIR)/$(BIN)/python -m tools.offline --record compiled.json $(WRITE) || exit 1; \
 	done
 
 clean:

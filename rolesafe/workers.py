@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -51,24 +54,39 @@ Work = Callable[[Job, Tell], None]
 """Function that does a job; its last update has the stage "done". Must be picklable."""
 
 
-def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Generator[Update, None, None]:
+def updates(
+    work: Work,
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    *,
+    limit: float = math.inf,
+    until: float = math.inf,
+    preload: Sequence[str] | None = None,
+) -> Generator[Update, None, None]:
     """Run the jobs in parallel and yield their updates. A failed job ends with the stage "failed"; the others continue.
 
     Args:
         work: Does one job.
         jobs: Jobs in starting order.
         workers: Number of processes; default: one per core (one on a GPU), at most one per job.
+        limit: Seconds that one job may take before its process is killed and the job fails.
+        until: Time of `time.monotonic` at which all jobs that are not done fail.
+        preload: Modules that every job imports; default: those of a training run. Only the first call in a process
+            has an effect.
 
     Yields:
         Updates in order of arrival.
     """
     count = min(len(jobs), workers or _default_workers())
-    context = _context()
+    context = _context(PRELOADED if preload is None else preload)
     waiting = list(jobs)
     # a pipe per job: a process killed while writing would leave a shared queue locked
-    alive: dict[Connection, tuple[Job, Any]] = {}
+    alive: dict[Connection, tuple[Job, Any, float]] = {}
     try:
         while waiting or alive:
+            if time.monotonic() >= until:
+                late, waiting = waiting, []
+                yield from (Update(job, "failed", 0.0, error="no time left") for job in late)
             while waiting and len(alive) < count:
                 job = waiting.pop(0)
                 here, there = context.Pipe(duplex=False)
@@ -79,12 +97,13 @@ def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Gene
                     here.close()
                     yield Update(job, "failed", 0.0, error=f"no process could be started: {first_line(error)}")
                 else:
-                    alive[here] = job, process
+                    alive[here] = job, process, min(time.monotonic() + limit, until)
                 finally:
                     there.close()  # otherwise the end of the process would not close the pipe
-            for connection in wait(list(alive)):
+            end = min((end for *_, end in alive.values()), default=-math.inf)
+            for connection in wait(list(alive), None if end == math.inf else max(end - time.monotonic(), 0.0)):
                 assert isinstance(connection, Connection)
-                job, process = alive[connection]
+                job, process, _ = alive[connection]
                 try:
                     update = connection.recv()
                 except (EOFError, ConnectionError):
@@ -94,10 +113,46 @@ def updates(work: Work, jobs: Sequence[Job], workers: int | None = None) -> Gene
                     del alive[connection]
                     _end(process, connection, _PATIENCE)
                 yield update
+            for connection, (job, process, end) in list(alive.items()):
+                if time.monotonic() >= end:
+                    del alive[connection]
+                    process.kill()
+                    _end(process, connection, _PATIENCE)
+                    yield Update(job, "failed", 0.0, error="took too long")
     finally:
-        for connection, (_, process) in alive.items():
+        for connection, (_, process, _) in alive.items():
             process.terminate()
             _end(process, connection, _PATIENCE)
+
+
+class Lost(NamedTuple):
+    """Reason why a job has no result, on one line."""
+
+    reason: str
+
+
+def results(
+    function: Callable[..., Any],
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    *,
+    limit: float = math.inf,
+    until: float = math.inf,
+    preload: Sequence[str] | None = None,
+) -> Iterator[tuple[Job, Any]]:
+    """Yield each job with ``function(*job)``, or with :class:`Lost`, as they end; arguments as for :func:`updates`.
+
+    Args:
+        function: Picklable, and so are its arguments and results.
+    """
+    work = partial(_call, function)
+    with closing(updates(work, jobs, workers, limit=limit, until=until, preload=preload)) as found:
+        for update in found:
+            yield update.job, Lost(str(update.error)) if update.stage == "failed" else update.run
+
+
+def _call(function: Callable[..., Any], job: Job, tell: Tell) -> None:
+    tell(Update(job, "done", 1.0, run=function(*job)))
 
 
 _PATIENCE = 10.0
@@ -173,15 +228,15 @@ PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "rolesafe.trai
 """Slow imports that every job needs."""
 
 
-def _context() -> Any:
-    """Return the start method: a fork server with :data:`PRELOADED`, or spawn where there is none.
+def _context(preload: Sequence[str]) -> Any:
+    """Return the start method: a fork server with the modules `preload`, or spawn where there is none.
 
     A fork of this process would share its thread pools.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(list(preload))
     return context
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolesafe.workers import Job, Tell, Update, progress_bars, updates
+from rolesafe.workers import Job, Lost, Tell, Update, progress_bars, results, updates
 
 
 def work(job: Job, tell: Tell) -> None:
@@ -45,6 +45,31 @@ def test_updates_failed_jobs_do_not_end_others() -> None:
     traces = {u.job: u.trace for u in told if u.error is not None}
     assert "Traceback" in str(traces["broken", 1])
     assert traces["dies", 2] is None
+
+
+def capitals(text: str) -> str:
+    if text == "error":
+        raise ValueError("no such tile")
+    if text == "death":
+        os._exit(7)
+    if text == "hang":
+        time.sleep(60)
+    return text.upper()
+
+
+def test_results_of_failing_jobs_are_lost() -> None:
+    found = dict(results(capitals, [("a",), ("error",), ("death",), ("b",)], 2, limit=60.0))
+    assert (found["a",], found["b",]) == ("A", "B")
+    assert found["error",] == Lost("ValueError: no such tile")
+    assert "code 7" in found["death",].reason
+
+
+def test_results_after_limit_are_lost() -> None:
+    assert dict(results(capitals, [("a",)])) == {("a",): "A"}, "the server that starts processes is up"
+    found = dict(results(capitals, [("hang",), ("a",)], 2, limit=4.0))
+    assert found == {("hang",): Lost("took too long"), ("a",): "A"}
+    late = dict(results(capitals, [("d",), ("e",)], 1, until=time.monotonic()))
+    assert set(late.values()) == {Lost("no time left")}
 
 
 def test_updates_killed_worker_fails_only_its_job() -> None:

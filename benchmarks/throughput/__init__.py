@@ -1,6 +1,6 @@
-"""Throughput of the fused kernel on an NVIDIA GPU, beside its peers: ``python -m benchmarks.throughput``.
+"""Throughput of the fused kernel on an NVIDIA GPU, compared with its peers: ``python -m benchmarks.throughput``.
 
-What is measured, and how to read it: ``benchmarks/README.md``.
+Cases, options and the format of the record: ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The checkout is what is measured, not an installed copy.
+# The checkout is measured, not an installed copy.
 for folder in (ROOT / "kernels", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

@@ -1,4 +1,4 @@
-"""Calls that may fail: what a PyTorch release lacks is written down with its reason."""
+"""Calls that may fail, as on a PyTorch release that lacks them: the reason is recorded."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ try:
 except ImportError:  # no triton: nothing raises it
 
     class TritonError(Exception):  # type: ignore[no-redef]
-        """Stands for Triton's."""
+        """Replacement of Triton's class."""
 
 
 T = TypeVar("T")
 
 RAISED = (RuntimeError, ValueError, TypeError, AssertionError, ImportError, AttributeError, LookupError, TritonError)
-"""What PyTorch, its compiler and Triton raise where they cannot do something."""
+"""Errors of PyTorch, its compiler and Triton where they cannot do something."""
 
 LONGEST = 400
 """Characters of a reason."""
 
 
 class DeviceLost(RuntimeError):
-    """The GPU answers no more: what follows on it means nothing."""
+    """The GPU's context ended: later results on it mean nothing."""
 
 
 def attempt(call: Callable[[], T], device: torch.device) -> tuple[T | None, str]:
-    """The value of `call()`, or None and the reason, its warnings included.
+    """Return the value of `call()` and "", or None and the reason, its warnings included.
 
     Raises:
         DeviceLost: An error on the device ended its context.
@@ -40,7 +40,8 @@ def attempt(call: Callable[[], T], device: torch.device) -> tuple[T | None, str]
         warnings.simplefilter("always")
         try:
             value = call()
-            synchronise(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             return value, ""
         except RAISED as error:
             reason = f"{type(error).__name__}: {shorten(str(error))}"
@@ -56,12 +57,6 @@ def attempt(call: Callable[[], T], device: torch.device) -> tuple[T | None, str]
 
 
 def shorten(text: str, limit: int = LONGEST) -> str:
-    """`text` on one line of at most `limit` characters."""
+    """Return `text` on one line of at most `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for `device`."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What is measured: the fused kernel with its parts switched on one by one, and what one would use in its place.
+"""The measured cases: the fused kernel with its parts switched on one by one, and its alternatives.
 
 B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles
 """
@@ -16,37 +16,39 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import rolesafe
-from benchmarks.throughput.inputs import Inputs, Parts
-from benchmarks.throughput.shapes import Shape, pair_bytes
-
-Call = Callable[[], Tensor]
+from benchmarks.throughput.shapes import pair_bytes
+from tools.inputs import Features, Inputs, Shape
 
 LARGEST_BIAS = 16 * 2**30
 """Bytes: a materialised bias of this size or more is not tried."""
+FLEX_BATCH = 8
+"""FlexAttention compiles for every shape; its decoding is measured at this batch alone."""
 EVERYWHERE = ("cuda", "cpu")
 
 
 class Built(NamedTuple):
-    """A call (-> (B, H, T, D)) whose preparation is done, and what is worth knowing about it."""
+    """A prepared call (-> (B, H, T, D)), and a note for the record."""
 
-    call: Call
+    call: Callable[[], Tensor]
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to compute attention with `parts` of the roles.
+    """One way to compute attention with some features of the roles.
 
     Attributes:
-        build: Prepares what a model prepares once for all its layers (role layout, block mask), outside the timing.
-        own: Whether it is the fused kernel: then an error is a failure, not a peer that this PyTorch lacks.
-        devices: Where it runs. `gradients`: where it has a backward.
-        decodes: Whether it is measured in decoding too, `trains`: in the grid of forward and backward.
-        compiles: Whether a first call compiles, so that preparing it beforehand saves time.
+        build: Prepares role layout or block mask, as a model does once for all layers, outside the timing.
+        own: It is the fused kernel: an error is a failure, not a peer that this PyTorch lacks.
+        devices: Devices it runs on.
+        gradients: Devices where it has a backward.
+        decodes: It is measured in decoding too.
+        trains: It is measured in the grid of forward and backward.
+        compiles: A first call compiles, so preparing it beforehand saves time.
     """
 
     name: str
-    parts: Parts
+    features: Features
     build: Callable[[Inputs], Built]
     own: bool = False
     devices: tuple[str, ...] = ("cuda",)
@@ -55,46 +57,42 @@ class Case:
     trains: bool = True
     compiles: bool = False
 
-    def too_large(self, shape: Shape) -> str | None:
-        """Why the case is not tried at this shape."""
+    def absent(self, reason: str) -> dict[str, str]:
+        """Return the entry of the record for a case that raised."""
+        return {"failed" if self.own else "unavailable": reason}
+
+    def skipped(self, shape: Shape) -> str | None:
+        """Return the reason why the case is not tried at `shape`; None if it is."""
         if self.name == MATERIALISED and pair_bytes(shape) >= LARGEST_BIAS:
             return f"the (B, H, T, S) bias would take {pair_bytes(shape) / 2**30:.0f} GiB"
+        if self.name.startswith("flex") and not shape.square and shape.batch != FLEX_BATCH:
+            return f"compiles for every shape, measured at B={FLEX_BATCH} alone"
         return None
 
 
-def options(x: Inputs, parts: Parts) -> dict[str, Any]:
-    """Keyword arguments that say `parts` to ``role_attention`` of either package."""
-    return {
-        "bias": x.bias if parts.bias else None,
-        "share": x.share if parts.share else None,
-        "dedicated": parts.dedicated_heads(x.shape.heads),
-        "integrity": parts.integrity,
-    }
-
-
-def own(parts: Parts, fresh: bool = False) -> Callable[[Inputs], Built]:
-    """The fused kernel. `fresh`: the role layout is made in every call, as in a model of one layer."""
+def own(features: Features, fresh: bool = False) -> Callable[[Inputs], Built]:
+    """Build the fused kernel. `fresh`: the role layout is made in every call, as in a model of one layer."""
 
     def build(x: Inputs) -> Built:
         from rolesafe_kernels import RoleLayout, role_attention  # late: it imports triton
 
-        if parts == Parts():
+        if features == Features():
             return Built(lambda: role_attention(x.q, x.k, x.v))
         kept = None if fresh else RoleLayout(x.q_roles, x.k_roles)
-        arguments = options(x, parts)
-        return Built(lambda: role_attention(x.q, x.k, x.v, x.q_roles, x.k_roles, layout=kept, **arguments))
+        tables = x.tables(features)
+        return Built(lambda: role_attention(x.q, x.k, x.v, x.q_roles, x.k_roles, layout=kept, **tables))
 
     return build
 
 
 def folded(x: Inputs) -> Built:
-    """The backend `sdpa` of this library: the bias folded into the head dimension."""
-    arguments = options(x, Parts(bias=True))
-    return Built(lambda: rolesafe.role_attention(x.q, x.k, x.v, x.q_roles, x.k_roles, impl="sdpa", **arguments))
+    """Build the backend `sdpa` of this library: the bias folded into the head dimension."""
+    tables = x.tables(BIAS)
+    return Built(lambda: rolesafe.role_attention(x.q, x.k, x.v, x.q_roles, x.k_roles, impl="sdpa", **tables))
 
 
 def order(x: Inputs) -> tuple[Tensor | None, bool]:
-    """Mask (T, S) and `is_causal` of ``scaled_dot_product_attention``, which aligns causality at the top left."""
+    """Return mask (T, S) and `is_causal` for ``scaled_dot_product_attention``, which aligns at the top left."""
     shape = x.shape
     if shape.square or shape.queries == 1:
         return None, shape.square
@@ -103,12 +101,12 @@ def order(x: Inputs) -> tuple[Tensor | None, bool]:
 
 
 def expand(x: Inputs, kv: Tensor) -> Tensor:
-    """(B, H, S, D): every key head once for each of its query heads."""
+    """Repeat every key head for each of its query heads: (B, H, S, D)."""
     return kv.repeat_interleave(x.shape.heads // x.shape.groups, dim=1)
 
 
 def sdpa(backend: SDPBackend | None) -> Callable[[Inputs], Built]:
-    """PyTorch's causal attention without roles; None: the backend that it chooses itself."""
+    """Build PyTorch's causal attention without roles; None: the backend of its own choice."""
 
     def build(x: Inputs) -> Built:
         mask, causal = order(x)
@@ -143,7 +141,7 @@ def sdpa(backend: SDPBackend | None) -> Callable[[Inputs], Built]:
 
 
 def materialised(x: Inputs) -> Built:
-    """The bias as a (B, H, T, S) tensor, what one would write first. The memory-efficient backend takes such a mask.
+    """Build attention with the bias as a (B, H, T, S) tensor, which the memory-efficient backend takes as a mask.
 
     Forward only: the gradient of the lookup would sort B*H*T*S indices.
     """
@@ -163,7 +161,7 @@ def materialised(x: Inputs) -> Built:
 
 @cache
 def flex_attention(device: str) -> Callable[..., Tensor]:
-    """FlexAttention, compiled for every shape on its own; eager on a CPU, where it is the reference of itself."""
+    """Return FlexAttention, compiled for every shape on its own; eager on a CPU."""
     from torch.nn.attention.flex_attention import flex_attention as eager
 
     if device != "cuda":
@@ -171,13 +169,13 @@ def flex_attention(device: str) -> Callable[..., Tensor]:
     import torch._dynamo
     import torch._functorch.config
 
-    torch._dynamo.config.recompile_limit = 256  # past the limit of 8 it would run eagerly, without a word
+    torch._dynamo.config.recompile_limit = 256  # past the limit of 8 it would run eagerly, without a warning
     torch._functorch.config.donated_buffer = False  # or the backward could not be repeated on one graph
     return torch.compile(eager, dynamic=False, fullgraph=True)
 
 
 def flex(bias: bool) -> Callable[[Inputs], Built]:
-    """FlexAttention, causal by a block mask; with the table looked up for every score.
+    """Build FlexAttention, causal by a block mask; with `bias`, the table is looked up for every score.
 
     The block mask is made by the eager ``create_block_mask``: the same mask, without a compilation for every shape.
     """
@@ -205,24 +203,26 @@ def flex(bias: bool) -> Callable[[Inputs], Built]:
     return build
 
 
-BIAS = Parts(bias=True)
+BIAS = Features(bias=True)
+CHANNEL = Features(bias=True, share=True, dedicated=0.25, integrity=True)
 MATERIALISED = "sdpa materialised bias"
 FLEX: dict[str, Any] = {"devices": EVERYWHERE, "gradients": ("cuda",), "compiles": True}
 OWN: dict[str, Any] = {"own": True, "compiles": True}
 
 CASES = (
-    Case("off", Parts(), own(Parts()), decodes=True, **OWN),
+    Case("off", Features(), own(Features()), decodes=True, **OWN),
     Case("bias", BIAS, own(BIAS), decodes=True, **OWN),
     Case("bias, new layout", BIAS, own(BIAS, fresh=True), own=True),
-    Case("bias + share", Parts(bias=True, share=True), own(Parts(bias=True, share=True)), **OWN),
-    Case("half dedicated", Parts(bias=True, dedicated=0.5), own(Parts(bias=True, dedicated=0.5)), **OWN),
-    Case("integrity", Parts(bias=True, integrity=True), own(Parts(bias=True, integrity=True)), **OWN),
-    Case("sdpa flash", Parts(), sdpa(SDPBackend.FLASH_ATTENTION), decodes=True, devices=EVERYWHERE),
-    Case("sdpa cudnn", Parts(), sdpa(SDPBackend.CUDNN_ATTENTION), decodes=True),
-    Case("sdpa default", Parts(), sdpa(None), decodes=True, trains=False, devices=EVERYWHERE),
+    Case("bias + share", Features(bias=True, share=True), own(Features(bias=True, share=True)), **OWN),
+    Case("half dedicated", Features(bias=True, dedicated=0.5), own(Features(bias=True, dedicated=0.5)), **OWN),
+    Case("channel", CHANNEL, own(CHANNEL), decodes=True, **OWN),
+    Case("integrity", Features(bias=True, integrity=True), own(Features(bias=True, integrity=True)), **OWN),
+    Case("sdpa flash", Features(), sdpa(SDPBackend.FLASH_ATTENTION), decodes=True, devices=EVERYWHERE),
+    Case("sdpa cudnn", Features(), sdpa(SDPBackend.CUDNN_ATTENTION), decodes=True),
+    Case("sdpa default", Features(), sdpa(None), decodes=True, trains=False, devices=EVERYWHERE),
     Case(MATERIALISED, BIAS, materialised, devices=EVERYWHERE, gradients=()),
     Case("flex bias", BIAS, flex(bias=True), decodes=True, **FLEX),
-    Case("flex causal", Parts(), flex(bias=False), **FLEX),
+    Case("flex causal", Features(), flex(bias=False), **FLEX),
     Case("folded bias", BIAS, folded, devices=EVERYWHERE),
 )
 
@@ -232,6 +232,7 @@ PAIRS = (
     ("bias + share", "bias"),
     ("half dedicated", "bias"),
     ("integrity", "bias"),
+    ("channel", "bias"),
     ("off", "sdpa cudnn"),
     ("bias", "sdpa cudnn"),
     ("half dedicated", "sdpa cudnn"),
@@ -244,4 +245,4 @@ PAIRS = (
     ("flex bias", "flex causal"),
     ("bias", "folded bias"),
 )
-"""Ratios of time that are kept: the first by the second."""
+"""Ratios of time in the record: the first by the second."""

@@ -1,11 +1,11 @@
-"""TFLOP/s against T and bandwidth against S, as a PNG."""
+"""Chart of TFLOP/s against T and bandwidth against S, as a PNG."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.table import cells_of
+from benchmarks.throughput.markdown import cells_of
 
 # Okabe and Ito's colours; the fused kernel is drawn in full, its peers dashed.
 LINES: dict[str, dict[str, Any]] = {
@@ -22,7 +22,7 @@ TITLES = {"forward": "Forward", "backward": "Backward", "decode graph": "Decodin
 
 
 def panels(record: dict[str, Any]) -> list[tuple[str, int, int | None]]:
-    """Suite, head dim and batch (decoding) of the panels that there is something for."""
+    """Return suite, head dim and batch (decoding) of the panels that have data."""
     found: list[tuple[str, int, int | None]] = [
         (suite, dim, None) for dim in (128, 64) for suite in ("forward", "backward") if cells_of(record, suite, dim)
     ]
@@ -31,7 +31,7 @@ def panels(record: dict[str, Any]) -> list[tuple[str, int, int | None]]:
 
 
 def points(record: dict[str, Any], suite: str, dim: int, batch: int | None, case: str) -> list[tuple[int, float]]:
-    """S, and TFLOP/s or the percentage of the copy bandwidth."""
+    """Return S, and TFLOP/s or the percentage of the copy bandwidth."""
     found = []
     for cell in cells_of(record, suite, dim):
         shape, known = cell["shape"], cell["cases"].get(case, {})
@@ -43,7 +43,7 @@ def points(record: dict[str, Any], suite: str, dim: int, batch: int | None, case
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Write the chart.
+    """Write the chart as a PNG.
 
     Raises:
         ValueError: The record holds nothing to draw.
@@ -53,7 +53,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
     shown = panels(record)
     if not shown:
-        raise ValueError("`--chart`: the record holds no cell of forward, backward or decoding yet")
+        raise ValueError("`--chart`: expected a record with a cell of forward, backward or decoding, got none")
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(6.2 * columns, 4.2 * rows), dpi=160, layout="constrained")
@@ -77,7 +77,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def dress(axis: Any, record: dict[str, Any], suite: str, dim: int, batch: int | None) -> None:
-    """Titles, ticks and the measured ceiling of a panel."""
+    """Draw titles, ticks and the measured ceiling of a panel."""
     title = f"{TITLES[suite]}, D={dim}" + ("" if batch is None else f", B={batch}")
     axis.set_title(title, loc="left", fontweight="bold", fontsize=11)
     ticks = sorted({cell["shape"]["keys"] for cell in cells_of(record, suite, dim)})

@@ -9,18 +9,20 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 import rolesafe
 from benchmarks.throughput.attempt import attempt
-from benchmarks.throughput.gate import FAILED, PASSED, Verdict, as_json, verdict_of
-from benchmarks.throughput.inputs import chat_roles
-from benchmarks.throughput.ratios import quantiles
-from benchmarks.throughput.session import Job, Session, cell
-from benchmarks.throughput.timing import Times, interleave, peak_mib
+from benchmarks.throughput.gate import FAILED, PASSED, Verdict, worst
+from benchmarks.throughput.session import Absent, Session
+from tools.inputs import chat_roles
+from tools.timing import peak_mib
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UNPATCHED = "unpatched"
 PRESETS = ("bias", "channel")
@@ -33,7 +35,7 @@ LARGEST_DIFFERENCE = 0.05
 
 @dataclass(frozen=True)
 class Size:
-    """A llama, and what it is run on; the default has 1.1 billion parameters."""
+    """Sizes of a llama and its input; the default has 1.1 billion parameters."""
 
     hidden: int = 2048
     layers: int = 16
@@ -54,16 +56,8 @@ class Size:
         return self.hidden // self.heads
 
 
-def jobs(size: Size) -> list[Job]:
-    """Training is a target; generation takes long and comes late."""
-    return [
-        Job(("train",), 1.2, partial(measure_training, size=size)),
-        Job(("generate",), 2.6, partial(measure_generation, size=size)),
-    ]
-
-
-def make_base(size: Size, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The unpatched model on PyTorch's attention, random weights."""
+def make_base(size: Size, device: torch.device) -> PreTrainedModel:
+    """Return the unpatched bf16 model on PyTorch's attention, with random weights."""
     from transformers import AutoModelForCausalLM, LlamaConfig  # late: seconds
 
     config = LlamaConfig(
@@ -80,30 +74,30 @@ def make_base(size: Size, device: torch.device, dtype: torch.dtype = torch.bfloa
     )
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
 
 
-def make_models(size: Size, device: torch.device) -> dict[str, Any]:
-    """The base, and a copy of it with each preset."""
+def make_models(size: Size, device: torch.device) -> dict[str, PreTrainedModel]:
+    """Return the base, and a copy of it with each preset."""
     base = make_base(size, device)
     patched = {name: rolesafe.patch(copy.deepcopy(base), rolesafe.RoleConfig.preset(name)) for name in PRESETS}
     return {UNPATCHED: base, **patched}
 
 
 def roles_for(name: str, roles: Tensor) -> dict[str, Tensor]:
-    """Role ids as the keyword argument of a patched model."""
+    """Return role ids as the keyword argument of a patched model."""
     return {} if name == UNPATCHED else {"role_ids": roles}
 
 
 def batch_of(size: Size, length: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and roles, (B, T) each."""
+    """Draw tokens and roles, (B, T) each."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, size.vocabulary, (rows, length), generator=generator)
     return tokens.to(device), chat_roles(rows, length).to(device)
 
 
-def difference_at_rest(models: dict[str, Any], tokens: Tensor, roles: Tensor) -> float:
-    """Mean difference between the logits of the base and of its copy with a bias of zero, in standard deviations."""
+def difference_at_rest(models: dict[str, PreTrainedModel], tokens: Tensor, roles: Tensor) -> float:
+    """Return the mean difference of logits of the base and its copy with a zero bias, in standard deviations."""
     with torch.no_grad():
         base = models[UNPATCHED](input_ids=tokens).logits.float()
         patched = models["bias"](input_ids=tokens, role_ids=roles).logits.float()
@@ -111,15 +105,15 @@ def difference_at_rest(models: dict[str, Any], tokens: Tensor, roles: Tensor) ->
 
 
 def training_step(model: nn.Module, optimiser: torch.optim.Optimizer, tokens: Tensor, **roles: Tensor) -> None:
-    """Forward, backward and AdamW."""
+    """Run forward, backward and AdamW."""
     loss = model(input_ids=tokens, labels=tokens, use_cache=False, **roles).loss
     loss.backward()
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
 
-def generate(model: Any, tokens: Tensor, new: int, **roles: Tensor) -> Tensor:
-    """Exactly `new` tokens, greedily."""
+def generate(model: PreTrainedModel, tokens: Tensor, new: int, **roles: Tensor) -> Tensor:
+    """Generate exactly `new` tokens, greedily."""
     made: Tensor = model.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
@@ -132,76 +126,65 @@ def generate(model: Any, tokens: Tensor, new: int, **roles: Tensor) -> Tensor:
 
 
 def measure_training(session: Session, size: Size) -> None:
-    """Seconds and memory of a step of each model."""
+    """Time a step of each model."""
     models = make_models(size, session.device)
     tokens, roles = batch_of(size, size.length, size.batch, session.device)
     short = min(512, size.length)
     at_rest = difference_at_rest(models, tokens[:1, :short], roles[:1, :short])
-    refused = refusals(session, size)
+    absent = refusals(session, size)
     steps: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
         model.train()
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=session.device.type == "cuda")
         steps[name] = partial(training_step, model, optimiser, tokens, **roles_for(name, roles))
-    extra = {"parameters": sum(p.numel() for p in models[UNPATCHED].parameters()), "difference_at_rest": at_rest}
     if not at_rest <= LARGEST_DIFFERENCE:
         wrong = f"patched at rest, logits differ from the base by {at_rest:.3f} standard deviations"
         verdict = Verdict("bias", "bfloat16", "model", size.dim, False, FAILED, reason=wrong)
-        session.record.add_verdict(as_json(verdict))
-        refused["bias"] = {FAILED: wrong}
-    run_cell(session, "train", steps, refused, asdict(size) | extra, size.train_rounds, size.batch * size.length)
+        session.record.add_verdict(verdict.as_json())
+        absent["bias"] = {FAILED: wrong}
+    extra = {"parameters": sum(p.numel() for p in models[UNPATCHED].parameters()), "difference_at_rest": at_rest}
+    time_models(session, "train", steps, absent, asdict(size) | extra, size.train_rounds, size.batch * size.length)
 
 
 def measure_generation(session: Session, size: Size) -> None:
-    """Tokens a second of each model, prompt included."""
+    """Time the generation of each model, prompt included."""
     models = make_models(size, session.device)
     tokens, roles = batch_of(size, size.prompt, 1, session.device)
     calls: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
         model.eval()
         chosen = roles_for(name, roles)
-        attempt(partial(generate, model, tokens, 2, **chosen), session.device)  # compiles; the next call tells why not
+        attempt(partial(generate, model, tokens, 2, **chosen), session.device)  # compiles; the next call reports errors
         calls[name] = partial(generate, model, tokens, size.generated, **chosen)
-    run_cell(session, "generate", calls, refusals(session, size), asdict(size), size.generate_rounds, size.generated)
+    absent = refusals(session, size)
+    time_models(session, "generate", calls, absent, asdict(size), size.generate_rounds, size.generated)
 
 
-def refusals(session: Session, size: Size) -> dict[str, dict[str, str]]:
-    """Models that are not timed, since the gate did not pass what they compute."""
-    refused = {}
+def refusals(session: Session, size: Size) -> Absent:
+    """Return models that are not timed, because the gate did not pass the cases they need."""
+    absent = {}
     for name, cases in NEEDS.items():
         for case in cases:
-            status, reason = verdict_of(session.record.data["gate"], case, size.dim, decode=False)
+            status, reason = worst(session.record.data["gate"], case, size.dim, decode=False)
             if status != PASSED:
-                refused[name] = {status: f"{case}: {reason}"}
-    return refused
+                absent[name] = {status: f"{case}: {reason}"}
+    return absent
 
 
-def run_cell(
+def time_models(
     session: Session,
     suite: str,
     calls: dict[str, Callable[[], Any]],
-    refused: dict[str, dict[str, str]],
+    absent: Absent,
     about: dict[str, Any],
     rounds: int,
     tokens: int,
 ) -> None:
-    """Warm up, time and write down; `tokens` is what one call makes or learns from."""
-    ready: dict[str, Callable[[], Any]] = {}
-    extra: dict[str, dict[str, Any]] = {name: dict(no) for name, no in refused.items()}
-    for name, call in calls.items():
-        if name in refused:
-            continue
-        _, reason = attempt(call, session.device)
-        if reason:
-            extra[name] = {"failed": reason}
-        else:
-            ready[name] = call
-    plan = session.plan.fixed(rounds)
-    times: Times = interleave(ready, dict.fromkeys(ready, 1.0), session.timer, plan, session.clock.over)
-    for name, found in times.items():
-        middle = quantiles(list(found.values()))["p50_ms"]
-        peak, _ = attempt(partial(peak_mib, ready[name], session.device), session.device)
-        extra[name] = {"tokens_per_s": tokens / middle * 1e3, "peak_mib": peak}
-    session.record.add_cell(suite, cell(suite, about, times, extra, PAIRS))
-    said = [f"{name} {extra[name]['tokens_per_s']:.0f}" for name in times]
-    session.say(f"{suite}: tokens/s {', '.join(said)}")
+    """Time and record one cell; `tokens` is the number that one call generates or learns from."""
+
+    def details(name: str, ms: float) -> dict[str, Any]:
+        peak, _ = attempt(partial(peak_mib, calls[name], session.device), session.device)
+        return {"tokens_per_s": tokens / ms * 1e3, "peak_mib": peak}
+
+    timed = {name: call for name, call in calls.items() if name not in absent}
+    session.time_cell(suite, suite, about, timed, absent, details, PAIRS, "tokens_per_s", rounds=rounds)

@@ -1,11 +1,10 @@
-"""Where the time of forward and backward goes: kernels by name, their work, registers and shared memory.
+"""Profile of forward and backward: kernels by name and their work.
 
 B batch, H query heads, T queries, D head dim
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,38 +12,25 @@ import torch
 
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.cases import CASES
-from benchmarks.throughput.grid import DTYPE
-from benchmarks.throughput.inputs import Inputs, make_inputs
-from benchmarks.throughput.session import Job, Session
-from benchmarks.throughput.shapes import Shape, forward_flops
+from benchmarks.throughput.passes import DTYPE
+from benchmarks.throughput.session import Session
+from benchmarks.throughput.shapes import forward_flops
+from tools.inputs import Inputs, Shape, make_inputs
 
 REPEATS = 5
-CASE = "bias"
+CASE = next(case for case in CASES if case.name == "bias")
 PRODUCTS = {"role_attn_fwd_kernel": 2, "role_attn_bwd_dq_kernel": 3, "role_attn_bwd_dkdv_kernel": 4}
 """Products of B H T S D operations in each kernel. Two passes backward make seven; the usual formula counts five."""
-MODULES = ("rolesafe_kernels.forward", "rolesafe_kernels.backward", "rolesafe_kernels.layout")
-
-
-def jobs(shapes: Sequence[Shape]) -> list[Job]:
-    """The shapes that matter most come first."""
-    return [
-        Job((f"profile {shape}",), 2.2 + place / 10, partial(measure, shape=shape))
-        for place, shape in enumerate(shapes)
-    ]
 
 
 def measure(session: Session, shape: Shape) -> None:
     """Profile the bias case, forward and backward, at one shape."""
-    case = next(case for case in CASES if case.name == CASE)
-    no = session.refused(case, shape)
+    no = session.refused(CASE, shape)
     found: dict[str, Any] = {"unavailable": str(no)}
     if no is None:
-        x = make_inputs(shape, DTYPE, session.device, gradients=True)[0]
+        x = make_inputs(shape, DTYPE, session.device, gradients=True)
         kernels, reason = attempt(partial(profile, x, shape), session.device)
-        registers, why = attempt(compiled_kernels, session.device)
-        found = {"kernels": kernels, "compiled": registers} if kernels is not None else {"unavailable": reason}
-        if why:
-            found["compiled"] = {"unavailable": why}
+        found = {"unavailable": reason} if kernels is None else {"kernels": kernels}
     session.record.data["profile"][f"profile {shape}"] = found
     session.record.save()
     rows = found.get("kernels") or []
@@ -53,9 +39,8 @@ def measure(session: Session, shape: Shape) -> None:
 
 
 def profile(x: Inputs, shape: Shape) -> list[dict[str, Any]]:
-    """Kernels of one forward and backward, the longest first: milliseconds, calls, TFLOP/s where the work is known."""
-    case = next(case for case in CASES if case.name == CASE)
-    call, leaves = case.build(x).call, list(x.leaves(case.parts).values())
+    """Return the kernels of one forward and backward, the longest first; TFLOP/s where the work is known."""
+    call, leaves = CASE.build(x).call, list(x.leaves(CASE.features).values())
 
     def step() -> None:
         torch.autograd.grad(call(), leaves, x.grad)
@@ -71,7 +56,7 @@ def profile(x: Inputs, shape: Shape) -> list[dict[str, Any]]:
 
 
 def summarise(events: Any, shape: Shape, repeats: int = REPEATS) -> list[dict[str, Any]]:
-    """Averages of a profile as rows."""
+    """Return the averages of a profile as rows."""
     rows = []
     for event in events:
         if "CUDA" not in str(event.device_type):
@@ -85,28 +70,3 @@ def summarise(events: Any, shape: Shape, repeats: int = REPEATS) -> list[dict[st
             row["tflops"] = products / 2 * forward_flops(shape) / ms / 1e9
         rows.append(row)
     return sorted(rows, key=lambda row: -float(row["ms"]))
-
-
-def compiled_kernels() -> list[dict[str, Any]]:
-    """Registers, spills and shared memory of every kernel that this process has loaded."""
-    import importlib
-
-    rows = []
-    for module in MODULES:
-        for name, kernel in vars(importlib.import_module(module)).items():
-            for caches in getattr(kernel, "device_caches", {}).values():
-                rows += [describe(name, compiled) for compiled in caches[0].values()]
-    return [row for row in rows if row["registers"] is not None]
-
-
-def describe(name: str, compiled: Any) -> dict[str, Any]:
-    """What a compiled Triton kernel says of itself."""
-    metadata = getattr(compiled, "metadata", None)
-    return {
-        "name": name,
-        "registers": getattr(compiled, "n_regs", None),
-        "spills": getattr(compiled, "n_spills", None),
-        "shared_bytes": getattr(metadata, "shared", None),
-        "warps": getattr(metadata, "num_warps", None),
-        "stages": getattr(metadata, "num_stages", None),
-    }

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON file, written after everything that is finished, and gone on from."""
+"""The record of a run: one JSON file, written after every finished piece, from which a run resumes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rolesafe.files import read_json, write_whole
 
 VERSION = 1
 SAME = ("commit", "sources", "gpu", "torch", "triton")
-"""What must be equal for a run to go on from a file."""
+"""Facts of the environment that must be equal for a run to resume from a file."""
 
 
 class CannotResume(ValueError):
-    """The file is of another state of the sources, or of another machine."""
+    """The file was made from other sources, or on another machine."""
 
 
 class Record:
-    """What a run has found so far.
+    """Results of a run so far.
 
     ``data`` holds `environment`, `settings`, `ceilings`, `gate` (verdicts), `cells` (by key: suite, shape, cases,
-    ratios), `profile`, `targets`, `left_out` (keys of what the budget did not reach), `messages` and `finished`.
+    ratios), `profile`, `targets`, `left_out` (keys that the budget did not reach), `messages` and `finished`.
     """
 
     def __init__(self, path: Path, environment: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -41,10 +41,10 @@ class Record:
         }
 
     def resume(self) -> None:
-        """Take over what the file holds, where it is of this state and machine.
+        """Take over the results in the file.
 
         Raises:
-            CannotResume: It is not.
+            CannotResume: They are of other sources or of another machine.
         """
         if not self.path.exists():
             return
@@ -53,21 +53,21 @@ class Record:
             had, have = old["environment"].get(name), self.data["environment"].get(name)
             if had != have:
                 raise CannotResume(
-                    f"`--resume`: {self.path} was measured with {name} {had!r}, this is {have!r}; "
+                    f"`--resume`: expected a record with {name} {have!r}, got {had!r} in {self.path}; "
                     "choose another --output or leave --resume out"
                 )
         for name in ("ceilings", "gate", "cells", "profile"):
             self.data[name] = old[name]
 
     def add_verdict(self, verdict: dict[str, Any]) -> None:
-        """Keep a verdict of the gate, in place of an earlier one of the same."""
+        """Store a verdict of the gate, in place of an earlier one of the same case."""
         same = ("case", "dtype", "shape")
         gate = self.data["gate"]
         gate[:] = [v for v in gate if any(v[name] != verdict[name] for name in same)] + [verdict]
         self.save()
 
     def has_verdict(self, case: str, dtype: str, shape: str) -> bool:
-        """Whether the case passed here before. What failed is checked again."""
+        """Return True where the case passed before; a failed one is checked again."""
         wanted = {"case": case, "dtype": dtype, "shape": shape, "status": "passed"}
         return any(all(v[name] == value for name, value in wanted.items()) for v in self.data["gate"])
 
@@ -75,24 +75,21 @@ class Record:
         self.data["cells"][key] = cell
         self.save()
 
-    def has_cell(self, key: str) -> bool:
-        return key in self.data["cells"]
-
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """Verdicts of the gate that say: wrong."""
+        """Failed verdicts of the gate."""
         return [v for v in self.data["gate"] if v["status"] == "failed"]
 
     def save(self) -> None:
-        """Write the file; whoever reads it meanwhile sees the old one or the new one."""
+        """Write the file as a whole."""
         write_whole(self.path, json.dumps(self.data, indent=1) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The data of a record.
+    """Return the data of a record.
 
     Raises:
-        ValueError: It was written by another version.
+        ValueError: Another version wrote it.
     """
     data = read_json(path, "a record of the benchmark")
     if data.get("version") != VERSION:

@@ -1,22 +1,23 @@
-"""A run from the first check to the table of targets."""
+"""A run from the first check to the targets."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks.throughput import decode, grid, model, profiler
+from benchmarks.throughput import model, passes, profiler, steps
 from benchmarks.throughput.attempt import DeviceLost
-from benchmarks.throughput.cases import CASES
 from benchmarks.throughput.ceilings import ceilings
-from benchmarks.throughput.gate import FAILED, UNAVAILABLE, Gate, as_json, checked, gates
+from benchmarks.throughput.gate import FAILED, UNAVAILABLE, Gate, checked, gates
 from benchmarks.throughput.session import Job, Session
-from benchmarks.throughput.shapes import LENGTHS, QUICK_LENGTHS, Shape, decode_shapes, square_shapes
+from benchmarks.throughput.shapes import LENGTHS, QUICK_LENGTHS, decode_shapes, square_shapes
 from benchmarks.throughput.targets import evaluate
+from tools.inputs import Shape
 
 SUITES = ("forward", "backward", "decode", "model")
 PROFILED = (4096, 16_384)
@@ -27,50 +28,57 @@ def dims_of(quick: bool) -> tuple[int, ...]:
 
 
 def squares_of(quick: bool) -> list[Shape]:
-    """Grid of forward and backward."""
+    """Return the grid of forward and backward."""
     return square_shapes(dims_of(quick), QUICK_LENGTHS if quick else LENGTHS)
 
 
-def gate_dims(suites: Sequence[str], quick: bool) -> tuple[int, ...]:
-    """Head dims that the gate looks at: those of the grid, and the model's 64."""
-    return (128, 64) if "model" in suites else dims_of(quick)
+def gates_of(device: torch.device, suites: Sequence[str], quick: bool) -> list[Gate]:
+    """Return the gates of a run: head dims of the grid, and the model's 64."""
+    dims = (128, 64) if "model" in suites else dims_of(quick)
+    square = any(suite in suites for suite in ("forward", "backward", "model"))
+    return gates(device, dims, square, "decode" in suites or "model" in suites)
 
 
 def plan_jobs(suites: Sequence[str], quick: bool) -> list[Job]:
-    """All jobs, the most urgent first."""
-    squares = squares_of(quick)
+    """Return all jobs, most urgent first. Training is a target; generation takes long and comes late."""
+    squares, size = squares_of(quick), model.Size()
     trained = [suite for suite in ("forward", "backward") if suite in suites]
-    jobs = grid.jobs(squares, trained) if trained else []
-    if "decode" in suites:
-        jobs += decode.jobs(decode_shapes(quick))
+    jobs: list[Job] = []
+    for place, shape in enumerate(squares if trained else ()):
+        keys = tuple(passes.key(suite, shape) for suite in trained)
+        jobs.append(Job(keys, place, partial(passes.measure, shape=shape, suites=trained)))
+    for place, shape in enumerate(decode_shapes(quick) if "decode" in suites else ()):
+        keys = tuple(passes.key(f"decode {mode}", shape) for mode in steps.MODES)
+        jobs.append(Job(keys, 0.5 + place / 4, partial(steps.measure, shape=shape)))
     if "model" in suites:
-        jobs += model.jobs(model.Size())
-    if trained:
-        jobs += profiler.jobs([shape for shape in squares if shape.dim == 128 and shape.keys in PROFILED])
+        jobs.append(Job(("train",), 1.2, partial(model.measure_training, size=size)))
+        jobs.append(Job(("generate",), 2.6, partial(model.measure_generation, size=size)))
+    profiled = [shape for shape in squares if trained and shape.dim == 128 and shape.keys in PROFILED]
+    for place, shape in enumerate(profiled):
+        jobs.append(Job((f"profile {shape}",), 2.2 + place / 10, partial(profiler.measure, shape=shape)))
     return sorted(jobs, key=lambda job: job.urgency)
 
 
 def run_gate(session: Session, some: Sequence[Gate]) -> None:
-    """Check every case that did not pass before, and say what is wrong."""
+    """Check every case that did not pass before, and print the failures."""
     for gate in some:
-        dtype = str(gate.dtype).removeprefix("torch.")
-        told: dict[str, list[str]] = {}
-        for case in checked(gate, CASES):
-            if session.record.has_verdict(case.name, dtype, str(gate.shape)):
+        found: dict[str, list[str]] = {}
+        for case in checked(gate, session.cases):
+            if session.record.has_verdict(case.name, gate.dtype, str(gate.shape)):
                 continue
             verdict = gate.check(case)
-            session.record.add_verdict(as_json(verdict))
-            told.setdefault(verdict.status, []).append(verdict.case)
+            session.record.add_verdict(verdict.as_json())
+            found.setdefault(verdict.status, []).append(verdict.case)
             if verdict.status in (FAILED, UNAVAILABLE):
                 session.say(f"{verdict.status.upper()}: {verdict.key}: {verdict.reason}")
-        session.say(f"gate {dtype} {gate.shape}: " + ", ".join(f"{len(v)} {k}" for k, v in told.items()))
+        session.say(f"gate {gate.dtype} {gate.shape}: " + ", ".join(f"{len(v)} {k}" for k, v in found.items()))
 
 
 def run_jobs(session: Session, jobs: Sequence[Job]) -> None:
-    """Run what is not in the record yet, until the budget is spent."""
+    """Run the jobs that are not in the record yet, until the budget is spent."""
     data = session.record.data
     for place, job in enumerate(jobs):
-        if all(session.record.has_cell(key) or has_profile(data, key) for key in job.keys):
+        if all(key in data["cells"] or key in data["profile"] for key in job.keys):
             continue
         if session.clock.over():
             data["left_out"] = [key for later in jobs[place:] for key in later.keys if key not in data["cells"]]
@@ -85,19 +93,13 @@ def run_jobs(session: Session, jobs: Sequence[Job]) -> None:
     session.record.save()
 
 
-def has_profile(data: dict[str, Any], key: str) -> bool:
-    return key in data["profile"]
-
-
 def run(session: Session, suites: Sequence[str], quick: bool, check_only: bool = False) -> int:
-    """Everything, in order. Exit status: 0, or 1 where something is wrong."""
+    """Run everything in order. Exit status: 0, or 1 where something is wrong."""
     device, record = session.device, session.record
     record.save()
     status = 0
     try:
-        dims = gate_dims(suites, quick)
-        square = any(suite in suites for suite in ("forward", "backward", "model"))
-        run_gate(session, gates(device, dims, square, "decode" in suites or "model" in suites))
+        run_gate(session, gates_of(device, suites, quick))
         if not check_only:
             if not record.data["ceilings"]:
                 record.data["ceilings"] = ceilings(device, session.timer)
@@ -112,11 +114,11 @@ def run(session: Session, suites: Sequence[str], quick: bool, check_only: bool =
     if not check_only:
         record.data["targets"] = evaluate(record.data)
     record.save()
-    return status if not tell_failures(session.console, record.data, record.failures) else 1
+    return 1 if show_failures(session.console, record.data, record.failures) else status
 
 
-def tell_failures(console: Console, data: dict[str, Any], failures: Sequence[dict[str, Any]]) -> bool:
-    """Say loudly what is wrong; whether anything is."""
+def show_failures(console: Console, data: dict[str, Any], failures: Sequence[dict[str, Any]]) -> bool:
+    """Print every failure in red; return True where there is one."""
     broken = [
         f"{key}, {name}: {case['failed']}"
         for key, cell in data["cells"].items()

@@ -1,4 +1,4 @@
-"""Shapes that are measured, their work and their bytes.
+"""Shapes of the grids, their work and their bytes.
 
 B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 """
@@ -6,7 +6,8 @@ B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from tools.inputs import Shape
 
 TOKENS = 32_768
 """B * T of the forward and backward grid."""
@@ -19,55 +20,34 @@ DECODE_BATCHES = (8, 32, 1)
 DECODE_KEYS = (16_384, 4096, 32_768, 1024)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """q (B, H, T, D), k and v (B, G, S, D)."""
-
-    batch: int
-    heads: int
-    groups: int
-    queries: int
-    keys: int
-    dim: int
-
-    @property
-    def square(self) -> bool:
-        """Whether T is S, as in training."""
-        return self.queries == self.keys
-
-    def __str__(self) -> str:
-        names = zip("BHGTSD", (self.batch, self.heads, self.groups, self.queries, self.keys, self.dim), strict=True)
-        return " ".join(f"{name}{size}" for name, size in names)
-
-
 def forward_flops(shape: Shape) -> float:
-    """Two products of 2 B H T S D operations each; the causal half of them."""
+    """Return the work of two products of 2 B H T S D operations each, the causal half of them."""
     return 4.0 * shape.batch * shape.heads * shape.queries * shape.keys * shape.dim / 2
 
 
 def backward_flops(shape: Shape) -> float:
-    """Five products, as the usual formula counts: the scores are computed a second time."""
+    """Return the work of five products, as the usual formula counts: the scores are computed a second time."""
     return 2.5 * forward_flops(shape)
 
 
 def cache_bytes(shape: Shape, itemsize: int = 2) -> int:
-    """Bytes of k and v."""
+    """Return the bytes of k and v."""
     return 2 * shape.batch * shape.groups * shape.keys * shape.dim * itemsize
 
 
 def pair_bytes(shape: Shape, itemsize: int = 2) -> int:
-    """Bytes of a (B, H, T, S) bias."""
+    """Return the bytes of a (B, H, T, S) bias."""
     return shape.batch * shape.heads * shape.queries * shape.keys * itemsize
 
 
 def square_shapes(dims: Sequence[int], lengths: Sequence[int], tokens: int = TOKENS) -> list[Shape]:
-    """Grid of forward and backward, the most urgent first: D in the order of `dims`, `tokens` tokens a batch."""
+    """Return the forward and backward grid, most urgent first: D in the order of `dims`, `tokens` tokens a batch."""
     order = [length for length in URGENT_LENGTHS if length in lengths]
     return [Shape(max(1, tokens // t), HEADS, GROUPS, t, t, d) for d in dims for t in order]
 
 
 def decode_shapes(quick: bool) -> list[Shape]:
-    """Grid of decoding, D=128: one query, and four (assisted decoding)."""
+    """Return the decoding grid, D=128: one query, and four (assisted decoding)."""
     batches = (8,) if quick else DECODE_BATCHES
     keys = (16_384, 4096) if quick else DECODE_KEYS
     queries = (1,) if quick else (1, 4)

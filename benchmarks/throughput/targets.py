@@ -1,80 +1,64 @@
-"""What the kernel should reach, and whether it did. D=128, bf16, causal, T >= 4096."""
+"""Targets of the kernel and their outcomes. D=128, bf16, causal, T >= 4096."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 DIM, LEAST = 128, 4096
 LARGE_CACHE = 128 * 2**20
-"""Bytes of k and v from which decoding is a matter of bandwidth rather than of launching."""
+"""Bytes of k and v from which bandwidth, not launching, bounds decoding."""
 
 Found = Iterator[tuple[str, float]]
-"""Where, and the value there."""
+"""Places and the values there."""
+Finder = Callable[[dict[str, Any]], Found]
 
 
-@dataclass(frozen=True)
-class Target:
-    """A line of the table. `values` finds them in a record; the worst counts."""
+class Target(NamedTuple):
+    """A target. `values` finds them in a record; the worst counts."""
 
     name: str
     goal: float
     at_least: bool
-    values: Callable[[dict[str, Any]], Found]
-    unit: str = "x"
+    values: Finder
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a target. `reached` is None where nothing was measured, with the reason in `where`."""
-
-    name: str
-    goal: str
-    reached: bool | None
-    worst: float | None = None
-    best: float | None = None
-    where: str = ""
-    unit: str = "x"
-
-
-def cells(record: dict[str, Any], suite: str) -> Iterator[dict[str, Any]]:
-    """Cells of a suite that the targets are about."""
+def cells(record: dict[str, Any], suite: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and cell of the cells of a suite that the targets judge."""
     for cell in record["cells"].values():
         shape = cell["shape"]
         if cell["suite"] == suite and shape["dim"] == DIM and shape["keys"] >= LEAST:
-            yield cell
+            yield f"T={shape['keys']}", cell
 
 
-def time_ratio(suite: str, a: str, b: str, speed: bool = False) -> Callable[[dict[str, Any]], Found]:
-    """Time of `a` by that of `b`; `speed`: the other way round, how many times as fast `a` is."""
+def time_ratio(suite: str, a: str, b: str, speed: bool = False) -> Finder:
+    """Return a finder of the time of `a` by that of `b`; `speed`: of the speed of `a` by that of `b`."""
 
     def values(record: dict[str, Any]) -> Found:
-        for cell in cells(record, suite):
-            found = cell["ratios"].get(f"{a} / {b}")
-            if found:
-                yield f"T={cell['shape']['keys']}", 1 / found["median"] if speed else found["median"]
+        for place, cell in cells(record, suite):
+            if found := cell["ratios"].get(f"{a} / {b}"):
+                yield place, 1 / found["median"] if speed else found["median"]
 
     return values
 
 
-def memory_ratio(suite: str, a: str, b: str) -> Callable[[dict[str, Any]], Found]:
-    """Peak memory over the inputs of `a` by that of `b`."""
+def memory_ratio(suite: str, a: str, b: str) -> Finder:
+    """Return a finder of the peak memory over the inputs of `a` by that of `b`."""
 
     def values(record: dict[str, Any]) -> Found:
-        for cell in cells(record, suite):
+        for place, cell in cells(record, suite):
             one, other = (cell["cases"].get(name, {}).get("peak_mib") for name in (a, b))
             if one is not None and other:
-                yield f"T={cell['shape']['keys']}", one / other
+                yield place, one / other
 
     return values
 
 
-def bandwidth(case: str, least_bytes: int = 0) -> Callable[[dict[str, Any]], Found]:
-    """Bytes of k and v by time in a CUDA graph, of the copy bandwidth; one query."""
+def bandwidth(case: str, least_bytes: int = 0) -> Finder:
+    """Return a finder of the bytes of k and v by time in a CUDA graph, of the copy bandwidth; one query."""
 
     def values(record: dict[str, Any]) -> Found:
-        for cell in cells(record, "decode graph"):
+        for _, cell in cells(record, "decode graph"):
             shape = cell["shape"]
             size = 4 * shape["batch"] * shape["groups"] * shape["keys"] * shape["dim"]
             share = cell["cases"].get(case, {}).get("of_copy")
@@ -85,14 +69,14 @@ def bandwidth(case: str, least_bytes: int = 0) -> Callable[[dict[str, Any]], Fou
 
 
 def train_ratio(record: dict[str, Any]) -> Found:
-    """Time of a training step, patched by unpatched."""
+    """Yield the time of a training step, patched by unpatched."""
     cell = record["cells"].get("train")
     if cell and (found := cell["ratios"].get("bias / unpatched")):
         yield f"B={cell['shape']['batch']} T={cell['shape']['length']}", found["median"]
 
 
 def both(name: str, goal: float, at_least: bool, a: str, b: str) -> list[Target]:
-    """A target on time for forward and backward."""
+    """Return a target on time for forward and one for backward."""
     return [
         Target(f"{suite}: {name}", goal, at_least, time_ratio(suite, a, b, speed=at_least))
         for suite in ("forward", "backward")
@@ -116,17 +100,18 @@ TARGETS = (
 )  # fmt: skip
 
 
-def judge(target: Target, record: dict[str, Any]) -> Outcome:
-    """The worst value decides."""
-    goal = f"{'>=' if target.at_least else '<='} {target.goal:.2f}{target.unit}"
-    values = sorted(target.values(record), key=lambda found: found[1], reverse=not target.at_least)
+def judge(target: Target, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the outcome of a target: the worst value decides. "reached" is None where nothing was measured."""
+    goal = f"{'>=' if target.at_least else '<='} {target.goal:.2f}x"
+    found: dict[str, Any] = {"name": target.name, "goal": goal, "reached": None, "worst": None, "best": None}
+    values = sorted(target.values(record), key=lambda one: one[1], reverse=not target.at_least)
     if not values:
-        return Outcome(target.name, goal, None, where="not measured", unit=target.unit)
+        return found | {"where": "not measured"}
     where, worst = values[0]
     reached = worst >= target.goal if target.at_least else worst <= target.goal
-    return Outcome(target.name, goal, reached, worst, values[-1][1], where, target.unit)
+    return found | {"reached": reached, "worst": worst, "best": values[-1][1], "where": where}
 
 
 def evaluate(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """All targets, as they are written down."""
-    return [asdict(judge(target, record)) for target in TARGETS]
+    """Return the outcomes of all targets."""
+    return [judge(target, record) for target in TARGETS]

@@ -1,6 +1,6 @@
 """The fused Triton kernel of role-aware attention, for NVIDIA GPUs. Maths and tuning log: ``kernels/README.md``.
 
-This package knows tensors alone and never imports ``rolesafe``, whose ``impl="triton"`` it is.
+It is ``impl="triton"`` of ``rolesafe``, which it never imports: it takes tensors alone.
 """
 
 from rolesafe_kernels.api import MAX_DIM, RoleLayout, document_ranges, role_attention, unsupported

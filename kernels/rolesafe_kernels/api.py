@@ -1,7 +1,6 @@
-"""`role_attention` of the fused kernel: checks a call, prepares what follows from the roles, chooses between the
-kernels.
+"""`role_attention` of the fused kernel: check a call, prepare the roles, choose between the kernels.
 
-    B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles
+B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ from rolesafe_kernels.ops import role_attn_fwd, role_blocks
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
 DECODE_ROWS = 64
-"""Up to so many queries, those of all heads that share keys counted, the keys are divided among programs."""
+"""Largest number of queries, over all heads that share keys, for which programs divide the keys."""
 
 
 class RoleLayout:
-    """Roles of one problem as the kernels read them, prepared at the first use and kept: build one for all layers.
+    """Roles of one problem in the kernels' form, prepared at the first use and kept: build one for all layers.
 
     Args:
-        q_roles: (B, T) integer role ids of the queries. An id outside [0, 16) sees nothing and is seen by nobody.
+        q_roles: (B, T) integer role ids of the queries. A token with an id outside [0, 16) sees nothing
+            and is hidden from all queries.
         k_roles: (B, S) of the keys.
         privileged: Ids of the privileged roles.
         key_mask: (B, S), 0 or False where a key is hidden; None: none is.
@@ -42,11 +42,11 @@ class RoleLayout:
         self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def keys(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
-        """Roles (B, S) int8 and lists of blocks for the `kernel`, for tokens such as `like` of head dim `dim`."""
+        """Return roles (B, S) int8 and lists of blocks for `kernel`, for tokens such as `like` of head dim `dim`."""
         return self._blocks("keys", self.k_roles, self.key_mask, like, dim, kernel)
 
     def queries(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
-        """The same of the queries (B, T)."""
+        """Return roles (B, T) int8 and lists of blocks of the queries."""
         side = "keys" if self.q_roles is self.k_roles and self.key_mask is None else "queries"
         return self._blocks(side, self.q_roles, None, like, dim, kernel)
 
@@ -61,24 +61,28 @@ class RoleLayout:
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
-    """Why the kernels cannot run on such tensors (`dim`: the wider head dim), with the way out; None if they can."""
+    """Return the reason why such tensors are unsupported, and an alternative; None if they are supported.
+
+    Args:
+        dim: The wider of the head dims.
+    """
     if dtype not in DTYPES:
-        return f"expected {', '.join(map(str, DTYPES))}, got {dtype}; use impl='sdpa' or 'reference'"
+        return f"expected {', '.join(map(str, DTYPES))}, got {dtype}. Use impl='sdpa' or 'reference'."
     if dim > MAX_DIM:
-        return f"expected head dims up to {MAX_DIM}, got {dim}; use impl='sdpa'"
+        return f"expected head dims up to {MAX_DIM}, got {dim}. Use impl='sdpa'."
     if INTERPRET:
         if dtype == torch.bfloat16:
-            return "Triton's interpreter multiplies bfloat16 wrongly, without saying so; use float16, float32, or a GPU"
+            return "Triton's interpreter multiplies bfloat16 wrongly without an error. Use float16, float32, or a GPU."
         if device.type != "cpu":
-            return f"TRITON_INTERPRET is set, so kernels run on CPU tensors; got tensors on {device}; unset it"
+            return f"expected CPU tensors, because TRITON_INTERPRET is set, got tensors on {device}. Unset it."
         return None
     if device.type != "cuda":
-        return f"expected tensors on a CUDA device, got {device}; use impl='sdpa', or move them with .to('cuda')"
+        return f"expected tensors on a CUDA device, got {device}. Use impl='sdpa', or move them with .to('cuda')."
     if torch.version.hip is not None:
-        return "expected an NVIDIA GPU, this PyTorch is built for ROCm; use impl='sdpa'"
+        return "expected an NVIDIA GPU, got a PyTorch that is built for ROCm. Use impl='sdpa'."
     arch = architecture(device)
     if arch < 80:
-        return f"expected compute capability 8.0 or newer, {device} has {arch / 10}; use impl='sdpa'"
+        return f"expected compute capability 8.0 or newer, got {arch / 10} on {device}. Use impl='sdpa'."
     return None
 
 
@@ -103,7 +107,7 @@ def check(
     layout: RoleLayout | None,
     ranges: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Raise ValueError for what the kernels would read out of bounds or compute wrongly. Looks at no data."""
+    """Raise ValueError for a call that would read out of bounds or give wrong results. Reads no data."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4 or x.dtype != q.dtype or x.device != q.device:
             raise ValueError(f"`{name}`: expected 4 dimensions, {q.dtype} on {q.device} like `q`, got {describe(x)}")
@@ -124,8 +128,8 @@ def check(
     asked = bias is not None or share is not None or key_mask is not None or dedicated or integrity
     if q_roles is None and asked:
         raise ValueError(
-            "`q_roles`: expected role ids, since a bias, a share, dedicated heads, integrity or a key mask "
-            "ask for them, got None"
+            "`q_roles`: expected role ids, got None. A bias, a share, dedicated heads, integrity and a key mask need "
+            "them."
         )
     shapes = (
         ("q_roles", q_roles, (batch, length)),
@@ -151,8 +155,8 @@ def check(
         made_of = (layout.q_roles is q_roles, layout.k_roles is k_roles, layout.key_mask is key_mask)
         if not all(made_of) or layout.privileged != sum(1 << role for role in set(privileged)):
             raise ValueError(
-                "`layout`: expected one that was made of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this "
-                "call, got another; build it with RoleLayout(q_roles, k_roles, privileged, key_mask)"
+                "`layout`: expected the layout of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this call, "
+                "got another. Build it with RoleLayout(q_roles, k_roles, privileged, key_mask)."
             )
     if bias is not None:
         square = bias.ndim == 3 and bias.shape[0] == heads and bias.shape[1] == bias.shape[2]
@@ -179,7 +183,7 @@ def check(
     if not 0 <= dedicated <= heads:
         raise ValueError(f"`dedicated`: expected 0 to {heads} (the heads of `q`), got {dedicated}")
     if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"`scale`: expected a positive, finite number, got {scale}; use impl='sdpa' for others")
+        raise ValueError(f"`scale`: expected a positive, finite number, got {scale}. Use impl='sdpa' for others.")
     if window is not None and (window < 1 or not causal):
         raise ValueError(f"`window`: expected a positive length and causal=True, got {window} with causal={causal}")
     if softcap is not None and not 0 < softcap < math.inf:
@@ -195,11 +199,12 @@ def describe(x: Tensor) -> str:
 
 
 def document_ranges(cu_seqlens: Tensor, length: int, causal: bool, window: int | None) -> tuple[Tensor, Tensor]:
-    """For documents packed in one row: first and last + 1 key of each query (1, 2, T), and query of each key (1, 2,
-    S), int32.
+    """Return the range of visible keys of each query, and of queries of each key, for documents packed in one row.
+
+    A range is its first index and the one after its last: (1, 2, T) and (1, 2, S) int32.
 
     Args:
-        cu_seqlens: (documents + 1,) integer, where each document starts, from 0 to `length`. What lies outside sees
+        cu_seqlens: (documents + 1,) integer, the start of each document, from 0 to `length`. Tokens outside see
             nothing.
         length: T, which is S here.
     """
@@ -241,21 +246,20 @@ def role_attention(
     softcap: float | None = None,
     layout: RoleLayout | None = None,
 ) -> Tensor:
-    """Role-aware attention by the fused kernel. ``rolesafe.role_attention`` says what each argument means.
+    """Compute role-aware attention by the fused kernel. ``rolesafe.role_attention`` describes each argument.
 
     Args:
         q: (B, H, T, D) fp16, bf16 or fp32 on a CUDA device. `k`: (B, G, S, D), `v`: (B, G, S, DV).
         q_roles, k_roles: (B, T), (B, S) integer; None: plain attention.
         key_mask: (B, S), 0 or False where a key is hidden. `mask`: bool (B | 1, H | 1, T, S), read tile by tile.
-        ranges: For packed documents, from :func:`document_ranges`, which then alone says what order and window leave
-            visible.
+        ranges: For packed documents, from :func:`document_ranges`; they replace order and window.
         layout: Prepared :class:`RoleLayout` of `q_roles`, `k_roles`, `privileged`, `key_mask`, to share among layers.
 
     Returns:
         (B, H, T, DV), a view of (B, T, H, DV). Rows that see nothing are 0.
 
     Raises:
-        ValueError: The kernels cannot compute this; the message names the argument, what was expected and what came.
+        ValueError: The kernels cannot compute this; the message names the argument, the expected and the given value.
     """
     check(
         q, k, v, q_roles, k_roles, bias, share, sinks, mask, key_mask,
@@ -265,7 +269,7 @@ def role_attention(
     dim, length = max(q.shape[3], v.shape[3]), q.shape[2]
     q, k, v = packed(q), packed(k), packed(v)
     if mask is not None and length == 1 and mask.shape[1] == 1 and q_roles is not None:
-        # one query: what it may see are keys that are there
+        # one query: its mask is a key mask
         seen = mask[:, 0, 0].expand(q.shape[0], -1)
         key_mask, mask, layout = seen if key_mask is None else seen & key_mask.bool(), None, None
     roles8: tuple[Tensor | None, Tensor | None] = (None, None)

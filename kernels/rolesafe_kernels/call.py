@@ -1,4 +1,4 @@
-"""What every launch of a kernel needs: strides, constants, options.
+"""Strides, constants and options of every launch of a kernel.
 
 B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles, N blocks of a row
 """
@@ -18,49 +18,50 @@ MAX_ROLES = 16
 
 
 def cdiv(a: int, b: int) -> int:
-    """`a / b`, rounded up."""
+    """Return `a / b`, rounded up."""
     return (a + b - 1) // b
 
 
 def options(tile: Tile) -> dict[str, Any]:
-    """Launch options of a kernel."""
+    """Return the launch options of a kernel."""
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
 def on(x: Tensor) -> AbstractContextManager[Any]:
-    """The device of `x` as the current one: kernels are launched there."""
+    """Make the device of `x` the current one, on which kernels are launched."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def is_packed(x: Tensor) -> bool:
-    """Whether the last dimension of `x` is dense."""
+    """Return True where the last dimension of `x` is dense."""
     return x.stride(-1) == 1 or x.shape[-1] == 1
 
 
 def packed(x: Tensor) -> Tensor:
-    """`x` with its last dimension dense; a copy only where it is not."""
+    """Return `x` with its last dimension dense; a copy only where it is not."""
     return x if is_packed(x) else x.contiguous()
 
 
 def dense(table: Tensor | None) -> Tensor | None:
-    """A table of numbers a head, as kernels read it: fp32, dense."""
+    """Return a table of numbers a head as dense fp32, the form that kernels read."""
     return None if table is None else table.float().contiguous()
 
 
 def like(x: Tensor) -> Tensor:
-    """An unwritten tensor of the layout of `x`, its last dimension dense."""
+    """Return an unwritten tensor of the layout of `x`, its last dimension dense."""
     y = torch.empty_like(x)
     return y if is_packed(y) else x.new_empty(x.shape)
 
 
 def count_blocks(blocks: Tensor | None) -> int:
-    """N of the lists of `role_blocks`."""
+    """Return N of the lists of `role_blocks`."""
     return 0 if blocks is None else blocks.shape[-1] - 1
 
 
 def describable(x: Tensor) -> bool:
-    """Whether a tensor descriptor can hold `x`: 16 bits a number, start and strides multiples of 16 bytes, a dense last
-    dimension, nothing empty or expanded.
+    """Return True where a tensor descriptor can describe `x`.
+
+    That is: 16 bits a number, start and strides multiples of 16 bytes, a dense last dimension, not empty or expanded.
     """
     *strides, last = x.stride()
     if x.element_size() != 2 or not x.numel() or x.data_ptr() % 16 or last != 1:
@@ -69,7 +70,7 @@ def describable(x: Tensor) -> bool:
 
 
 def loop_operands(tile: Tile, *tensors: Tensor) -> tuple[tuple[Any, ...], bool]:
-    """What a kernel reads in its loop, block by block, and whether by tensor descriptors.
+    """Return the operands that a kernel reads in its loop, and True where they are tensor descriptors.
 
     Those are made where `tile` asks for them and all `tensors` (B, heads, tokens, dim) permit it; else the kernel takes
     pointers, with the same result. The launch passes them by value: nothing is allocated on the device.
@@ -81,14 +82,14 @@ def loop_operands(tile: Tile, *tensors: Tensor) -> tuple[tuple[Any, ...], bool]:
 
 
 def mask_strides(mask: Tensor | None) -> tuple[int, ...]:
-    """Strides of a (B | 1, H | 1, T, S) mask, 0 where it is shared."""
+    """Return the strides of a (B | 1, H | 1, T, S) mask, 0 where it is shared."""
     if mask is None:
         return 0, 0, 0, 0
     return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
 
 
 class Call:
-    """What the launches of forward, decode and backward have in common."""
+    """Sizes, strides and constants that the launches of forward, decode and backward share."""
 
     def __init__(
         self,
@@ -107,13 +108,13 @@ class Call:
         for name, x in (("q", q), ("k", k), ("v", v)):
             if not is_packed(x):
                 raise ValueError(
-                    f"`{name}`: expected a dense last dimension, got strides {x.stride()}; call contiguous()"
+                    f"`{name}`: expected a dense last dimension, got strides {x.stride()}. Call contiguous()."
                 )
         self.batch, self.heads, self.length, dim = q.shape
         self.groups, self.keys, dim_v = k.shape[1], k.shape[2], v.shape[3]
         self.launch = launch_of(q.device, q.dtype, max(dim, dim_v))
         self.strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-        # a tensor that is not there is never read: any pointer will do
+        # an absent tensor is never read: any pointer will do
         self.nothing = q
         self.constants = {
             "GROUP": self.heads // self.groups,

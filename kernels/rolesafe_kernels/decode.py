@@ -15,35 +15,13 @@ from rolesafe_kernels.launch import width
 
 
 def choose_splits(device: torch.device, programs: int, blocks: int) -> int:
-    """Parts that the keys are cut into:
-
-    two programs a multiprocessor, two blocks a program at least, 64 parts at most.
-    """
+    """Return the parts of the keys: two programs a multiprocessor, at least two blocks a program, at most 64 parts."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     return max(1, min(2 * processors // max(programs, 1), blocks // 2, 64))
 
 
-def role_attn_decode_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_roles: Tensor | None,
-    k_roles: Tensor | None,
-    blocks: Tensor | None,
-    bias: Tensor | None,
-    share: Tensor | None,
-    sinks: Tensor | None,
-    mask: Tensor | None,
-    scale: float,
-    softcap: float,
-    window: int,
-    causal: bool,
-    dedicated: int,
-    integrity: bool,
-    privileged: int,
-    splits: int,
-) -> Tensor:
-    """Output of `role_attn_decode`, unwritten."""
+def role_attn_decode_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    """Return the output of `role_attn_decode`, unwritten."""
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
 
 
@@ -68,17 +46,14 @@ def role_attn_decode(
     privileged: int,
     splits: int,
 ) -> Tensor:
-    """Few queries against many keys, without gradients: (B, H, T, DV).
+    """Attend with few queries to many keys, without gradients: (B, H, T, DV).
 
-    The queries of all heads that share keys make one tile, and `splits` programs divide the blocks that are in sight.
-    Which blocks those are is known to the device alone, so shapes and launches are the same at every step of a static
+    The queries of all heads that share keys make one tile, and `splits` programs divide the visible blocks. Only
+    the device knows which blocks these are, so shapes and launches are the same at every step of a static
     cache. 0: as many as fill it.
     """
     bias, share, sinks = dense(bias), dense(share), dense(sinks)
-    o = role_attn_decode_fake(
-        q, k, v, q_roles, k_roles, blocks, bias, share, sinks, mask,
-        scale, softcap, window, causal, dedicated, integrity, privileged, splits,
-    )  # fmt: skip
+    o = role_attn_decode_fake(q, k, v)
     call = Call(q, k, v, q_roles is not None, bias, mask, None, softcap, window, causal, integrity)
     tile = call.launch.decode
     channels = 1 if share is None else 2

@@ -1,7 +1,7 @@
 """Forward: o = softmax(softcap(scale q k^T) + bias) v over the keys that roles, order and masks leave visible.
 
-With a reserved share there are two launches. The first looks at the privileged keys alone and leaves their softmax p
-and its lse. The second goes on from that state with the other keys, which gives the ordinary channel o, and mixes
+With a reserved share there are two launches. The first reads the privileged keys alone and stores their softmax p
+and its lse. The second continues from that state with the other keys, which gives the ordinary channel o, and mixes
 both. Only blocks that hold keys of both kinds, and edges, are read twice.
 """
 
@@ -26,7 +26,7 @@ from rolesafe_kernels.tiles import (
 )
 
 
-# Arguments stand in groups.
+# Arguments are in groups.
 # fmt: off
 @triton.jit
 def attend(
@@ -37,10 +37,10 @@ def attend(
     BV: tl.constexpr, ROLES: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, MASK: tl.constexpr,
     TMA: tl.constexpr, EDGES: tl.constexpr,
 ):
-    """Adds blocks of keys to the running softmax (b_m [BT], b_l [BT], b_acc [BT, BV]).
+    """Add blocks of keys to the running softmax (b_m [BT], b_l [BT], b_acc [BT, BV]).
 
     EDGES False: clean blocks that every row sees in full; one bias a row. True: first the `n_left` blocks from
-    `left`, then the `n_right` from `right`, then mixed ones, each looked at key by key.
+    `left`, then the `n_right` from `right`, then mixed ones, each read key by key.
     """
     o_n = tl.arange(0, BS)
     for i in range(i_from, i_to):
@@ -65,7 +65,7 @@ def attend(
             b_s = b_s * unit
             if ROLES:
                 b_c = tl.load(k_roles + o_s, mask=o_s < S, other=PAD).to(tl.int32)
-                # a mask, not a bias of -inf: what is not seen must not matter, whatever its score
+                # a mask, not a bias of -inf: a hidden key has no effect, whatever its score
                 visible &= (b_c < R)[None, :] & (((b_seen[:, None] >> b_c[None, :]) & 1) != 0)
                 if BIAS:
                     for c in tl.static_range(R):
@@ -110,14 +110,14 @@ def role_attn_fwd_kernel(
     SOFTCAP: tl.constexpr, SINKS: tl.constexpr, MASK: tl.constexpr, RANGES: tl.constexpr,
     LOOK: tl.constexpr, SPLIT: tl.constexpr, DIFF: tl.constexpr, COUNT: tl.constexpr, TMA: tl.constexpr,
 ):
-    """One tile of queries of one head. Grid (ceil(T / BT), heads, B).
+    """Compute one tile of queries of one head. Grid (ceil(T / BT), heads, B).
 
     SPLIT: rows are the queries of all GROUP heads that share keys, grid (tiles * splits, G, B * channels); each
     program takes its part of the blocks and leaves its softmax and lse in fp32 for `role_attn_merge_kernel`.
 
-    LOOK "all": every visible key. "privileged": those alone. "rest": the others, going on from what "privileged" left
-    in `o` and `lse_p`; mixes both with `share` and, with DIFF, leaves p - o for the backward. "both" (SPLIT): one
-    channel a program.
+    LOOK "all": every visible key. "privileged": those alone. "rest": the others, continuing from the results of
+    "privileged" in `o` and `lse_p`; mixes both with `share` and, with DIFF, stores p - o for the backward. "both"
+    (SPLIT): one channel a program.
 
     TMA: `k` and `v` are tensor descriptors, of blocks [1, 1, BS, BD] and [1, 1, BS, BV].
     """
@@ -153,7 +153,7 @@ def role_attn_fwd_kernel(
     if not TMA:
         p_k = k + i_b * stride_kb + i_g * stride_kh
         p_v = v + i_b * stride_vb + i_g * stride_vh
-    # the mask of row r stands at p_mask + b_row[r]
+    # the mask of row r is at p_mask + b_row[r]
     p_mask, b_row = mask, b_t
     if MASK:
         if SPLIT:
@@ -289,7 +289,7 @@ def role_attn_merge_kernel(
     DV: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr, SHARE: tl.constexpr, SINKS: tl.constexpr,
     INTEGRITY: tl.constexpr,
 ):
-    """Puts the parts of a row together. Grid (T, H, B); BN >= parts, a power of two.
+    """Merge the parts of a row. Grid (T, H, B); BN >= parts, a power of two.
 
     Parts are (channels * splits, B, H, T): with SHARE the first `splits` hold privileged keys, the second half the
     others.

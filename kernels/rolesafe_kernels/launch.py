@@ -13,10 +13,7 @@ import triton
 TABLES = Path(__file__).parent / "launch"
 
 INTERPRET = bool(triton.knobs.runtime.interpret)
-"""Whether Triton's interpreter runs the kernels, on CPU tensors:
-
-the variable TRITON_INTERPRET when this was imported.
-"""
+"""True where Triton's interpreter runs the kernels, on CPU tensors: TRITON_INTERPRET at the import of this module."""
 
 
 class Tile(NamedTuple):
@@ -34,7 +31,7 @@ class Tile(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """How the kernels of one architecture, precision and head dim are launched.
+    """Tiles of the kernels of one architecture, precision and head dim.
 
     Rows are queries and blocks are keys, except in dkdv, where it is the other way round.
     """
@@ -46,19 +43,19 @@ class Launch(NamedTuple):
 
 
 def by_descriptors(launch: Launch) -> Launch:
-    """`launch` with tensor descriptors in every kernel that can read by them."""
+    """Return `launch` with tensor descriptors in every kernel that can read by them."""
     kernels = ("forward", "dq", "dkdv")
     return launch._replace(**{name: getattr(launch, name)._replace(descriptors=True) for name in kernels})
 
 
 def width(dim: int) -> int:
-    """The head dim as kernels see it: the next power of two, at least 16."""
+    """Return the head dim of the kernels' tiles: the next power of two, at least 16."""
     return max(16, triton.next_power_of_2(dim))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def architecture(device: torch.device) -> int:
-    """Compute capability as one number: 90 for an H100. 0 under the interpreter."""
+    """Return the compute capability as one number: 90 for an H100, 0 under the interpreter."""
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)
@@ -66,26 +63,26 @@ def architecture(device: torch.device) -> int:
 
 
 @cache
-def table(arch: int) -> dict[str, Launch]:
-    """The table for `arch`, else the nearest older one."""
+def launch_table(arch: int) -> dict[str, Launch]:
+    """Return the launch table for `arch`, else the nearest older one."""
     known = sorted(int(path.stem.split("_")[1]) for path in TABLES.glob("sm_*.json"))
     if not known:
-        raise RuntimeError(f"no launch table in {TABLES}: the package was installed without its launch/*.json")
+        raise RuntimeError(f"`launch/`: expected launch tables sm_*.json in {TABLES}, got none. Reinstall the package.")
     below = [a for a in known if a <= arch] or known[:1]
     data = json.loads((TABLES / f"sm_{below[-1]}.json").read_text(encoding="utf-8"))
     return {key: parse(entry) for key, entry in data["entries"].items()}
 
 
 def parse(entry: dict[str, Any]) -> Launch:
-    """A table's entry: four numbers a kernel, and behind them true where it reads by tensor descriptors."""
+    """Return an entry of a table: four numbers a kernel, then true where it reads by tensor descriptors."""
     return Launch(**{name: Tile(*entry[name]) for name in Launch._fields})
 
 
 def launch_of(device: torch.device, dtype: torch.dtype, dim: int) -> Launch:
-    """The launch of tensors of `dtype` whose wider head dim is `dim`."""
+    """Return the launch of tensors of `dtype`, for the wider head dim `dim`."""
     if INTERPRET and device.type == "cpu":
         return INTERPRETED
-    return table(architecture(device))[f"{dtype.itemsize * 8}/{width(dim)}"]
+    return launch_table(architecture(device))[f"{dtype.itemsize * 8}/{width(dim)}"]
 
 
 INTERPRETED = Launch(Tile(32, 16, 1, 1), Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(32, 16, 1, 1))

@@ -1,12 +1,12 @@
-"""Which roles stand in which block of tokens: computed once per forward pass, read by every kernel.
+"""Roles of every block of tokens: computed once per forward pass, read by every kernel.
 
     S tokens of a row, N = ceil(S / BLOCK) blocks
     bits[n]    bit r is set where block n holds a token of role r; bit PAD where it holds padding or ends the row
     clean      a block of one role and no padding: its bias is one number per query
-    mixed      any other block with a role in it: looked at token by token
+    mixed      any other block with a role in it: read token by token
 
 Three lists, ALL, PRIVILEGED and UNPRIVILEGED, name the blocks that hold any token of that kind, clean ones and mixed
-ones apart, in order. `before[n]` counts the entries of a list that stand before block n, so a range of blocks is a
+ones apart, in order. `before[n]` counts the entries of a list before block n, so a range of blocks is a
 range of the list. Entry N of a list of clean blocks holds all their roles.
 """
 
@@ -16,14 +16,14 @@ import triton
 import triton.language as tl
 
 
-# Arguments stand in groups.
+# Arguments are in groups.
 # fmt: off
 @triton.jit
 def bit_or(a, b):
     return a | b
 
 PAD = tl.constexpr(16)
-"""The role of a key that nobody sees."""
+"""Role of a key that no query sees."""
 ROLE_BITS = tl.constexpr(0xFFFF)
 
 # rows of `blocks` [B, ROWS, N + 1]
@@ -45,7 +45,7 @@ def role_bits_kernel(
     roles, mask, roles8, blocks, stride_rb, stride_rs, stride_mb, stride_ms, S, N,
     HAS_MASK: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Roles as int8 with PAD where the mask hides a key, and the bits of each block. Grid (N, B)."""
+    """Write roles as int8, PAD where the mask hides a key, and the bits of each block. Grid (N, B)."""
     i_n, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_s = i_n * BLOCK + tl.arange(0, BLOCK)
     inside = o_s < S
@@ -53,7 +53,7 @@ def role_bits_kernel(
     if HAS_MASK:
         b_seen = tl.load(mask + i_b * stride_mb + o_s * stride_ms, mask=inside, other=0)
         b_r = tl.where(b_seen != 0, b_r, PAD)
-    # an id that is no role is seen by nobody and sees nobody
+    # an id that is no role: hidden, and blind
     b_r = tl.where((b_r >= 0) & (b_r < PAD), b_r, PAD)
     b_r = b_r.to(tl.int32)
     tl.store(roles8 + i_b * S + o_s, b_r.to(tl.int8), mask=inside)
@@ -63,7 +63,7 @@ def role_bits_kernel(
 
 @triton.jit(do_not_specialize=["privileged", "N"])
 def role_lists_kernel(blocks, privileged, N, BN: tl.constexpr):
-    """One list of one row from its bits, BN blocks at a time. Grid (B, 3)."""
+    """Write one list of one row from its bits, BN blocks at a time. Grid (B, 3)."""
     i_b, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = blocks + i_b * ROWS * (N + 1)
     n_clean, n_mixed, seen = N * 0, N * 0, N * 0

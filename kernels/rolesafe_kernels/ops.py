@@ -1,8 +1,8 @@
-"""The kernels as operations of PyTorch: launches, shapes without data, gradients. Arguments come checked, see `api`.
+"""The kernels as operations of PyTorch: launches, shapes without data, gradients. `api` checks the arguments.
 
     B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles, N blocks of a row
 
-What follows from the roles alone comes from `role_blocks`, once for all layers. All operations are functional:
+`role_blocks` prepares the roles once for all layers. All operations are functional:
 nothing is changed in place.
 """
 
@@ -37,7 +37,7 @@ ROW_TILE = 16
 
 
 def empty_blocks(roles: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Outputs of `build_blocks`, unwritten."""
+    """Return the outputs of `build_blocks`, unwritten."""
     batch, length = roles.shape
     return (
         roles.new_empty(batch, length, dtype=torch.int8),
@@ -46,7 +46,7 @@ def empty_blocks(roles: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def build_blocks(roles: Tensor, mask: Tensor | None, privileged: int, block: int) -> tuple[Tensor, Tensor]:
-    """`role_blocks` for blocks of `block` tokens."""
+    """Compute `role_blocks` for blocks of `block` tokens."""
     roles8, blocks = empty_blocks(roles, block)
     batch, n = roles.shape[0], count_blocks(blocks)
     if not batch:
@@ -66,12 +66,10 @@ def build_blocks(roles: Tensor, mask: Tensor | None, privileged: int, block: int
 def role_blocks(
     roles: Tensor, mask: Tensor | None, privileged: int, dtype: torch.dtype, dim: int, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    """Roles (B, S) as int8, PAD where `mask` (B, S) hides a key, and the lists of blocks (B, ROWS, N + 1) int32. See
-    `layout`.
+    """Return roles (B, S) as int8, PAD where `mask` (B, S) hides a key, and lists of blocks (B, ROWS, N + 1) int32.
 
-    `privileged` has bit r set for each privileged role r. `kernel` is the one that reads the lists (a field of
-    `Launch`), for tokens of
-    `dtype` whose wider head dim is `dim`: they set the size of a block.
+    `privileged` has bit r set for each privileged role r. `kernel` (a field of `Launch`) reads the lists (see
+    `layout`) for tokens of `dtype`; `dim` is the wider head dim. They set the size of a block.
     """
     return build_blocks(roles, mask, privileged, getattr(launch_of(roles.device, dtype, dim), kernel).block)
 
@@ -79,42 +77,19 @@ def role_blocks(
 def role_blocks_fake(
     roles: Tensor, mask: Tensor | None, privileged: int, dtype: torch.dtype, dim: int, kernel: str
 ) -> tuple[Tensor, Tensor]:
-    """Outputs of `role_blocks`, unwritten."""
+    """Return the outputs of `role_blocks`, unwritten."""
     return empty_blocks(roles, getattr(launch_of(roles.device, dtype, int(dim)), kernel).block)
 
 
 role_blocks.register_fake(role_blocks_fake)
 
 
-def role_attn_fwd_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_roles: Tensor | None,
-    k_roles: Tensor | None,
-    fwd_blocks: Tensor | None,
-    dq_blocks: Tensor | None,
-    dkdv_blocks: Tensor | None,
-    bias: Tensor | None,
-    share: Tensor | None,
-    sinks: Tensor | None,
-    mask: Tensor | None,
-    ranges: Tensor | None,
-    q_ranges: Tensor | None,
-    scale: float,
-    softcap: float,
-    window: int,
-    causal: bool,
-    dedicated: int,
-    integrity: bool,
-    privileged: int,
-    train: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of `role_attn_fwd`, unwritten."""
+def empty_outputs(q: Tensor, v: Tensor, share: Tensor | None, train: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the outputs of `role_attn_fwd`, unwritten."""
     batch, heads, length, _ = q.shape
     shape = (batch, heads, length)
     return (
-        # laid out as (B, T, H, DV): what follows joins the heads
+        # laid out as (B, T, H, DV): the output projection joins the heads
         q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2),
         q.new_empty(shape, dtype=torch.float32),
         q.new_empty(shape if share is not None else (0,), dtype=torch.float32),
@@ -147,7 +122,7 @@ def role_attn_fwd(
     privileged: int,
     train: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Role-aware attention with gradients.
+    """Compute role-aware attention with gradients.
 
     Args:
         q_roles, k_roles: (B, T), (B, S) int8 from `role_blocks`; None: no roles.
@@ -161,10 +136,7 @@ def role_attn_fwd(
         Output (B, H, T, DV); lse and lse_p (B, H, T) fp32 in units of log 2, -inf for rows that see nothing; p - o
         (B, H, T, DV). The last two are empty where there is no share, or no backward.
     """
-    o, lse, lse_p, diff = role_attn_fwd_fake(
-        q, k, v, q_roles, k_roles, fwd_blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, ranges, q_ranges,
-        scale, softcap, window, causal, dedicated, integrity, privileged, train,
-    )  # fmt: skip
+    o, lse, lse_p, diff = empty_outputs(q, v, share, train)
     forward(
         o, diff, lse, lse_p, None, q, k, v, q_roles, k_roles, fwd_blocks, bias, share, sinks, mask, ranges,
         scale, softcap, window, causal, dedicated, integrity, privileged, train,
@@ -172,7 +144,10 @@ def role_attn_fwd(
     return o, lse, lse_p, diff
 
 
-role_attn_fwd.register_fake(role_attn_fwd_fake)
+@role_attn_fwd.register_fake
+def role_attn_fwd_fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the outputs of `role_attn_fwd`, unwritten. Arguments as there: `share` is the tenth, `train` the last."""
+    return empty_outputs(q, v, others[6], others[-1])
 
 
 def forward(
@@ -201,7 +176,7 @@ def forward(
     privileged: int,
     train: bool,
 ) -> None:
-    """The launches of `role_attn_fwd`. `counts` (B, H, tiles, 3) int32 takes what each program looked at."""
+    """Launch the kernels of `role_attn_fwd`. `counts` (B, H, tiles, 3) int32 takes the blocks that programs read."""
     bias, share, sinks = dense(bias), dense(share), dense(sinks)
     call = Call(q, k, v, q_roles is not None, bias, mask, ranges, softcap, window, causal, integrity)
     tile = call.launch.forward
@@ -232,44 +207,6 @@ def forward(
             launch("rest", dedicated)
 
 
-def role_attn_bwd_fake(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    lse_p: Tensor,
-    diff: Tensor,
-    q_roles: Tensor | None,
-    k_roles: Tensor | None,
-    dq_blocks: Tensor | None,
-    dkdv_blocks: Tensor | None,
-    bias: Tensor | None,
-    share: Tensor | None,
-    sinks: Tensor | None,
-    mask: Tensor | None,
-    ranges: Tensor | None,
-    q_ranges: Tensor | None,
-    scale: float,
-    softcap: float,
-    window: int,
-    causal: bool,
-    dedicated: int,
-    integrity: bool,
-    privileged: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Outputs of `role_attn_bwd`, unwritten."""
-    table = (0,) if bias is None else tuple(bias.shape)
-    return (
-        like(q),
-        like(k),
-        like(v),
-        q.new_empty(table, dtype=torch.float32),
-        q.new_empty(2, q.shape[1], dtype=torch.float32),
-    )
-
-
 @torch.library.custom_op("rolesafe::role_attn_bwd", mutates_args=())
 def role_attn_bwd(
     grad: Tensor,
@@ -298,7 +235,7 @@ def role_attn_bwd(
     integrity: bool,
     privileged: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v in their dtypes; in fp32 those of bias (H, R, R) and, stacked, of share and sinks (2, H)."""
+    """Return gradients of q, k, v in their dtypes; in fp32 of bias (H, R, R) and, stacked, share and sinks (2, H)."""
     dq, dk, dv = like(q), like(k), like(v)
     grad = packed(grad)
     bias, share, sinks = dense(bias), dense(share), dense(sinks)
@@ -341,15 +278,20 @@ def role_attn_bwd(
 
 
 def summed(dbias: Tensor) -> Tensor:
-    """The table's gradient (H, R, R) from its parts (B, H, tiles, R, R); empty where there is no table."""
+    """Return the table's gradient (H, R, R) from its parts (B, H, tiles, R, R); empty without a table."""
     return dbias.sum((0, 2)) if dbias.shape[-1] else dbias.new_empty(0)
 
 
-role_attn_bwd.register_fake(role_attn_bwd_fake)
+@role_attn_bwd.register_fake
+def role_attn_bwd_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """Return the outputs of `role_attn_bwd`, unwritten. Arguments as there: `bias` is the thirteenth."""
+    table = (0,) if others[8] is None else tuple(others[8].shape)
+    sums = q.new_empty(2, q.shape[1], dtype=torch.float32)
+    return like(q), like(k), like(v), q.new_empty(table, dtype=torch.float32), sums
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keeps what the backward reads."""
+    """Save the tensors of the backward."""
     *tensors, scale, softcap, window, causal, dedicated, integrity, privileged, _ = inputs
     q, k, v, q_roles, k_roles, _, dq_blocks, dkdv_blocks, bias, share, sinks, mask, ranges, q_ranges = tensors
     ctx.save_for_backward(
@@ -360,7 +302,7 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 
 def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of the inputs of `role_attn_fwd`."""
+    """Return the gradients of the inputs of `role_attn_fwd`."""
     if grad is None:
         return (None,) * 22
     *_, bias, share, sinks, _, _, _ = saved = ctx.saved_tensors

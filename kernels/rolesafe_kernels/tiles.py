@@ -1,4 +1,4 @@
-"""What the forward and the backward kernels share: who sees whom, and which blocks to look at.
+"""Functions of the forward and the backward kernels: visibility of keys, and choice of blocks.
 
 BT queries and BS keys of a tile, D head dim, R roles. Tiles in registers are `b_*`, pointers `p_*`, offsets `o_*`,
 indices of programs and blocks `i_*`. Scores are in units of log 2 where they meet exp2.
@@ -15,11 +15,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
 
 
-# Arguments stand in groups.
+# Arguments are in groups.
 # fmt: off
 @triton.jit
 def key_range(b_t, inside, ranges, T, S, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, RANGES: tl.constexpr):
-    """The first key in sight of each query and the one after the last, padding and roles apart: [BT], [BT].
+    """Return the first visible key of each query and the one after the last, before padding and roles: [BT], [BT].
 
     RANGES: read from `ranges` [2, T] (packed documents); else by position, aligned at the bottom right.
     """
@@ -38,9 +38,7 @@ def key_range(b_t, inside, ranges, T, S, window, CAUSAL: tl.constexpr, WINDOW: t
 
 @triton.jit
 def block_range(b_lo, b_hi, inside, BLOCK: tl.constexpr, ALL_EDGES: tl.constexpr):
-    """Blocks between the ranges of a tile's rows:
-
-    [first, last) hold what any row sees, [full, end) what all rows see.
+    """Return blocks by the ranges of a tile's rows: [first, last) any row sees, [full, end) all rows see.
     """
     i_first = tl.min(tl.where(inside, b_lo, FAR), 0) // BLOCK
     i_last = tl.cdiv(tl.max(tl.where(inside, b_hi, 0), 0), BLOCK)
@@ -54,7 +52,7 @@ def block_range(b_lo, b_hi, inside, BLOCK: tl.constexpr, ALL_EDGES: tl.constexpr
 
 @triton.jit
 def pairs_in_sight(p_row, b_r, only, R: tl.constexpr, BIAS: tl.constexpr):
-    """Bits of the key roles that a query of role `b_r` sees: the table's -inf and the heads' own limits. [BT] int32
+    """Return the bits of the key roles that a query of role `b_r` sees: [BT] int32.
 
     `p_row` [BT] points at each query's row of the table; `only` [BT] are the bits that are allowed at all.
     """
@@ -70,7 +68,7 @@ def pairs_in_sight(p_row, b_r, only, R: tl.constexpr, BIAS: tl.constexpr):
 
 @triton.jit
 def bias_of_role(p_row, b_seen, c, BIAS: tl.constexpr):
-    """Bias of the keys of role `c` in units of log 2, -inf where a query does not see them. [BT]"""
+    """Return the bias of the keys of role `c` in units of log 2, -inf where a query does not see them: [BT]."""
     visible = ((b_seen >> c) & 1) != 0
     if BIAS:
         b_bias = tl.load(p_row + c, mask=visible, other=float("-inf")) * LOG2E
@@ -81,7 +79,7 @@ def bias_of_role(p_row, b_seen, c, BIAS: tl.constexpr):
 
 @triton.jit
 def bias_of_pair(p_row, b_c, only, R: tl.constexpr, BIAS: tl.constexpr):
-    """Bias that one row of the table (at `p_row`) gives keys of the roles `b_c`, -inf for those not in `only`. [BS]"""
+    """Return the bias of keys of roles `b_c` from one row of the table, -inf for those not in `only`: [BS]."""
     visible = (((only >> b_c) & 1) != 0) & (b_c < R)
     if BIAS:
         b_bias = tl.load(p_row + b_c, mask=visible, other=float("-inf")) * LOG2E
@@ -92,14 +90,14 @@ def bias_of_pair(p_row, b_c, only, R: tl.constexpr, BIAS: tl.constexpr):
 
 @triton.jit
 def plan(row, N, allowed, privileged, i_first, i_full, i_end, i_last):
-    """What to look at between blocks i_first and i_last when only the roles among the bits `allowed` count.
+    """Plan the blocks between i_first and i_last that hold a role among the bits `allowed`.
 
     `row` points at the lists of this row of the batch. Returns the clean blocks in [i_full, i_end) as pointer, count
-    and roles to leap over; the mixed ones there as pointer and count; the blocks before and behind that range as
+    and roles to skip; the mixed ones there as pointer and count; the blocks before and after that range as
     first index and count each.
     """
     left, n_left, right, n_right = i_first, i_full - i_first, i_end, i_last - i_end
-    # edges in which nobody sees anything
+    # edges without a visible key
     while (n_left > 0) and ((tl.load(row + left) & allowed) == 0):
         left += 1
         n_left -= 1
@@ -127,7 +125,7 @@ def plan(row, N, allowed, privileged, i_first, i_full, i_end, i_last):
 
 @triton.jit
 def next_stretch(clean, i_from, i_to, hidden):
-    """The next blocks in a row of a list of clean ones that hold no `hidden` role: [start, stop)."""
+    """Return the next consecutive clean blocks of a list that hold no `hidden` role: [start, stop)."""
     start, stop = i_from, i_to
     if hidden != 0:
         while (start < i_to) and (((hidden >> (tl.load(clean + start) & 31)) & 1) != 0):
@@ -140,7 +138,7 @@ def next_stretch(clean, i_from, i_to, hidden):
 
 @triton.jit
 def next_in_sight(bits, i_from, i_to, allowed):
-    """The next blocks in a row of a range that hold a role among the bits `allowed`: [start, stop).
+    """Return the next consecutive blocks of a range that hold a role among the bits `allowed`: [start, stop).
 
     `bits` points at those of block 0 of the range.
     """
@@ -158,7 +156,7 @@ def load_tokens(
     x, i_b, i_h, i_t, size, stride,
     D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, TMA: tl.constexpr, EDGES: tl.constexpr,
 ):
-    """BT tokens of a head from number i_t on, 0 beyond D and, with EDGES, beyond `size` tokens: [BT, BD].
+    """Load BT tokens of a head from number i_t on, 0 beyond D and, with EDGES, beyond `size` tokens: [BT, BD].
 
     TMA: `x` describes the whole tensor, and the copy engine does the addressing. Else it points at the head, and
     `stride` leads from token to token.
@@ -179,7 +177,7 @@ def load_tokens(
 
 @triton.jit
 def edge_block(i, mixed, left, n_left, right, n_right, ROLES: tl.constexpr):
-    """Index of the i-th block that is looked at token by token: those to the left, those to the right, mixed ones."""
+    """Return the index of the i-th block that is read token by token: left edges, right edges, then mixed ones."""
     i_n = tl.where(i < n_left, left + i, right + i - n_left)
     if ROLES:
         n_edges = n_left + n_right
@@ -190,7 +188,7 @@ def edge_block(i, mixed, left, n_left, right, n_right, ROLES: tl.constexpr):
 
 @triton.jit
 def capped(b_s, scale, softcap, SOFTCAP: tl.constexpr):
-    """Scores, and the factor that turns them into units of log 2; with SOFTCAP their tanh too (for its derivative)."""
+    """Return scores (with SOFTCAP their tanh), and the factor that turns them into units of log 2."""
     if SOFTCAP:
         b_tanh = 2.0 / (1.0 + tl.exp2(b_s * (-2.0 * LOG2E * scale / softcap))) - 1.0
         return b_tanh, softcap * LOG2E

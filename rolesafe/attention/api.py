@@ -1,4 +1,4 @@
-"""`role_attention`: checks a call, chooses a backend, never falls back in silence."""
+"""`role_attention`: check a call and run it on a backend, without a silent fallback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from rolesafe.attention.sdpa import sdpa_attention
 from rolesafe.config import IMPLEMENTATIONS
 from rolesafe.roles.role import MAX_ROLES
 
+Impl = Literal["auto", "reference", "sdpa", "triton"]
+
 HAS_TRITON = find_spec("triton") is not None
-"""Whether the fused kernel can be imported."""
+"""True where the fused kernel can be imported."""
 
 
 def role_attention(
@@ -37,14 +40,14 @@ def role_attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    impl: str = "auto",
+    impl: Impl = "auto",
     dedicated: int = 0,
     integrity: bool = False,
     mass_target: float = 0.0,
     sinks: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention in which every token has a standing.
+    """Compute attention that depends on the role of every token.
 
     With r_i the role of query i, c_j that of key j, and V_i the keys that order, window and masks leave visible::
 
@@ -68,15 +71,15 @@ def role_attention(
         causal: Query i sees keys up to its own position i + S - T (aligned at the bottom right).
         attention_mask: (B, S) with 0 or False at padding, or a bool mask (B | 1, H | 1, T, S) that is combined with
             `causal` and `window`.
-        lengths: Number of keys (B,) of each row that are no padding, integer; the padding stands behind them.
-        cu_seqlens: Where each of the documents packed into one row starts, and the last one ends: (documents + 1,)
+        lengths: Number of keys (B,) of each row before its padding, integer.
+        cu_seqlens: Start of each document that is packed into one row, and the end of the last: (documents + 1,)
             integer, from 0 to T. B is 1 and T is S. Documents do not see each other.
         scale: Factor of the scores; default ``D ** -0.5``.
         window: Sliding window: a query sees the last `window` keys up to its own. Needs `causal`.
         softcap: ``softcap * tanh(score / softcap)`` before the bias (Gemma 2). Not with `sdpa`.
         impl: ``"reference"`` (the specification, dense), ``"sdpa"`` (linear memory, any device), ``"triton"`` (the
             fused kernel, NVIDIA GPUs), or ``"auto"``, see :func:`resolve_impl`. An explicit choice never falls back.
-        dedicated: The first `dedicated` heads read the privileged channel alone, everywhere: they never look at an
+        dedicated: The first `dedicated` heads read the privileged channel alone, everywhere: they never read an
             unprivileged key, and give 0 where no privileged key is visible.
         integrity: Privileged queries read the privileged channel alone, in every head.
         mass_target: In [0, 1]: where a row's mass m on privileged keys is lower, log(mass_target / m) is added to their
@@ -88,15 +91,15 @@ def role_attention(
         (B, H, T, Dv), dtype of `q`; under autocast its dtype, like PyTorch's attention.
 
     Raises:
-        ValueError: An argument does not fit; the message names it, what was expected and what came.
-        RuntimeError: The backend asked for does not exist here.
+        ValueError: An argument is invalid; the message names it, the expected and the given value.
+        RuntimeError: The backend is not installed.
     """
     _check_shapes(q, k, v, q_roles, k_roles, bias, share, sinks)
     privileged = tuple(int(role) for role in privileged)
     num_roles = MAX_ROLES if bias is None else bias.shape[-1]
     for role in privileged:
         if not 0 <= role < num_roles:
-            raise ValueError(f"`privileged`: role {role} does not exist; expected ids in [0, {num_roles})")
+            raise ValueError(f"`privileged`: expected ids in [0, {num_roles}), got {role}")
     if not 0 <= dedicated <= q.shape[1]:
         raise ValueError(f"`dedicated`: expected 0 to {q.shape[1]} (the heads of `q`), got {dedicated}")
     if window is not None and (window < 1 or not causal):
@@ -146,19 +149,20 @@ def resolve_impl(
     dtype: torch.dtype = torch.bfloat16,
     dim: int = 0,
 ) -> str:
-    """The backend that `impl` stands for.
+    """Return the backend that `impl` selects.
 
     ``"auto"`` is ``"triton"`` for tensors on an NVIDIA GPU that the fused kernel takes: fp16, bf16 or fp32, head dims
-    up to 256, no dropout, no mass target. Elsewhere it is ``"sdpa"``, but ``"reference"`` where a cap on the scores or
-    sinks are asked for, which no fused attention of PyTorch computes.
+    up to 256, no dropout, no mass target. Elsewhere it is ``"sdpa"``, but ``"reference"`` for a softcap or sinks, which
+    no fused attention of PyTorch computes.
 
     Args:
-        softcap, sinks, dropout, mass_target: Whether the call asks for them.
-        device: Where the tokens are; None: unknown, and "auto" does not count on a GPU.
-        dtype: That of the tokens. `dim`: the wider of their head dims.
+        softcap, sinks, dropout, mass_target: True where the call uses them.
+        device: Device of the tokens; None: unknown, and "auto" assumes no GPU.
+        dtype: Dtype of the tokens.
+        dim: The wider of their head dims.
 
     Raises:
-        ValueError: No such backend, or it cannot compute what is asked for.
+        ValueError: There is no such backend, or it does not support the call.
         RuntimeError: The backend is not installed.
     """
     if impl not in IMPLEMENTATIONS:
@@ -171,27 +175,26 @@ def resolve_impl(
     if impl == "sdpa" and (softcap or sinks):
         name = "softcap" if softcap else "sinks"
         raise ValueError(
-            f"`impl`: 'sdpa' cannot compute `{name}`, PyTorch's fused attention has no such term; "
-            "use impl='triton' on a GPU, 'reference' or 'auto'"
+            f"`impl`: 'sdpa' does not support `{name}`, which PyTorch's fused attention lacks. "
+            "Use impl='triton' on a GPU, 'reference' or 'auto'."
         )
     if impl == "triton":
         if mass_target:
             raise ValueError(
-                "`mass_target`: impl='triton' does not know the mass of a row before it has its output; use "
-                "impl='sdpa' or 'auto', or mass_target=0.0"
+                "`mass_target`: expected 0.0 with impl='triton', which does not support it. Use impl='sdpa' or 'auto'."
             )
         if not HAS_TRITON:
             raise RuntimeError(
-                "`impl`: 'triton' needs the package triton, which is not installed here; "
-                "use impl='sdpa' (linear memory, runs on CUDA too) or 'auto', or install it with `pip install triton`"
+                "`impl`: 'triton' needs the package triton, which is not installed. Run `pip install triton`, or use "
+                "impl='sdpa' (linear memory, runs on CUDA too) or 'auto'."
             )
         if dropout:
             raise ValueError(
-                "`dropout`: impl='triton' drops no attention weights; use impl='sdpa' or 'auto', or dropout=0.0"
+                "`dropout`: expected 0.0 with impl='triton', which does not support it. Use impl='sdpa' or 'auto'."
             )
         reason = None if device is None else _why_not_triton(device, dtype, dim)
         if reason is not None:
-            raise ValueError(f"`impl`: 'triton' cannot run this: {reason}")
+            raise ValueError(f"`impl`: 'triton' does not support this call: {reason}")
     return impl
 
 
@@ -249,7 +252,7 @@ def _run(p: Problem, backend: str) -> Tensor:
 
 
 def _same_document(p: Problem) -> Tensor:
-    """(1, 1, T, T) bool for the backends that take packed documents as a mask, combined with the problem's own."""
+    """Return packed documents as a mask (1, 1, T, T) bool, combined with the problem's own."""
     assert p.documents is not None
     position = torch.arange(p.q.shape[2], device=p.q.device)
     document = torch.searchsorted(p.documents.to(position.device).long(), position, right=True)
@@ -277,7 +280,7 @@ def _check_documents(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
 
 
 def _mask_of_lengths(lengths: Tensor, key_mask: Tensor | None, k: Tensor) -> Tensor:
-    """(B, S) bool from the number of keys in each row."""
+    """Return the key mask (B, S) bool of the number of keys in each row."""
     if lengths.shape != k.shape[:1] or not _is_integer(lengths) or lengths.device != k.device:
         raise ValueError(
             f"`lengths`: expected integers of shape ({k.shape[0]},) on {k.device}, got {_describe(lengths)}"
@@ -356,7 +359,7 @@ def _check_values(q_roles: Tensor, k_roles: Tensor, bias: Tensor | None, share: 
 
 
 def _demand(holds: Tensor, message: object) -> None:
-    """Raise where `holds` is False: at once on a CPU, by a device-side assertion (no wait) elsewhere."""
+    """Raise where `holds` is False: at once on a CPU, by a device-side assertion (no sync) elsewhere."""
     if torch.compiler.is_compiling() or not holds.numel():
         return
     if holds.device.type != "cpu":
@@ -366,7 +369,7 @@ def _demand(holds: Tensor, message: object) -> None:
 
 
 def _split_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Key padding (B, S) and full mask (B | 1, H | 1, T, S), both bool: at most one of them is set."""
+    """Return key padding (B, S) and full mask (B | 1, H | 1, T, S), both bool; at most one of them is set."""
     if mask is None:
         return None, None
     if mask.device != q.device:

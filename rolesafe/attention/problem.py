@@ -1,8 +1,8 @@
-"""What every backend is asked to compute: one checked problem, and what can be known of it from the roles alone.
+"""Input of every backend: one checked problem, and facts that follow from its roles alone.
 
 Legend (everywhere in this package)
     B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles, P privileged keys of a row.
-    Query i stands at position i + S - T: causality is aligned at the bottom right.
+    Query i is at position i + S - T: causality is aligned at the bottom right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rolesafe.roles.role import MAX_ROLES
 
 
 def is_privileged(roles: Tensor, privileged: tuple[int, ...]) -> Tensor:
-    """Bool tensor of the shape of `roles`: which of them are privileged."""
+    """Return a bool tensor of the shape of `roles`, True at privileged ones."""
     found = torch.zeros_like(roles, dtype=torch.bool)
     for role in privileged:
         found |= roles == role
@@ -27,13 +27,13 @@ def is_privileged(roles: Tensor, privileged: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class PrivilegedKeys:
-    """Where the privileged keys of every batch row stand.
+    """Positions of the privileged keys of every batch row.
 
     Attributes:
         index: Key positions (B, P) int64, ascending; rows with fewer than P are filled up, see `valid`.
-        valid: Which entries of `index` count (B, P) bool.
+        valid: True at entries of `index` that count (B, P) bool.
         span: ``(start, stop)`` where they are the same unbroken stretch in every row: then a view replaces the copy.
-        full: Whether all of `index` is known to count.
+        full: True where all of `index` is known to count.
     """
 
     index: Tensor
@@ -42,7 +42,7 @@ class PrivilegedKeys:
     full: bool
 
     def take(self, x: Tensor) -> Tensor:
-        """Rows of `x` (B, N, S, D) at the privileged keys: (B, N, P, D). A view where `span` is set."""
+        """Return the rows of `x` (B, N, S, D) at the privileged keys: (B, N, P, D), a view where `span` is set."""
         if self.span is not None:
             return x[:, :, self.span[0] : self.span[1]]
         index = self.index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
@@ -50,7 +50,7 @@ class PrivilegedKeys:
 
 
 class RoleIndex:
-    """Roles of the queries and keys of one problem, with what follows from them computed once and kept.
+    """Roles of the queries and keys of one problem, with derived tensors computed once and kept.
 
     A model builds one per forward pass and key layout and shares it among its layers, so no layer counts roles again.
 
@@ -71,7 +71,7 @@ class RoleIndex:
         self._kept: dict[Any, Any] = {}
 
     def keep(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The value of `compute()`, computed at the first call with this `key`.
+        """Return the value of `compute()`, computed at the first call with this `key`.
 
         No length belongs into a key: it is a symbol in compiled code, and a hash would fix it to one number.
         """
@@ -80,7 +80,7 @@ class RoleIndex:
         return self._kept[key]
 
     def keep_for(self, x: Tensor | None, key: Any, compute: Callable[[], Any]) -> Any:
-        """`keep` for what is made of the tensor `x` too. By identity and not by `id`: torch.compile guards an id."""
+        """Return `keep` for a value that depends on `x`, by identity, because torch.compile guards an `id`."""
         kept = self.keep(("for", key), list)
         for other, value in kept:
             if other is x:
@@ -90,21 +90,21 @@ class RoleIndex:
         return value
 
     def q_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
-        """(B, T, R): 1 at the query's role."""
+        """Return (B, T, R), 1 at the query's role."""
         return self.keep(("q", num_roles, dtype), lambda: _onehot(self.q_roles, num_roles, dtype))
 
     def k_onehot(self, num_roles: int, dtype: torch.dtype) -> Tensor:
-        """(B, S, R): 1 at the key's role."""
+        """Return (B, S, R), 1 at the key's role."""
         return self.keep(("k", num_roles, dtype), lambda: _onehot(self.k_roles, num_roles, dtype))
 
     @property
     def privileged_queries(self) -> Tensor:
-        """(B, T) bool."""
+        """Return (B, T) bool."""
         return self.keep("pq", lambda: is_privileged(self.q_roles, self.privileged))
 
     @property
     def privileged_keys(self) -> Tensor:
-        """(B, S) bool, padding excluded."""
+        """Return (B, S) bool, False at padding."""
 
         def compute() -> Tensor:
             found = is_privileged(self.k_roles, self.privileged)
@@ -113,7 +113,7 @@ class RoleIndex:
         return self.keep("pk", compute)
 
     def select(self) -> PrivilegedKeys:
-        """The privileged keys of every row.
+        """Return the privileged keys of every row.
 
         Their number is read from the device, once per index. Under ``torch.compile`` the shape must not depend on the
         data: there all S keys are taken and `valid` alone decides.
@@ -157,7 +157,7 @@ class Problem:
     integrity: bool = False
     mass_target: float = 0.0
     causal: bool = True
-    mask: Tensor | None = None  # (B | 1, H | 1, T, S) bool; padding alone stands in `roles.key_mask`
+    mask: Tensor | None = None  # (B | 1, H | 1, T, S) bool; padding alone is in `roles.key_mask`
     scale: float = 1.0
     window: int | None = None
     softcap: float | None = None
@@ -167,30 +167,30 @@ class Problem:
 
     @property
     def num_roles(self) -> int:
-        """R: the size of the bias table, or the most a model may declare."""
+        """R, the size of the bias table, or the most that a model may declare."""
         return MAX_ROLES if self.bias is None else self.bias.shape[-1]
 
     @property
     def needs_privileged(self) -> bool:
-        """Whether any part of the output comes from the privileged channel."""
+        """True where any part of the output comes from the privileged channel."""
         return self.dedicated > 0 or self.mixes_channels
 
     @property
     def mixes_channels(self) -> bool:
-        """Whether heads that are not dedicated take anything from the privileged channel."""
+        """True where heads that are not dedicated read the privileged channel."""
         return self.integrity or self.share is not None or self.mass_target > 0
 
     @property
     def share_is_fixed(self) -> bool:
-        """Whether the share takes no gradient. A learned one needs that of both channels, at 0 and at 1 too."""
+        """True where the share takes no gradient. A learned share needs both channels, at 0 and at 1 too."""
         return self.share is None or not (self.share.requires_grad and torch.is_grad_enabled())
 
     def without_roles(self) -> Problem:
-        """The same attention without any part that looks at roles."""
+        """Return the same attention without its role parts."""
         return replace(self, bias=None, share=None, dedicated=0, integrity=False, mass_target=0.0)
 
     def weight_to_target(self, mass: Tensor) -> Tensor:
-        """How far a row goes over to the privileged channel to reach the mass target, (..., 1) in [0, 1].
+        """Return the weight of the privileged channel that reaches the mass target, (..., 1) in [0, 1].
 
         Adding log(target / m) to the scores of the privileged keys, which have the mass m < target, makes their mass
         target / (1 + target - m). That is (1 - w) ordinary + w privileged with w = (target - m) / (1 + target - m).
@@ -202,12 +202,12 @@ class Problem:
         return missing / (1 + missing)
 
     def q_positions(self) -> Tensor:
-        """(T,) key position at which each query stands."""
+        """Return the key position of each query (T,)."""
         length, keys = self.q.shape[2], self.k.shape[2]
         return torch.arange(keys - length, keys, device=self.q.device)
 
     def positional_mask(self, k_positions: Tensor) -> Tensor | None:
-        """Which of the keys at `k_positions` (..., N) each query may see by order alone: (..., T, N) bool or None."""
+        """Return the keys at `k_positions` (..., N) that each query sees by order alone: (..., T, N) bool or None."""
         if not self.causal:
             return None
         distance = self.q_positions()[:, None] - k_positions.unsqueeze(-2)
@@ -215,7 +215,7 @@ class Problem:
         return seen if self.window is None else seen & (distance < self.window)
 
     def hidden_pairs(self) -> Tensor | None:
-        """(H, R, R) bool where the table says -inf; None where the table is known to hold no -inf.
+        """Return (H, R, R) bool, True where the table is -inf; None where it is known to contain no -inf.
 
         On a CPU the table is looked at; elsewhere that would wait for the device, so any table may hold one.
         """
@@ -226,7 +226,7 @@ class Problem:
         return None if look and not bool(hidden.any()) else hidden
 
     def roles_in_sight(self) -> Tensor:
-        """(B, 1 | H, T, R) bool: of which roles each query may see a key, by order, padding and mask.
+        """Return (B, 1 | H, T, R) bool: the roles of the keys that order, padding and mask leave visible.
 
         Linear memory unless the caller brought a (T, S) mask of their own.
         """

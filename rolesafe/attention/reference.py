@@ -23,12 +23,12 @@ from rolesafe.attention.problem import Problem
 
 
 def reference_attention(problem: Problem) -> Tensor:
-    """Role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q. Memory grows with T x S."""
+    """Compute role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q. Memory grows with T x S."""
     return reference_channels(problem)[0]
 
 
 def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Output (B, H, T, Dv) and the attention mass (B, H, T, S) it came from: row sums are 1, less what sinks took."""
+    """Return output (B, H, T, Dv) and attention mass (B, H, T, S); its rows sum to 1, less the mass of sinks."""
     v = _per_query_head(problem.v, problem)
     mass, read = _mass_and_keys(problem)
     mass = torch.nn.functional.dropout(mass, problem.dropout)
@@ -42,12 +42,12 @@ def reference_channels(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def reference_mass(problem: Problem) -> Tensor:
-    """The attention mass (B, H, T, S) alone, before dropout."""
+    """Return the attention mass (B, H, T, S) alone, before dropout."""
     return _mass_and_keys(problem)[0]
 
 
 def _mass_and_keys(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The attention mass (B, H, T, S), and which keys each row reads (B, H, T, S) bool: the mass elsewhere is 0."""
+    """Return the attention mass (B, H, T, S) and the keys that each row reads, (B, H, T, S) bool."""
     p = problem
     k = _per_query_head(p.k, p)
     scores = torch.matmul(p.q, k.transpose(2, 3)) * p.scale  # (B, H, T, S)
@@ -72,20 +72,20 @@ def _mass_and_keys(problem: Problem) -> tuple[Tensor, Tensor]:
             on_privileged = (ordinary * privileged_visible).sum(-1, keepdim=True)
             ordinary = torch.lerp(ordinary, privileged, torch.where(seen, p.weight_to_target(on_privileged), 0.0))
         weight, alone = _channel_weight(p, seen, scores)
-        # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
+        # `where` where one channel is read alone: 0 * NaN is NaN, and unread keys must have no effect.
         mass = torch.where(alone, privileged, torch.lerp(ordinary, privileged, weight))
         read = torch.where(alone, privileged_visible, visible) & ~torch.isneginf(scores)
     return mass, read
 
 
 def _per_query_head(x: Tensor, p: Problem) -> Tensor:
-    """Keys or values (B, G, S, D) as (B, H, S, D)."""
+    """Repeat keys or values (B, G, S, D) to (B, H, S, D)."""
     groups = p.q.shape[1] // x.shape[1]
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
 def visible_keys(problem: Problem) -> Tensor:
-    """(B, 1 | H, T, S) bool: what order, window, padding and mask leave visible, before the table's own -inf."""
+    """Return (B, 1 | H, T, S) bool: keys that order, window, padding and mask leave visible, without the table."""
     p = problem
     length, keys = p.q.shape[2], p.k.shape[2]
     visible = torch.ones(1, 1, length, keys, dtype=torch.bool, device=p.q.device)
@@ -100,12 +100,12 @@ def visible_keys(problem: Problem) -> Tensor:
 
 
 def _seen(scores: Tensor, visible: Tensor) -> Tensor:
-    """(B, H, T, 1): whether a row sees any key, the table's -inf included."""
+    """Return (B, H, T, 1) bool, True for rows that see any key after the table's -inf."""
     return (visible & (scores != float("-inf"))).any(-1, keepdim=True)
 
 
 def _channel_weight(p: Problem, seen: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, H, T, 1): share of the privileged channel in each row's output; which rows read that channel alone."""
+    """Return the weight of the privileged channel (B, H, T, 1), and True for rows that read that channel alone."""
     weight = torch.zeros_like(seen, dtype=like.dtype)
     alone = torch.zeros_like(seen)
     if p.share is not None:
@@ -120,7 +120,7 @@ def _channel_weight(p: Problem, seen: Tensor, like: Tensor) -> tuple[Tensor, Ten
 
 
 def _softmax(scores: Tensor, visible: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over the visible keys, in fp32 at least; rows that see nothing are 0."""
+    """Compute the softmax over visible keys, in fp32 at least; rows that see nothing are 0."""
     scores = scores.masked_fill(~visible, float("-inf"))
     if sinks is not None:
         sink = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)

@@ -9,7 +9,7 @@ The bias of a head is a table with R rows, so as a (T, S) matrix it has rank R a
 FlashBias (Wu et al., NeurIPS 2025, arXiv 2505.12044) folds biases of low rank in the same way.
 
 The privileged channel is a second, short call over the privileged keys alone. Dedicated heads make only that one.
-Where a mass target is set, one more column of v, 1 at privileged keys, brings their mass beside the output.
+Where a mass target is set, one more column of v, 1 at privileged keys, adds their mass to the output.
 Sliding windows, and several queries that continue a cache (1 < T < S), need the (T, S) mask that PyTorch's op asks for,
 one for all heads. Nothing here is per head and (T, S).
 """
@@ -27,9 +27,9 @@ from torch import Tensor
 from rolesafe.attention.problem import PrivilegedKeys, Problem, RoleIndex
 
 _HIDE = -1e30
-"""Stands for -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0 beside any score."""
+"""Finite replacement of -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0."""
 _HALF_UNIT = 256.0
-"""What k' holds in place of 1 in fp16, whose largest number is 65504: the reach of a column of q' is 256 times that."""
+"""Value of k' in place of 1 in fp16, whose largest number is 65504: the range of a column of q' is 256 times that."""
 
 
 class _Folded(NamedTuple):
@@ -41,14 +41,14 @@ class _Folded(NamedTuple):
 
 
 def sdpa_attention(problem: Problem) -> Tensor:
-    """Role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
+    """Compute role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
     p = problem
     dim, heads, first = p.v.shape[-1], p.q.shape[1], p.dedicated
     if p.mass_target:
         p = replace(p, v=_with_mass(p))
     hidden = p.hidden_pairs()
     folded = _fold(p, hidden)
-    # Rows that see nothing because of the table: no finite stand-in for -inf gives 0 there.
+    # Rows that see nothing because of the table: no finite replacement of -inf gives 0 there.
     sight = _sight(p, hidden) if hidden is not None else None  # (B, H, T, R) bool
     ordinary = None
     if first < heads:
@@ -78,26 +78,26 @@ def sdpa_attention(problem: Problem) -> Tensor:
 
 
 def _mix(p: Problem, ordinary: Tensor, privileged: Tensor, seen: Tensor) -> Tensor:
-    """Both channels of the heads that are not dedicated, (B, N, T, Dv), weighed; `seen` (B, N, T, 1) bool."""
+    """Return the weighted sum of both channels of heads that are not dedicated (B, N, T, Dv); `seen` (B, N, T, 1)."""
     own = p.roles.privileged_queries[:, None, :, None]
     integrity = p.integrity and not p.roles.keep("no privileged query", lambda: _known(~own))
     if p.share is None:
         return torch.where(own, privileged, ordinary) if integrity else ordinary
     weight = p.share[p.dedicated :, None, None].to(ordinary.dtype) * seen
     mixed = torch.lerp(ordinary, privileged, weight)
-    # `where` where one channel is read alone: 0 * NaN is NaN, and what is not looked at must not matter.
+    # `where` where one channel is read alone: 0 * NaN is NaN, and unread keys must have no effect.
     if p.share_is_fixed:
         mixed = torch.where(weight == 1, privileged, mixed)
     return torch.where(own, privileged, mixed) if integrity else mixed
 
 
 def _known(all_of: Tensor) -> bool:
-    """Whether all of a bool tensor are known to be True. On a GPU the question would cost a wait: there nothing is."""
+    """Return True where a bool tensor is known to be all True. Always False on a GPU, to avoid a device sync."""
     return all_of.device.type == "cpu" and not torch.compiler.is_compiling() and bool(all_of.all())
 
 
 def _with_mass(p: Problem) -> Tensor:
-    """v (B, G, S, Dv + 1) with a last column that is 1 at privileged keys."""
+    """Return v (B, G, S, Dv + 1) with a last column that is 1 at privileged keys."""
     chosen = p.roles.privileged_keys[:, None, :, None].expand(-1, p.v.shape[1], -1, -1)
     return torch.cat([p.v, chosen.to(p.v.dtype)], dim=-1)
 
@@ -105,7 +105,7 @@ def _with_mass(p: Problem) -> Tensor:
 def _attend(
     p: Problem, folded: _Folded, first: int, last: int, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """PyTorch's attention of the query heads from `first` to `last` (B, last - first, T, D')."""
+    """Run PyTorch's attention of the query heads from `first` to `last` (B, last - first, T, D')."""
     q, k, v = folded
     group = q.shape[1] // k.shape[1]
     # On CUDA, shared key heads are for the flash kernel alone, which takes half precision and no mask.
@@ -124,7 +124,7 @@ def _attend(
 
 
 def added(roles: RoleIndex, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The bool `mask` as PyTorch's attention adds it to the scores, 0 and -inf, made once for all layers.
+    """Return the bool `mask` as the 0 and -inf that PyTorch's attention adds to scores, made once for all layers.
 
     PyTorch makes the same of it in each call, which takes up to half as long as the attention itself on a CPU. On a GPU
     the bool mask is left to it: nothing larger is kept there.
@@ -140,7 +140,7 @@ def added(roles: RoleIndex, mask: Tensor | None, dtype: torch.dtype) -> Tensor |
 
 
 def _fold(p: Problem, hidden: Tensor | None) -> _Folded:
-    """Put bias and padding into the head dimension; without either, q, k, v as they came, of one width."""
+    """Fold bias and padding into the head dimension; without either, return q, k, v in one width."""
     use_bias = p.bias is not None and not _is_zero(p.bias)
     use_padding = p.roles.key_mask is not None and p.mask is None
     if not use_bias and not use_padding:
@@ -179,7 +179,7 @@ def _fold(p: Problem, hidden: Tensor | None) -> _Folded:
 
 
 def _q_columns(p: Problem, hidden: Tensor | None, use_bias: bool, use_padding: bool) -> Tensor:
-    """(B, H, T, C): what each query adds to the score of a key of each role, and to that of a padded key."""
+    """Return (B, H, T, C): the bias of each query for keys of each role, and for padded keys."""
     dtype = torch.promote_types(p.q.dtype, torch.float32)
     # in fp16 as far as the two halves of a column reach
     hide = -2 * _HALF_UNIT * torch.finfo(torch.float16).max if p.q.dtype == torch.float16 else _HIDE
@@ -198,9 +198,9 @@ def _q_columns(p: Problem, hidden: Tensor | None, use_bias: bool, use_padding: b
 
 
 def _is_zero(bias: Tensor) -> bool:
-    """Whether the table is known to be all zero and to need no gradient.
+    """Return True where the table is known to be all zero and to need no gradient.
 
-    Then the fold is left out and the call is the plain one, bit for bit. On a GPU the question would cost a wait.
+    Then the fold is left out and the call is the plain one, bit for bit. Always False on a GPU, to avoid a device sync.
     """
     if bias.device.type != "cpu" or torch.compiler.is_compiling() or (bias.requires_grad and torch.is_grad_enabled()):
         return False
@@ -208,7 +208,7 @@ def _is_zero(bias: Tensor) -> bool:
 
 
 def _ordinary(p: Problem, folded: _Folded) -> Tensor:
-    """The ordinary channel of the heads that are not dedicated: (B, H - dedicated, T, D')."""
+    """Compute the ordinary channel of the heads that are not dedicated: (B, H - dedicated, T, D')."""
     length, keys = p.q.shape[2], p.k.shape[2]
     mask, causal = p.mask, False
     if p.causal and p.window is None and (mask is None or length == 1):
@@ -228,7 +228,7 @@ def _ordinary(p: Problem, folded: _Folded) -> Tensor:
 
 
 def _combine(p: Problem, mask: Tensor | None) -> Tensor:
-    """The caller's mask and the order of tokens in one (1 | B, 1 | H, T, S) bool mask."""
+    """Combine the caller's mask and the order of tokens in one (1 | B, 1 | H, T, S) bool mask."""
     position = p.roles.keep(
         ("order", p.window),
         lambda: p.positional_mask(torch.arange(p.k.shape[2], device=p.q.device))[None, None],  # type: ignore[index]
@@ -239,7 +239,7 @@ def _combine(p: Problem, mask: Tensor | None) -> Tensor:
 
 
 def _padded_sight(p: Problem) -> Tensor | None:
-    """(B, 1, T, 1) bool: which queries see a key that is not padding. None: all are known to, padding on the right."""
+    """Return (B, 1, T, 1) bool, True for queries that see a key other than padding; None where all are known to."""
 
     def compute() -> Tensor | None:
         sight = p.roles_in_sight().any(-1, keepdim=True)
@@ -249,15 +249,17 @@ def _padded_sight(p: Problem) -> Tensor | None:
 
 
 def _sight(p: Problem, hidden: Tensor) -> Tensor:
-    """(B, H, T, R) bool: of which roles each head of each query sees a key, the table's -inf included."""
+    """Return (B, H, T, R) bool: the roles of the keys that each head of each query sees, after the table's -inf."""
     onehot = p.roles.q_onehot(p.num_roles, torch.float32)
     allowed = torch.einsum("btr,hrc->bhtc", onehot, (~hidden).to(torch.float32)) > 0
     return allowed & p.roles_in_sight()
 
 
 def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor, bool]:
-    """The privileged channel (B, used, T, D') of the first `used` heads; which rows see anything (B, 1 | H, T, 1), and
-    whether all are known to."""
+    """Compute the privileged channel (B, used, T, D') of the first `used` heads.
+
+    Also return the rows that see anything (B, 1 | H, T, 1) bool, and True where all are known to.
+    """
     keys = p.roles.select()
     batch, _, length, _ = folded.q.shape
     if keys.index.shape[1] == 0:
@@ -271,15 +273,15 @@ def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor,
 
 
 def _only(keys: PrivilegedKeys, x: Tensor) -> Tensor:
-    """Rows of `x` (B, G, S, D) at the privileged keys. What fills a short row up is 0: a NaN passes any mask."""
+    """Return the rows of `x` (B, G, S, D) at the privileged keys, 0 at unused entries: a NaN passes any mask."""
     taken = keys.take(x)
     return taken if keys.full else torch.where(keys.valid[:, None, :, None], taken, 0.0)
 
 
 def _privileged_mask(p: Problem) -> tuple[Tensor, Tensor, bool, bool]:
-    """Visible privileged keys (B, 1 | H, T, P) and rows that see any (B, 1 | H, T, 1).
+    """Return visible privileged keys (B, 1 | H, T, P) and rows that see any (B, 1 | H, T, 1).
 
-    Then two answers, False where it is not known: whether all rows see all of the keys, and whether all see any.
+    Then two flags, True where it is known that all rows see all of the keys, and that all see any.
     """
     keys = p.roles.select()
     mask = keys.valid[:, None, None, :]

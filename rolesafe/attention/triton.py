@@ -12,11 +12,11 @@ from rolesafe.attention.problem import Problem
 
 
 def triton_attention(problem: Problem) -> Tensor:
-    """Role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
+    """Compute role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
     p = problem
     roles, mask, key_mask = p.roles, p.mask, p.roles.key_mask
     if mask is not None and mask.shape[1:3] == (1, 1):
-        # one query: what it may see are keys that are there
+        # one query: its mask is a key mask
         one = mask
         key_mask = roles.keep_for(one, "one query", lambda: _hidden_keys(p, one))
         mask = None

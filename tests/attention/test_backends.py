@@ -1,4 +1,4 @@
-"""`sdpa` computes what `reference` computes: outputs and gradients, in every precision."""
+"""`sdpa` agrees with `reference`: outputs and gradients, in every precision."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 
-from tests.attention.cases import FEW, MANY, Case, cases
+from tests.attention.problems import FEW, MANY, Case, cases
 
 
 @MANY
 @given(cases(target=True))
-def test_fp64_output_and_gradients(case: Case) -> None:
+def test_sdpa_fp64_equals_reference(case: Case) -> None:
     upstream = torch.randn(
         *case.q.shape[:3], case.v.shape[3], generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -26,7 +26,7 @@ def test_fp64_output_and_gradients(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @FEW
 @given(cases(target=True))
-def test_low_precision_is_as_good_as_eager(dtype: torch.dtype, case: Case) -> None:
+def test_sdpa_low_precision_error_is_eager(dtype: torch.dtype, case: Case) -> None:
     """The rule of flash-attention's tests: at most twice the error of the eager computation in the same precision."""
     low = case.to(dtype)
     tables = {name: None if x is None else x.float() for name, x in (("bias", case.bias), ("share", case.share))}
@@ -39,7 +39,7 @@ def test_low_precision_is_as_good_as_eager(dtype: torch.dtype, case: Case) -> No
     for name, expected in truth.items():
         assert torch.isfinite(sdpa[name]).all(), name
         allowed = 2 * (eager[name].double() - expected).abs().max()
-        # Beside one query and two keys the eager result may be exact by luck: the rounding of the largest term.
+        # With one query and two keys the eager result may be exact by luck: the rounding of the largest term.
         size = largest[0] if name == "out" else max(1.0, largest[0]) * largest[1] * max(1.0, *largest[2:])
         allowed += 2 * torch.finfo(dtype).eps * size
         error = (sdpa[name].double() - expected).abs().max()
@@ -49,7 +49,7 @@ def test_low_precision_is_as_good_as_eager(dtype: torch.dtype, case: Case) -> No
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
 @FEW
 @given(cases(target=True))
-def test_rows_that_see_nothing_are_zero(impl: str, case: Case) -> None:
+def test_rows_without_visible_keys_are_0(impl: str, case: Case) -> None:
     blind = (case.mass() == 0).all(-1)
     out = case.run(impl)
     assert torch.isfinite(out).all()
@@ -68,7 +68,7 @@ def test_masks_of_zeros(impl: str, causal: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_hidden_pairs_stay_hidden_beside_large_scores(dtype: torch.dtype) -> None:
+def test_hidden_pairs_with_large_scores_stay_hidden(dtype: torch.dtype) -> None:
     """-inf is a finite number inside the fold: it has to outdo any score that a model makes."""
     q, k = torch.full((1, 1, 4, 64), 8.0, dtype=dtype), torch.full((1, 1, 4, 64), -8.0, dtype=dtype)
     k[:, :, 1:] *= -100.0  # scores of -512 for the key in sight, of 51,200 for the others
@@ -84,7 +84,7 @@ def test_hidden_pairs_stay_hidden_beside_large_scores(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_does_not_round_the_table(dtype: torch.dtype) -> None:
+def test_half_precision_keeps_table_precision(dtype: torch.dtype) -> None:
     """Two entries that are one number in half precision give two different outputs."""
     q, k = torch.zeros(2, 1, 1, 2, 8, dtype=dtype)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1).to(dtype).expand(1, 1, 2, 8)

@@ -1,4 +1,4 @@
-"""What role-aware attention promises, as properties of any case."""
+"""Guarantees of role-aware attention, as properties of any case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rolesafe import role_attention
 from rolesafe.attention.problem import is_privileged
-from tests.attention.cases import FEW, MANY, Case, cases
+from tests.attention.problems import FEW, MANY, Case, cases
 
 BACKENDS = ("reference", "sdpa")
 
@@ -31,7 +31,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor
 
 @FEW
 @given(case=cases(target=True))
-def test_mass_on_privileged_keys_reaches_what_its_target_allows(case: Case) -> None:
+def test_mass_target_is_reached(case: Case) -> None:
     """t / (1 + t) at least, where a privileged key is in sight and the row sees anything."""
     case = replace(case, share=None, options={**case.options, "dedicated": 0, "integrity": False})
     target, mass = case.options["mass_target"], case.mass()
@@ -48,7 +48,7 @@ def test_mass_on_privileged_keys_reaches_what_its_target_allows(case: Case) -> N
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @FEW
 @given(case=cases(plain=True, square=True), zeros=st.booleans())
-def test_at_rest_it_is_the_base_attention_bit_for_bit(dtype: torch.dtype, case: Case, zeros: bool) -> None:
+def test_zero_tables_give_bits_of_base(dtype: torch.dtype, case: Case, zeros: bool) -> None:
     case = case.to(dtype)
     heads, groups = case.q.shape[1], case.k.shape[1]
     causal, scale = case.options["causal"], case.q.shape[-1] ** -0.5
@@ -65,7 +65,7 @@ def test_at_rest_it_is_the_base_attention_bit_for_bit(dtype: torch.dtype, case: 
     assert torch.equal(run("reference"), eager(case.q, case.k, case.v, causal, scale))
 
 
-def test_at_rest_gradients_are_those_of_the_base() -> None:
+def test_zero_tables_give_gradients_of_base() -> None:
     q, k, v = torch.randn(3, 2, 4, 33, 16).unbind()
     roles = torch.randint(0, 5, (2, 33))
     gradients = []
@@ -98,7 +98,7 @@ def test_privileged_mass_is_at_least_the_share(case: Case) -> None:
 
 
 def crowd(count: int, size: float, dtype: torch.dtype = torch.float32) -> Case:
-    """3 system tokens, then `count` user tokens whose keys point along every query, `size` long."""
+    """3 system tokens, then `count` user tokens with keys of length `size` along every query."""
     make = torch.Generator().manual_seed(count)
     length, dim = count + 3, 8
     q = torch.randn(1, 4, length, dim, generator=make).abs()
@@ -115,9 +115,9 @@ def crowd(count: int, size: float, dtype: torch.dtype = torch.float32) -> Case:
 
 @pytest.mark.parametrize("impl", BACKENDS)
 @pytest.mark.parametrize("count, size", [(1, 1.0), (50, 1e4), (3000, 1.0), (1000, 1e15)])
-def test_no_crowd_and_no_loud_key_dilutes_the_share(impl: str, count: int, size: float) -> None:
+def test_many_or_large_keys_do_not_dilute_share(impl: str, count: int, size: float) -> None:
     case = crowd(count, size)
-    if impl == "reference":  # the last rows tell: a dense 3003 x 3003 computation is not needed
+    if impl == "reference":  # the last rows suffice: no dense 3003 x 3003 computation
         case = replace(case, q=case.q[:, :, -4:], q_roles=case.q_roles[:, -4:])
     on_privileged = case.run(impl)[..., -1, :].mean(-1).squeeze(0)
     assert torch.isfinite(on_privileged).all()
@@ -129,7 +129,7 @@ def test_no_crowd_and_no_loud_key_dilutes_the_share(impl: str, count: int, size:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_share_holds_in_half_precision(dtype: torch.dtype) -> None:
+def test_share_in_half_precision_is_exact(dtype: torch.dtype) -> None:
     case = crowd(500, 100.0, dtype)
     assert case.share is not None
     on_privileged = case.run("sdpa")[0, :, -1].float().mean(-1)
@@ -142,7 +142,7 @@ def test_the_share_holds_in_half_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("impl", BACKENDS)
 @FEW
 @given(case=cases(), factor=st.sampled_from([0.0, -1.0, 1e3, 1e30]))
-def test_no_edit_of_unprivileged_tokens_reaches_privileged_rows(impl: str, case: Case, factor: float) -> None:
+def test_unprivileged_edits_keep_privileged_rows(impl: str, case: Case, factor: float) -> None:
     """Integrity: privileged rows, and all rows of dedicated heads, are the same bit for bit."""
     case = replace(case, options={**case.options, "integrity": True})
     privileged = case.options["privileged"]
@@ -165,7 +165,7 @@ def test_no_edit_of_unprivileged_tokens_reaches_privileged_rows(impl: str, case:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @FEW
 @given(case=cases())
-def test_nan_and_infinity_do_not_pass_either(broken: float, case: Case) -> None:
+def test_nan_and_infinity_keep_privileged_rows(broken: float, case: Case) -> None:
     """In `sdpa`, which never reads the unprivileged keys there. (`reference` multiplies them by 0.)"""
     case = replace(case, options={**case.options, "integrity": True})
     share = torch.ones(case.q.shape[1], dtype=torch.float64)
@@ -185,8 +185,8 @@ def test_nan_and_infinity_do_not_pass_either(broken: float, case: Case) -> None:
 
 @FEW
 @given(case=cases(plain=True), more=st.integers(1, 20))
-def test_more_unprivileged_tokens_change_nothing_for_dedicated_heads(case: Case, more: int) -> None:
-    """The privileged channel does not know how much text follows."""
+def test_dedicated_heads_ignore_later_text(case: Case, more: int) -> None:
+    """The privileged channel is independent of the text that follows."""
     low = max(set(range(16)) - set(case.options["privileged"]))
     heads = case.q.shape[1]
     case = replace(case, bias=None, share=None, options={**case.options, "causal": False, "dedicated": heads})
@@ -205,7 +205,7 @@ def test_more_unprivileged_tokens_change_nothing_for_dedicated_heads(case: Case,
 @pytest.mark.parametrize("impl", BACKENDS)
 @FEW
 @given(cases(plain=True, square=True))
-def test_same_tokens_other_roles(impl: str, case: Case) -> None:
+def test_other_roles_change_output(impl: str, case: Case) -> None:
     heads, keys = case.q.shape[1], case.k.shape[2]
     case = replace(case, share=None, options={"causal": False, "privileged": ()})
     ones = torch.ones_like(case.k_roles)

@@ -1,4 +1,4 @@
-"""The specification in plain loops, written apart from the package: what `reference` itself is tested against."""
+"""The specification in plain loops, independent of the package: the test of `reference`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import given
 
-from tests.attention.cases import MANY, Case, cases
+from tests.attention.problems import MANY, Case, cases
 
 
 def literal(case: Case) -> np.ndarray:
@@ -85,13 +85,13 @@ def literal(case: Case) -> np.ndarray:
 
 @MANY
 @given(cases(extras=True, target=True))
-def test_reference_is_the_formula(case: Case) -> None:
+def test_reference_equals_formula(case: Case) -> None:
     np.testing.assert_allclose(case.run("reference").numpy(), literal(case), rtol=0, atol=1e-10)
 
 
 @MANY
 @given(cases(target=True))
-def test_sdpa_is_the_formula(case: Case) -> None:
+def test_sdpa_equals_formula(case: Case) -> None:
     np.testing.assert_allclose(case.run("sdpa").numpy(), literal(case), rtol=0, atol=1e-10)
 
 

@@ -1,4 +1,4 @@
-"""How the operation is used: decoding, shared key heads, torch.compile, checkpointing, autocast; what it allocates."""
+"""Uses of the operation: decoding, shared key heads, torch.compile, checkpointing, autocast; its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from rolesafe.attention import resolve_impl
-from tests.attention.cases import FEW, Case, cases
+from tests.attention.problems import FEW, Case, cases
 
 
 class Largest(TorchDispatchMode):
@@ -59,7 +59,7 @@ def test_sdpa_makes_no_score_matrix(parts: str, groups: int) -> None:
     assert 0 < seen.numel < length * length, f"{seen.numel} elements; a (T, S) tensor has {length * length}"
     with Largest() as dense:
         case.run("reference", **changes)
-    assert dense.numel >= 8 * length * length  # the probe sees what it is there to see
+    assert dense.numel >= 8 * length * length  # the probe sees the score matrix of `reference`
 
 
 @pytest.mark.parametrize("changes", [{"window": 64}, {"attention_mask": torch.ones(1, 1, 512, 512).bool()}], ids=str)
@@ -70,7 +70,7 @@ def test_masks_are_shared_by_all_heads(changes: dict[str, Any]) -> None:
     assert seen.numel <= 2 * 512 * 512
 
 
-def test_dedicated_heads_cost_the_privileged_keys_alone() -> None:
+def test_dedicated_heads_read_privileged_keys_only() -> None:
     """All heads dedicated: 32 of 512 keys are privileged, and no product over all keys is made."""
     case = replace(chat(512), share=None, bias=None, options={"dedicated": 8})
     lengths = []
@@ -89,7 +89,7 @@ def test_dedicated_heads_cost_the_privileged_keys_alone() -> None:
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
 @FEW
 @given(cases(square=True))
-def test_decoding_one_token_gives_the_last_row(impl: str, case: Case) -> None:
+def test_decoding_one_token_equals_last_row(impl: str, case: Case) -> None:
     options = {**case.options, "causal": True}
     mask = options.get("attention_mask")
     last = {**options, "attention_mask": mask[:, :, -1:] if mask is not None and mask.ndim == 4 else mask}
@@ -99,7 +99,7 @@ def test_decoding_one_token_gives_the_last_row(impl: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("dedicated", [0, 2, 3, 4, 8])
-def test_shared_key_heads_are_repeated_ones(dedicated: int) -> None:
+def test_shared_key_heads_equal_repeated(dedicated: int) -> None:
     case = replace(chat(64, groups=2), options={"dedicated": dedicated, "integrity": True})
     repeated = replace(case, k=case.k.repeat_interleave(4, 1), v=case.v.repeat_interleave(4, 1))
     assert torch.equal(case.run("sdpa"), repeated.run("sdpa"))
@@ -117,14 +117,14 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=lambda x: "+".join(x) or "plain")
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
-def test_compiles_to_one_graph(impl: str, changes: dict[str, Any]) -> None:
+def test_compile_makes_one_graph(impl: str, changes: dict[str, Any]) -> None:
     case = chat(32)
     torch._dynamo.reset()
     run = torch.compile(case.run, backend="eager", fullgraph=True)
     torch.testing.assert_close(run(impl, **changes), case.run(impl, **changes), rtol=1e-4, atol=1e-5)
 
 
-def test_checkpointing_gives_the_same_gradients() -> None:
+def test_checkpointing_keeps_gradients() -> None:
     case = chat(64)
     results = []
     for wrap in (lambda f, *x: f(*x), lambda f, *x: checkpoint(f, *x, use_reentrant=False)):
@@ -138,7 +138,7 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
-def test_autocast_lowers_the_tokens_but_not_the_tables(impl: str) -> None:
+def test_autocast_keeps_tables(impl: str) -> None:
     case = chat(64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = case.run(impl)
@@ -150,7 +150,7 @@ def test_autocast_lowers_the_tokens_but_not_the_tables(impl: str) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
-def test_a_learned_share_can_leave_its_ends(impl: str, share: float) -> None:
+def test_share_of_0_and_1_has_gradient(impl: str, share: float) -> None:
     leaf = torch.full((8,), share, requires_grad=True)
     out = chat(64).run(impl, share=leaf)
     out.square().sum().backward()
@@ -158,7 +158,7 @@ def test_a_learned_share_can_leave_its_ends(impl: str, share: float) -> None:
     assert (leaf.grad != 0).all()
 
 
-def test_dropout_is_the_one_of_pytorch() -> None:
+def test_dropout_equals_pytorch() -> None:
     case = chat(64)
     torch.manual_seed(0)
     dropped = case.run("sdpa", dropout=0.5)
@@ -166,7 +166,7 @@ def test_dropout_is_the_one_of_pytorch() -> None:
     assert torch.isfinite(dropped).all()
 
 
-def test_what_auto_chose_can_be_read() -> None:
+def test_resolve_impl_returns_choice_of_auto() -> None:
     assert resolve_impl("auto") == "sdpa"
     assert resolve_impl("auto", softcap=True) == resolve_impl("auto", sinks=True) == "reference"
     assert resolve_impl("reference") == "reference"

@@ -49,7 +49,7 @@ def check(impl: str, value: float, which: str, **options: Any) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", ["v", "k", "qkv"])
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
-def test_rows_that_read_the_privileged_channel_alone_stay_as_they_are(impl: str, which: str, value: float) -> None:
+def test_privileged_only_rows_stay_finite(impl: str, which: str, value: float) -> None:
     table = tensors()[3]
     padding = torch.ones(B, S, dtype=torch.int64)
     padding[0, 0] = 0
@@ -67,14 +67,14 @@ def test_rows_that_read_the_privileged_channel_alone_stay_as_they_are(impl: str,
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_fused_kernel_with_broken_keys_keeps_them_too(value: float) -> None:
-    """Keys alone: a broken value still reaches the rows whose block of keys it is in, see the limits in README.md."""
+def test_fused_kernel_broken_keys_stay_local(value: float) -> None:
+    """Keys alone: a broken value still reaches rows that read its block of keys, see the limits in README.md."""
     pytest.importorskip("triton")
     check("triton", value, "k", bias=tensors()[3], dedicated=2, integrity=True)
 
 
 @pytest.mark.parametrize("which", ["k", "v"])
-def test_reference_hides_what_order_mask_and_table_hide(which: str) -> None:
+def test_reference_hidden_tokens_have_no_effect(which: str) -> None:
     """Row by row: one broken token makes exactly those rows NaN that see it."""
     q, k, v, table = tensors()
     table[:] = 0.0

@@ -1,4 +1,4 @@
-"""A synthetic record: every cell of the default run, with times that are known parts of each other."""
+"""A synthetic record: every cell of the default run, with times in known ratios."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.cases import CASES, PAIRS
-from benchmarks.throughput.grid import key
 from benchmarks.throughput.model import PAIRS as MODEL_PAIRS
 from benchmarks.throughput.model import PRESETS, UNPATCHED, Size
+from benchmarks.throughput.passes import key
 from benchmarks.throughput.record import Record
 from benchmarks.throughput.session import cell
-from benchmarks.throughput.shapes import LENGTHS, Shape, cache_bytes, decode_shapes, forward_flops, square_shapes
+from benchmarks.throughput.shapes import LENGTHS, cache_bytes, decode_shapes, forward_flops, square_shapes
+from tools.inputs import Shape
 
 ENVIRONMENT: dict[str, Any] = {
     "date": "2026-01-01T00:00:00+00:00",
@@ -35,6 +36,7 @@ FACTORS = {
     "bias, new layout": 1.06,
     "bias + share": 1.2,
     "half dedicated": 0.6,
+    "channel": 0.9,
     "integrity": 1.0,
     "sdpa flash": 1.1,
     "sdpa cudnn": 0.8,
@@ -48,7 +50,7 @@ FACTORS = {
 
 
 def synthetic(path: Path) -> Record:
-    """A finished run."""
+    """Return the record of a finished run."""
     record = Record(path, dict(ENVIRONMENT), {"quick": False})
     record.data["ceilings"] = {"matmul_tflops": 790.0, "matmul_side": 8192, "copy_gb_per_s": COPY, "copied_bytes": 1}
     for suite in ("forward", "backward"):

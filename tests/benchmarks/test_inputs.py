@@ -1,16 +1,13 @@
-"""Roles, shapes, work and bytes."""
+"""Inputs of calls; shapes, work and bytes of the grids."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.throughput.decode import BEYOND_L2, MOST_CACHES, count_caches
-from benchmarks.throughput.inputs import ASSISTANT, ROLES, SYSTEM, Parts, chat_roles, make_inputs
 from benchmarks.throughput.shapes import (
     LENGTHS,
     TOKENS,
-    Shape,
     backward_flops,
     cache_bytes,
     decode_shapes,
@@ -18,12 +15,14 @@ from benchmarks.throughput.shapes import (
     pair_bytes,
     square_shapes,
 )
+from benchmarks.throughput.steps import BEYOND_L2, MOST_CACHES, count_caches
+from tools.inputs import ASSISTANT, ROLES, SYSTEM, Features, Shape, chat_roles, make_inputs
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("length", [1024, 4096, 32_768])
-def test_roles_are_a_chat(length: int) -> None:
+def test_chat_roles_have_the_shares_of_a_chat(length: int) -> None:
     roles = chat_roles(8, length)
     assert roles.shape == (8, length)
     assert roles.dtype == torch.int64
@@ -38,7 +37,7 @@ def test_roles_are_a_chat(length: int) -> None:
         assert (starts % 2 == 1).all(), "a run starts with a block"
 
 
-def test_rows_differ_and_seeds_repeat() -> None:
+def test_chat_roles_rows_differ_and_seeds_repeat() -> None:
     roles = chat_roles(4, 2048, seed=3)
     assert len({tuple(row) for row in roles.tolist()}) == 4
     assert torch.equal(roles, chat_roles(4, 2048, seed=3))
@@ -46,12 +45,12 @@ def test_rows_differ_and_seeds_repeat() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 20])
-def test_short_rows_have_roles_too(length: int) -> None:
+def test_chat_roles_short_rows_are_valid(length: int) -> None:
     roles = chat_roles(3, length)
     assert ((roles >= 0) & (roles < ROLES)).all()
 
 
-def test_flops_are_the_usual_ones() -> None:
+def test_flops_and_bytes_of_a_shape() -> None:
     shape = Shape(2, 32, 8, 4096, 4096, 128)
     assert forward_flops(shape) == 4 * 2 * 32 * 4096**2 * 128 / 2
     assert backward_flops(shape) == 2.5 * forward_flops(shape)
@@ -59,7 +58,7 @@ def test_flops_are_the_usual_ones() -> None:
     assert pair_bytes(shape) == 2 * 32 * 4096**2 * 2
 
 
-def test_grid_keeps_the_tokens_and_starts_with_the_targets() -> None:
+def test_grids_start_with_urgent_shapes() -> None:
     shapes = square_shapes((128, 64), LENGTHS)
     assert len(shapes) == 12
     assert all(shape.batch * shape.queries == TOKENS and shape.square for shape in shapes)
@@ -69,27 +68,29 @@ def test_grid_keeps_the_tokens_and_starts_with_the_targets() -> None:
     }
 
 
-def test_inputs_lie_as_in_a_model() -> None:
-    x = make_inputs(Shape(2, 4, 2, 64, 64, 16), torch.bfloat16, CPU, gradients=True)[0]
+def test_make_inputs_has_a_models_layout() -> None:
+    x = make_inputs(Shape(2, 4, 2, 64, 64, 16), torch.bfloat16, CPU, gradients=True)
     assert x.q.shape == x.grad.shape == (2, 4, 64, 16)
     assert x.k.shape == x.v.shape == (2, 2, 64, 16)
     assert x.q.transpose(1, 2).is_contiguous()
     assert x.q_roles is x.k_roles
     assert x.bias.dtype == torch.float32
-    assert list(x.leaves(Parts(bias=True, share=True))) == ["q", "k", "v", "bias", "share"]
-    assert all(leaf.is_leaf and leaf.requires_grad for leaf in x.leaves(Parts(bias=True, share=True)).values())
+    assert list(x.leaves(Features(bias=True, share=True))) == ["q", "k", "v", "bias", "share"]
+    assert all(leaf.is_leaf and leaf.requires_grad for leaf in x.leaves(Features(bias=True, share=True)).values())
 
 
-def test_caches_differ_and_queries_are_the_models_own() -> None:
-    first, second = make_inputs(Shape(2, 4, 2, 4, 50, 16), torch.float16, CPU, gradients=False, caches=2)
+def test_new_cache_differs_in_keys_and_values() -> None:
+    first = make_inputs(Shape(2, 4, 2, 4, 50, 16), torch.float16, CPU)
+    second = first.new_cache(seed=1)
     assert first.q is second.q
     assert not torch.equal(first.k, second.k)
+    assert (second.k.shape, second.k.stride()) == (first.k.shape, first.k.stride())
     assert first.q_roles.shape == (2, 4)
     assert (first.q_roles == ASSISTANT).all()
     assert torch.equal(first.k_roles[:, -4:], first.q_roles)
 
 
-def test_caches_do_not_fit_into_l2() -> None:
+def test_count_caches_exceeds_l2() -> None:
     for shape in decode_shapes(quick=False):
         count = count_caches(shape)
         assert 1 <= count <= MOST_CACHES

@@ -65,7 +65,7 @@ def test_kept_damaged_results_are_dropped(content, tmp_path):
     assert path.read_text() == '"model"\n'
 
 
-def test_throughput_damaged_record_raises(tmp_path):
+def test_load_broken_record_names_file(tmp_path):
     path = tmp_path / "throughput.json"
     path.write_text("")
     with pytest.raises(ValueError, match=r"throughput\.json"):

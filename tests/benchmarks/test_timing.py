@@ -1,4 +1,4 @@
-"""Rounds, quantiles, ratios: with timers that say what they are told."""
+"""Rounds, quantiles and ratios, with scripted timers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 
 from benchmarks.throughput.attempt import attempt, shorten
-from benchmarks.throughput.ratios import bootstrap_median, quantiles, ratio, ratios
-from benchmarks.throughput.timing import Clock, Plan, estimate, interleave, peak_mib, spread, wall_timer
 from tests.benchmarks.test_inputs import CPU
+from tools.timing import (
+    Clock,
+    Plan,
+    bootstrap_median,
+    estimate,
+    interleave,
+    peak_mib,
+    quantiles,
+    ratio,
+    ratios,
+    spread,
+    time_rounds,
+    wall_timer,
+)
 
 
 class FakeTimer:
@@ -25,7 +37,7 @@ class FakeTimer:
         return [call() * (1 + self.drift * self.rounds) for call in calls]
 
 
-def test_cases_take_turns_and_slow_ones_few() -> None:
+def test_interleave_slow_calls_take_few_turns() -> None:
     timer = FakeTimer()
     calls = {"fast": lambda: 1.0, "middle": lambda: 20.0, "slow": lambda: 2000.0}
     guesses = {"fast": 1.0, "middle": 20.0, "slow": 2000.0}
@@ -35,7 +47,7 @@ def test_cases_take_turns_and_slow_ones_few() -> None:
     assert timer.rounds == 40
 
 
-def test_every_round_starts_with_another_case() -> None:
+def test_interleave_rotates_the_first_call() -> None:
     order: list[str] = []
 
     def call(name: str) -> Callable[[], float]:
@@ -46,12 +58,12 @@ def test_every_round_starts_with_another_case() -> None:
     assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
 
 
-def test_a_spent_budget_stops_after_two_rounds() -> None:
+def test_interleave_stops_after_two_rounds() -> None:
     times = interleave({"a": lambda: 1.0}, {"a": 1.0}, FakeTimer(), Plan(), stop=lambda: True)
     assert len(times["a"]) == 2
 
 
-def test_ratios_are_free_of_drift() -> None:
+def test_ratio_is_free_of_drift() -> None:
     times = interleave(
         {"a": lambda: 3.0, "b": lambda: 2.0}, {"a": 3.0, "b": 2.0}, FakeTimer(drift=0.1), Plan(least=20, most=20)
     )
@@ -61,7 +73,11 @@ def test_ratios_are_free_of_drift() -> None:
     assert [found[name] for name in ("median", "low", "high")] == pytest.approx([1.5] * 3)
 
 
-def test_ratio_takes_the_rounds_that_both_have() -> None:
+def test_time_rounds_of_calls() -> None:
+    assert time_rounds([lambda: 1.0, lambda: 3.0], 4, FakeTimer()) == [[1.0] * 4, [3.0] * 4]
+
+
+def test_ratio_takes_shared_rounds() -> None:
     found = ratio({0: 2.0, 1: 100.0, 2: 4.0}, {0: 1.0, 2: 2.0})
     assert found is not None
     assert (found["median"], found["rounds"]) == (2.0, 2)
@@ -69,7 +85,7 @@ def test_ratio_takes_the_rounds_that_both_have() -> None:
     assert set(ratios({"a": {0: 1.0}, "b": {0: 2.0}}, [("a", "b"), ("a", "absent")])) == {"a / b"}
 
 
-def test_interval_holds_the_median_and_repeats() -> None:
+def test_bootstrap_median_repeats() -> None:
     values = [1.0, 1.1, 1.2, 1.3, 5.0]
     found = bootstrap_median(values)
     assert found["low"] <= found["median"] == 1.2 <= found["high"]
@@ -89,7 +105,7 @@ def test_spread_is_even(rounds: int, total: int) -> None:
     assert chosen <= set(range(total))
 
 
-def test_estimate_warms_up_unless_it_is_slow() -> None:
+def test_estimate_warms_up_fast_calls() -> None:
     timer = FakeTimer()
     assert estimate(lambda: 5.0, timer) == 5.0
     assert timer.rounds == 2
@@ -104,7 +120,7 @@ def test_clock_counts_from_its_start() -> None:
     assert clock.over()
 
 
-def test_a_call_that_raises_gives_its_reason() -> None:
+def test_attempt_error_gives_reason() -> None:
     def call() -> None:
         raise RuntimeError("No available\n kernel.")
 
@@ -113,7 +129,7 @@ def test_a_call_that_raises_gives_its_reason() -> None:
     assert len(shorten("x" * 1000, 100)) == 100
 
 
-def test_unknown_errors_are_not_hidden() -> None:
+def test_attempt_raises_unknown_errors() -> None:
     def call() -> None:
         raise KeyboardInterrupt
 
@@ -121,6 +137,6 @@ def test_unknown_errors_are_not_hidden() -> None:
         attempt(call, CPU)
 
 
-def test_wall_timer_and_memory_of_a_cpu() -> None:
+def test_wall_timer_and_peak_on_cpu() -> None:
     assert all(ms >= 0 for ms in wall_timer([lambda: 1, lambda: 2]))
     assert peak_mib(lambda: None, CPU) is None

@@ -18,23 +18,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rolesafe.attention.problem import is_privileged
-from tests.attention.cases import INF, Case
+from tests.attention.problems import INF, Case
 
 EFFORT = int(os.environ.get("KERNEL_TEST_EFFORT", "1"))
 """Examples are multiplied by it, and drawn at random above 1. The interpreter takes about half a second for each."""
 
 QUIET = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
-"""The interpreter computes in NumPy, which warns where an infinity is subtracted from itself; results are looked at."""
+"""NumPy, in which the interpreter computes, warns where an infinity is subtracted from itself."""
 
 
 def examples(count: int) -> settings:
-    """Settings of a property test with `count` examples."""
+    """Return the settings of a property test with `count` examples."""
     return settings(max_examples=count * EFFORT, deadline=None, derandomize=EFFORT == 1)
 
 
 @contextmanager
 def unwritten_is_nan() -> Iterator[None]:
-    """Memory that is allocated without being written holds NaN, integers the largest number there is."""
+    """Fill memory that is allocated without being written with NaN, or with the largest integer."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -46,7 +46,7 @@ def unwritten_is_nan() -> Iterator[None]:
 
 
 def role_rows(kind: str, batch: int, length: int, roles: int, make: torch.Generator) -> Tensor:
-    """(B, length) role ids: "random" token by token, "runs" such as a conversation has, "sorted", or "one" a row."""
+    """Draw (B, length) role ids: "random", in "runs" as in a conversation, "sorted", or "one" a row."""
     if kind == "random":
         return torch.randint(0, roles, (batch, length), generator=make)
     if kind == "one":
@@ -70,7 +70,7 @@ DIMS = (1, 8, 16, 24, 40, 64, 80)
 
 @st.composite
 def large_cases(draw: Any, *, square: bool = False, lengths: tuple[int, ...] = LENGTHS, extras: bool = True) -> Case:
-    """A random case in fp64 with several blocks of keys and queries.
+    """Draw a case in fp64 with several blocks of keys and queries.
 
     Args:
         square: T == S.
@@ -142,7 +142,7 @@ def large_cases(draw: Any, *, square: bool = False, lengths: tuple[int, ...] = L
 
 
 def cast(case: Case, dtype: torch.dtype, tables: torch.dtype = torch.float32) -> Case:
-    """Tokens in `dtype`, bias, share and sinks in `tables`."""
+    """Cast tokens to `dtype`, bias, share and sinks to `tables`."""
     bias, share, sinks = (
         None if x is None else x.to(tables) for x in (case.bias, case.share, case.options.get("sinks"))
     )
@@ -150,7 +150,7 @@ def cast(case: Case, dtype: torch.dtype, tables: torch.dtype = torch.float32) ->
 
 
 def gradients(case: Case, impl: str, upstream: Tensor) -> dict[str, Tensor]:
-    """Output and the gradients of q, k, v, bias, share, sinks (those there are)."""
+    """Return output and the gradients of q, k, v, bias, share, sinks, without absent ones."""
     tensors = {name: getattr(case, name) for name in ("q", "k", "v", "bias", "share")}
     tensors["sinks"] = case.options.get("sinks")
     leaves = {name: x.detach().clone().requires_grad_() for name, x in tensors.items() if x is not None}
@@ -166,13 +166,13 @@ def gradients(case: Case, impl: str, upstream: Tensor) -> dict[str, Tensor]:
 
 
 def upstream_of(case: Case, dtype: torch.dtype) -> Tensor:
-    """A gradient of the output, the same at every call."""
+    """Draw a gradient of the output, the same at every call."""
     make = torch.Generator().manual_seed(0)
     return torch.randn(*case.q.shape[:3], case.v.shape[3], generator=make).to(dtype)
 
 
 def assert_as_good_as_eager(case: Case, dtype: torch.dtype) -> None:
-    """Output and gradients in `dtype` are at most twice as far from fp64 as the eager computation in `dtype` is."""
+    """Assert that errors of output and gradients in `dtype` are at most twice those of eager attention."""
     low = cast(case, dtype)
     exact = cast(low, torch.float64, torch.float64)
     upstream = upstream_of(case, dtype)
@@ -197,10 +197,10 @@ def assert_as_good_as_eager(case: Case, dtype: torch.dtype) -> None:
 
 
 def privileged_keys(case: Case) -> Tensor:
-    """(B, 1, S, 1) bool."""
+    """Return (B, 1, S, 1) bool."""
     return is_privileged(case.k_roles, case.options["privileged"])[:, None, :, None]
 
 
 def privileged_queries(case: Case) -> Tensor:
-    """(B, 1, T, 1) bool."""
+    """Return (B, 1, T, 1) bool."""
     return is_privileged(case.q_roles, case.options["privileged"])[:, None, :, None]

@@ -1,4 +1,4 @@
-"""A call that does not fit raises and names the argument; nothing else ever happens."""
+"""Invalid calls raise an error that names the argument."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def valid(batch: int = B, heads: int = H, groups: int = G) -> dict[str, Any]:
     }
 
 
-def test_the_call_itself_is_good() -> None:
+def test_valid_call_is_computed() -> None:
     assert role_attention(**valid(), impl="triton").shape == (B, H, T, DV)
     assert fused(**valid()).shape == (B, H, T, DV)
     assert resolve_impl("triton") == "triton"
@@ -94,9 +94,9 @@ BOTH: list[tuple[dict[str, Any], str, str, str]] = [
 
 FRONT: list[tuple[dict[str, Any], str, str, str]] = [
     (tokens(dtype=torch.bfloat16), "impl", "float32, or a GPU", "bfloat16"),
-    (tokens(dtype=torch.float64), "impl", "use impl='sdpa'", "torch.float64"),
-    (tokens(dim=257), "impl", "use impl='sdpa'", "257"),
-    ({"dropout": 0.1}, "dropout", "impl='sdpa'", "drops no attention weights"),
+    (tokens(dtype=torch.float64), "impl", "impl='sdpa'", "torch.float64"),
+    (tokens(dim=257), "impl", "impl='sdpa'", "257"),
+    ({"dropout": 0.1}, "dropout", "impl='sdpa'", "expected 0.0"),
     ({"q_roles": torch.full((B, T), 5)}, "q_roles", "[0, 5)", "5 to 5"),
     ({"k_roles": torch.full((B, S), -1)}, "k_roles", "[0, 5)", "-1 to -1"),
     ({"share": torch.full((H,), 1.5)}, "share", "[0, 1]", "1.5"),
@@ -109,7 +109,7 @@ FRONT: list[tuple[dict[str, Any], str, str, str]] = [
 
 ALONE: list[tuple[dict[str, Any], str, str, str]] = [
     (tokens(dtype=torch.bfloat16), "q", "float32, or a GPU", "bfloat16"),
-    (tokens(dtype=torch.float64), "q", "use impl='sdpa'", "torch.float64"),
+    (tokens(dtype=torch.float64), "q", "impl='sdpa'", "torch.float64"),
     (tokens(dtype=torch.int32), "q", "torch.float32", "torch.int32"),
     (tokens(dim=257), "q", "up to 256", "257"),
     (tokens(dim=0), "v", "DV > 0", "(2, 2, 5, 0)"),
@@ -136,12 +136,12 @@ def names(table: list[tuple[dict[str, Any], str, str, str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("changes, argument, expected, got", BOTH + FRONT, ids=names(BOTH + FRONT))
-def test_message(changes: dict[str, Any], argument: str, expected: str, got: str) -> None:
+def test_front_end_error_names_argument(changes: dict[str, Any], argument: str, expected: str, got: str) -> None:
     check(lambda **x: role_attention(**x, impl="triton"), changes, argument, expected, got)
 
 
 @pytest.mark.parametrize("changes, argument, expected, got", BOTH + ALONE, ids=names(BOTH + ALONE))
-def test_message_of_the_kernels_alone(changes: dict[str, Any], argument: str, expected: str, got: str) -> None:
+def test_kernel_error_names_argument(changes: dict[str, Any], argument: str, expected: str, got: str) -> None:
     check(fused, changes, argument, expected, got)
 
 
@@ -155,14 +155,14 @@ PARTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("part", PARTS, ids=[next(iter(part)) for part in PARTS])
-def test_no_part_that_asks_for_roles_is_ignored_without_them(part: dict[str, Any]) -> None:
+def test_role_parts_without_roles_raise(part: dict[str, Any]) -> None:
     plain = {name: valid()[name] for name in "qkv"}
     assert fused(**plain).shape == (B, H, T, DV)
-    with pytest.raises(ValueError, match=r"^`q_roles`: expected role ids, .* got None"):
+    with pytest.raises(ValueError, match=r"^`q_roles`: expected role ids, got None"):
         fused(**plain, **part)
 
 
-def test_one_query_with_a_mask_on_another_device() -> None:
+def test_one_query_mask_on_other_device_raises() -> None:
     call = valid()
     call["q"], call["q_roles"] = call["q"][:, :, :1], call["q_roles"][:, :1]
     for shape in ((B, S), (B, 1, 1, S)):
@@ -170,7 +170,7 @@ def test_one_query_with_a_mask_on_another_device() -> None:
             role_attention(**call, attention_mask=torch.ones(shape, device=META).bool(), impl="triton")
 
 
-def test_without_the_interpreter_the_device_is_named() -> None:
+def test_cpu_without_interpreter_names_device() -> None:
     code = (
         "import torch\n"
         "from rolesafe import role_attention\n"
@@ -187,7 +187,7 @@ def test_without_the_interpreter_the_device_is_named() -> None:
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     raised, shape = run.stdout.splitlines()
-    assert re.match(r"`impl`: 'triton' cannot run this: expected tensors on a CUDA device, got cpu; use ", raised)
+    assert re.match(r"`impl`: 'triton' does not support this call: expected tensors on a CUDA device, got cpu", raised)
     assert "'sdpa'" in raised
     assert shape == "torch.Size([1, 1, 2, 8])"
 
@@ -197,8 +197,8 @@ NO_ROLE = (-1, -(2**40), 16, 17, 127, 200, 255, 256, 2**31, 2**32, 2**40)
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_ids_that_are_no_role_see_nothing_and_are_seen_by_nobody(bias: bool, train: bool) -> None:
-    """As if those keys were masked and those rows 0, in the output and in every gradient."""
+def test_invalid_role_ids_are_hidden(bias: bool, train: bool) -> None:
+    """Output and gradients are those of a call with these keys masked and these rows 0."""
     make = torch.Generator().manual_seed(0)
     length = 24
     q, k, v = (torch.randn(1, h, length, 16, generator=make) for h in (2, 1, 1))
@@ -230,7 +230,7 @@ def test_role_ids_of_every_integer_type(kind: torch.dtype) -> None:
     assert (fused(**call) == 0).all()
 
 
-def test_roles_beyond_a_smaller_table_see_nothing_and_are_seen_by_nobody() -> None:
+def test_roles_beyond_the_table_are_hidden() -> None:
     call = {**valid(), "sinks": None}
     keys = call["k_roles"].clamp(max=3)
     keys[:, 2:] = 4
@@ -243,19 +243,19 @@ def test_roles_beyond_a_smaller_table_see_nothing_and_are_seen_by_nobody() -> No
     assert (fused(**{**call, "q_roles": torch.full_like(queries, 4), "bias": small}) == 0).all()
 
 
-def test_a_layout_made_of_something_else_is_refused() -> None:
+def test_layout_of_other_tensors_raises() -> None:
     call = valid()
     roles = (call["q_roles"], call["k_roles"])
     assert fused(**call, layout=RoleLayout(*roles)).isfinite().all()
     mask = torch.ones(B, S, dtype=torch.bool)
     others = (RoleLayout(*roles, (0,)), RoleLayout(*roles, (0, 1), mask), RoleLayout(roles[0].clone(), roles[1]))
     for layout in others:
-        with pytest.raises(ValueError, match=r"^`layout`: expected one that was made of"):
+        with pytest.raises(ValueError, match=r"^`layout`: expected the layout of"):
             fused(**call, layout=layout)
 
 
 @pytest.mark.parametrize("change", ["batch", "size", "dtype", "stride"])
-def test_ranges_that_do_not_fit_are_refused(change: str) -> None:
+def test_ranges_of_wrong_shape_raise(change: str) -> None:
     call = {**valid(), "q_roles": None, "k_roles": None, "bias": None, "share": None}
     ranges = torch.zeros(B, 2, T, dtype=torch.int32)
     bad = {
@@ -266,7 +266,7 @@ def test_ranges_that_do_not_fit_are_refused(change: str) -> None:
         fused(**call, ranges=(bad[change], torch.zeros(B, 2, S, dtype=torch.int32)))
 
 
-def test_a_layout_of_other_roles_is_refused() -> None:
+def test_layout_of_other_roles_raises() -> None:
     call = valid()
     layout = RoleLayout(call["q_roles"][:, :-1], call["k_roles"][:, :-1])
     with pytest.raises(ValueError, match=r"^`layout`: "):
@@ -334,7 +334,7 @@ def mutated(draw: Any, front: bool) -> dict[str, Any]:
 
 
 def survives(call: Any, arguments: dict[str, Any]) -> None:
-    """Raises what it may, or gives a finite result of the right shape."""
+    """Assert that a call raises a known error or gives a finite result of the right shape."""
     message = ""
     out = None
     try:
@@ -350,11 +350,11 @@ def survives(call: Any, arguments: dict[str, Any]) -> None:
 
 @examples(40)
 @given(mutated(front=True))
-def test_any_call_raises_by_name_or_is_computed(arguments: dict[str, Any]) -> None:
+def test_random_call_raises_or_is_computed(arguments: dict[str, Any]) -> None:
     survives(lambda **x: role_attention(**x, impl="triton"), arguments)
 
 
 @examples(15)
 @given(mutated(front=False))
-def test_any_call_of_the_kernels_alone_raises_by_name_or_is_computed(arguments: dict[str, Any]) -> None:
+def test_random_kernel_call_raises_or_is_computed(arguments: dict[str, Any]) -> None:
     survives(fused, arguments)

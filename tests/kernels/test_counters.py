@@ -1,4 +1,4 @@
-"""What the kernel says it looked at is what the lists say, and the lists spare what nobody sees."""
+"""Blocks that the kernel counts are those that the lists predict; blocks without a visible key are skipped."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from rolesafe_kernels.api import RoleLayout
-from rolesafe_kernels.counters import BlockCounts, chat_roles, count_blocks, predict_blocks
 from rolesafe_kernels.launch import INTERPRETED
+
+from tools.counters import BlockCounts, count_blocks, predict_blocks
 
 HEADS = 2
 CASES: dict[str, dict[str, Any]] = {
@@ -32,7 +33,7 @@ def roles() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_kernel_looks_at_what_the_lists_say(name: str) -> None:
+def test_count_blocks_equals_prediction(name: str) -> None:
     case, row = CASES[name], roles()
     bias = torch.randn(HEADS, 5, 5, generator=torch.Generator().manual_seed(0))
     bias[:, 3, 2] = -math.inf
@@ -44,7 +45,7 @@ def test_the_kernel_looks_at_what_the_lists_say(name: str) -> None:
     assert counted.skipped >= 0
 
 
-def test_what_nobody_sees_is_not_read() -> None:
+def test_count_blocks_skips_invisible_blocks() -> None:
     row = roles()
     everything = count_blocks(row, row, HEADS)
     assert everything.skipped == 0
@@ -57,12 +58,8 @@ def test_what_nobody_sees_is_not_read() -> None:
     assert padded.skipped > 0
 
 
-def test_chat_is_mostly_clean_blocks() -> None:
-    row = chat_roles(2048, batch=2)
-    share = (row == 0).float().mean()
-    assert 0.04 < share < 0.06
-    assert sorted(row.unique().tolist()) == [0, 2, 3, 4]
-    command = [sys.executable, "-W", "ignore", "-m", "rolesafe_kernels.counters", "--length", "1024", "--heads", "4"]
+def test_command_prints_a_row_for_each_case() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tools.counters", "--length", "1024", "--heads", "4"]
     root = Path(__file__).resolve().parents[2] / "kernels"
     out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=100).stdout
     assert "| half of the heads dedicated | " in out

@@ -14,7 +14,7 @@ from rolesafe_kernels.decode import role_attn_decode
 from rolesafe_kernels.ops import role_attn_fwd
 from torch import Tensor
 
-from tests.attention.cases import Case
+from tests.attention.problems import Case
 from tests.kernels.space import QUIET, cast, examples, large_cases, role_rows, unwritten_is_nan
 
 pytestmark = QUIET
@@ -45,7 +45,7 @@ def both_kernels(case: Case, splits: int) -> tuple[Tensor, Tensor]:
 
 @examples(5)
 @given(large_cases(lengths=(1, 2, 4, 50, 80)), st.sampled_from([1, 2, 3, 7, 20]))
-def test_parts_of_the_keys(case: Case, splits: int) -> None:
+def test_decode_any_number_of_parts(case: Case, splits: int) -> None:
     case = replace(case, q=case.q[:, :, :4], q_roles=case.q_roles[:, :4])
     mask = case.options.get("attention_mask")
     if mask is not None and mask.ndim == 4:
@@ -83,7 +83,7 @@ def without_cache(case: Case, row: int, filled: int, seen: Tensor | None = None)
 
 
 @pytest.mark.parametrize("form", ["(B, S)", "(B, 1, 1, S)"])
-def test_one_token_and_a_static_cache(form: str) -> None:
+def test_decode_static_cache(form: str) -> None:
     filled = [1, 37]
     case, there = cache(1, 70, filled)
     mask = there.long() if form == "(B, S)" else there[:, None, None]
@@ -93,7 +93,7 @@ def test_one_token_and_a_static_cache(form: str) -> None:
         torch.testing.assert_close(out[row : row + 1], without_cache(case, row, count), rtol=1e-4, atol=1e-5)
 
 
-def test_a_mask_with_more_hidden_keys_takes_the_form_of_one_query() -> None:
+def test_decode_mask_becomes_key_mask() -> None:
     """(1, 1, 1, S) for two rows: also without any role part."""
     case, _ = cache(1, 40, [40, 40])
     seen = (torch.arange(40) % 3 != 0)[None, None, None]
@@ -103,7 +103,7 @@ def test_a_mask_with_more_hidden_keys_takes_the_form_of_one_query() -> None:
         torch.testing.assert_close(plain.run("triton", attention_mask=seen), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_four_tokens_of_assisted_decoding() -> None:
+def test_decode_four_queries() -> None:
     """Four queries, each of which sees one more key of a static cache than the one before."""
     filled = [9, 50]
     case, _ = cache(4, 64, filled)
@@ -115,7 +115,7 @@ def test_four_tokens_of_assisted_decoding() -> None:
         torch.testing.assert_close(out[row : row + 1], without_cache(case, row, count), rtol=1e-4, atol=1e-5)
 
 
-def test_step_by_step_equals_the_whole() -> None:
+def test_decode_steps_equal_one_call() -> None:
     """Prefill of 20 tokens, then one at a time: the rows of one causal call."""
     make = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, h, 24, 16, generator=make) for h in (2, 1, 1))
@@ -129,7 +129,7 @@ def test_step_by_step_equals_the_whole() -> None:
         torch.testing.assert_close(step, whole[:, :, start:end], rtol=1e-4, atol=1e-5)
 
 
-def test_decode_takes_gradients_by_the_forward_kernel() -> None:
+def test_decode_with_gradients_uses_forward_kernel() -> None:
     case, there = cache(1, 40, [20, 40])
     q = case.q.clone().requires_grad_()
     replace(case, q=q).run("triton", attention_mask=there).sum().backward()
@@ -138,7 +138,7 @@ def test_decode_takes_gradients_by_the_forward_kernel() -> None:
     torch.testing.assert_close(q.grad, expected.grad, rtol=1e-3, atol=1e-3)
 
 
-def test_few_tokens_in_documents() -> None:
+def test_decode_documents_use_forward_kernel() -> None:
     """Packed documents never go to the decode kernel, which knows no ranges."""
     ranges = document_ranges(torch.tensor([0, 1, 3]), 3, True, None)
     assert ranges[0].tolist() == [[[0, 1, 1], [1, 2, 3]]]

@@ -1,4 +1,4 @@
-"""Loops that read by tensor descriptors give what those that read by pointers give, bit for bit.
+"""Loops that read by tensor descriptors give the same bits as by pointers.
 
 Legend: B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles.
 """
@@ -12,11 +12,11 @@ import pytest
 import torch
 from rolesafe_kernels import call, launch, ops
 from rolesafe_kernels.launch import INTERPRETED, by_descriptors
-from rolesafe_kernels.timing import launched
 from torch import Tensor
 
-from tests.attention.cases import Case
+from tests.attention.problems import Case
 from tests.kernels.space import QUIET, gradients, role_rows, unwritten_is_nan, upstream_of
+from tools.launches import launched
 
 pytestmark = QUIET
 
@@ -94,12 +94,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_same_bits_as_by_pointers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptors_give_bits_of_pointers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert both_ways(make_case(**CASES[name]), monkeypatch) == [True] * 3
 
 
-def test_tensors_of_a_fused_projection() -> None:
-    """Heads beside each other in one tensor: aligned, so descriptors hold them."""
+def test_descriptors_of_fused_projection() -> None:
+    """Heads of one tensor are aligned, so descriptors can describe them."""
     made = torch.randn(2, 40, 4 * 16, generator=torch.Generator().manual_seed(1)).half().unflatten(-1, (4, 16))
     q, k, v = (x.transpose(1, 2) for x in made.split((2, 1, 1), 2))
     case = replace(make_case((2, 2, 1, 40, 40), bias=True), q=q, k=k, v=v)
@@ -114,12 +114,12 @@ def test_tensors_of_a_fused_projection() -> None:
 
 
 @pytest.mark.parametrize("what", ["row of 40 bytes", "fp32"])
-def test_what_no_descriptor_holds_goes_by_pointers(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indescribable_tensors_use_pointers(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {"dims": (20, 20)} if what == "row of 40 bytes" else {"dtype": torch.float32}
     assert both_ways(make_case((1, 2, 1, 20, 20), bias=True, **changes), monkeypatch) == [False] * 3
 
 
-def test_each_kernel_decides_by_its_own_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_choose_descriptors_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of 40 bytes and their gradient: neither V nor dO can be described."""
     assert both_ways(make_case((1, 1, 1, 20, 20), dims=(16, 20)), monkeypatch) == [False] * 3
     tile = INTERPRETED.forward._replace(descriptors=True)
@@ -129,7 +129,7 @@ def test_each_kernel_decides_by_its_own_tensors(monkeypatch: pytest.MonkeyPatch)
     assert call.loop_operands(INTERPRETED.forward, x, x) == ((x, x), False)
 
 
-def test_what_a_descriptor_can_hold() -> None:
+def test_describable_checks_alignment() -> None:
     x = torch.zeros(2, 3, 24, 40, dtype=torch.float16)
     good = {"dense": x, "heads last": x.transpose(1, 2), "aligned slice": x[:, :, 3:, 8:24], "bf16": x.bfloat16()}
     bad = {
@@ -145,9 +145,9 @@ def test_what_a_descriptor_can_hold() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(launch.TABLES.glob("sm_*.json")), ids=lambda path: path.stem)
-def test_older_tables_ask_for_none(path: Any) -> None:
+def test_older_tables_use_no_descriptors(path: Any) -> None:
     """The copy engine is there from compute capability 9.0 on, and takes 16-bit entries alone; decode has none."""
     arch = int(path.stem.removeprefix("sm_"))
-    for key, entry in launch.table(arch).items():
+    for key, entry in launch.launch_table(arch).items():
         for kernel, tile in entry._asdict().items():
             assert not tile.descriptors or (arch >= 90 and key.startswith("16/") and kernel != "decode"), (key, kernel)

@@ -1,4 +1,4 @@
-"""Shapes at the edge: nothing to ask, nothing to see, one of everything, more queries than keys."""
+"""Edge shapes: no queries, no keys, one of everything, more queries than keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rolesafe import role_attention
-from tests.attention.cases import Case
+from tests.attention.problems import Case
 from tests.kernels.space import QUIET, assert_as_good_as_eager, gradients, role_rows, unwritten_is_nan, upstream_of
 
 pytestmark = QUIET
@@ -35,7 +35,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("name", EMPTY)
 @pytest.mark.parametrize("roles", [True, False], ids=["roles", "plain"])
-def test_nothing_to_compute(name: str, roles: bool) -> None:
+def test_empty_inputs_give_zeros(name: str, roles: bool) -> None:
     """Zeros of the right shape; gradients are zeros, of the tables too."""
     case = case_of(*EMPTY[name])
     if not roles:
@@ -62,13 +62,13 @@ ONE = {
 
 
 @pytest.mark.parametrize("name", ONE)
-def test_one_of_everything(name: str) -> None:
+def test_sizes_of_one(name: str) -> None:
     case = case_of(*ONE[name]).to(torch.float64)
     assert_as_good_as_eager(case, torch.float32)
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_a_dimension_of_size_one_has_any_stride(train: bool) -> None:
+def test_head_dim_of_one_with_any_stride(train: bool) -> None:
     """D = 1: PyTorch calls a tensor contiguous whatever the stride of a dimension of size 1."""
     case = case_of(1, 2, 2, 20, 20, 1, 1, 2)
     strided = {name: getattr(case, name).permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1) for name in "qkv"}
@@ -95,7 +95,7 @@ def test_more_queries_than_keys(t: int, s: int, roles: bool) -> None:
     assert (out[:, :, t - s :] != 0).any(-1).all()
 
 
-def test_a_window_of_one_key() -> None:
+def test_window_of_one_key() -> None:
     case = case_of(1, 2, 1, 40, 40, 16, 16, 2, window=1)
     case = replace(case, share=None, options={**case.options, "sinks": None})
     torch.testing.assert_close(case.run("triton"), case.v.expand(-1, 2, -1, -1))
@@ -135,8 +135,8 @@ def test_lists_longer_than_a_chunk() -> None:
     assert (blocks[CLEAN.value, : len(one)] >> 5).tolist() == one
 
 
-def test_a_mask_leaves_blocks_unread_that_roles_hide() -> None:
-    """With a (T, S) mask, a share, and a role that neither sees nor is seen: what stands in its blocks is not read."""
+def test_mask_skips_blocks_hidden_by_roles() -> None:
+    """With a (T, S) mask and a share, blocks of a role that neither sees nor is seen are not read."""
     make = torch.Generator().manual_seed(2)
     roles = torch.tensor([0] * 32 + [3] * 32 + [2] * 16)[None]
     bias = torch.randn(2, 4, 4, generator=make)

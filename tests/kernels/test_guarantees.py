@@ -1,4 +1,4 @@
-"""What role-aware attention promises, by the fused kernels and across blocks."""
+"""Guarantees of role-aware attention, by the fused kernels and across blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.attention.cases import Case
+from tests.attention.problems import Case
 from tests.kernels.space import QUIET, cast, examples, large_cases, privileged_keys, privileged_queries, role_rows
 
 pytestmark = QUIET
@@ -38,8 +38,8 @@ def test_privileged_mass_is_at_least_the_share(case: Case, dtype: torch.dtype) -
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e15])
-def test_no_crowd_and_no_loud_key_dilutes_the_share(size: float, train: bool) -> None:
-    """3 system tokens, then 90 user tokens whose keys point along every query."""
+def test_many_or_large_keys_do_not_dilute_share(size: float, train: bool) -> None:
+    """3 system tokens, then 90 user tokens with keys along every query."""
     make = torch.Generator().manual_seed(0)
     q = torch.randn(1, 4, 2, 16, generator=make).abs().requires_grad_(train)
     k, v = torch.randn(1, 4, 93, 16, generator=make), torch.zeros(1, 4, 93, 16)
@@ -69,7 +69,7 @@ def edited(case: Case, factor: float) -> Case:
 @pytest.mark.parametrize("train", [False, True])
 @examples(3)
 @given(large_cases(lengths=LENGTHS), st.sampled_from([0.0, -1.0, 1e3, 1e15]))
-def test_no_edit_of_unprivileged_tokens_reaches_privileged_rows(train: bool, case: Case, factor: float) -> None:
+def test_unprivileged_edits_keep_privileged_rows(train: bool, case: Case, factor: float) -> None:
     """Integrity, and dedicated heads: the same bit for bit, by the forward and by the decode kernel."""
     case = cast(replace(case, options={**case.options, "integrity": True}), torch.float32)
     other = edited(case, factor)
@@ -91,8 +91,8 @@ def test_no_edit_of_unprivileged_tokens_reaches_privileged_rows(train: bool, cas
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), 3e38])
 @pytest.mark.parametrize("roles", ["blocks of one role", "mixed blocks"])
 @pytest.mark.parametrize("what", ["k", "v"])
-def test_nan_and_infinity_do_not_pass_either(broken: float, roles: str, what: str) -> None:
-    """What is not looked at does not matter; a value that is not finite may show, but as NaN, never as a number."""
+def test_nan_and_infinity_keep_privileged_rows(broken: float, roles: str, what: str) -> None:
+    """Unread keys have no effect; a value that is not finite may give NaN, never a wrong number."""
     make = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 48, 16, generator=make).unbind()
     row = torch.full((1, 48), 2)
@@ -111,7 +111,7 @@ def test_nan_and_infinity_do_not_pass_either(broken: float, roles: str, what: st
         assert same.all()
 
 
-def test_dedicated_heads_give_no_gradient_to_unprivileged_tokens() -> None:
+def test_dedicated_heads_unprivileged_gradient_is_0() -> None:
     make = torch.Generator().manual_seed(0)
     q, k, v = (x.clone().requires_grad_() for x in torch.randn(3, 1, 2, 40, 16, generator=make).unbind())
     row = role_rows("runs", 1, 40, 3, make)
@@ -123,8 +123,8 @@ def test_dedicated_heads_give_no_gradient_to_unprivileged_tokens() -> None:
         assert (x.grad[:, :, ~low] != 0).any()
 
 
-def test_text_behind_the_privileged_keys_changes_nothing_for_dedicated_heads() -> None:
-    """The privileged channel does not know how much text there is, across more and other blocks too."""
+def test_dedicated_heads_ignore_later_text() -> None:
+    """The privileged channel is independent of the length of the text, across blocks too."""
     make = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 80, 16, generator=make).unbind()
     row = torch.full((1, 80), 3)
@@ -140,7 +140,7 @@ def test_text_behind_the_privileged_keys_changes_nothing_for_dedicated_heads() -
 
 
 @pytest.mark.parametrize("kind", ["mixed blocks", "blocks of one role"])
-def test_same_tokens_other_roles(kind: str) -> None:
+def test_other_roles_change_output(kind: str) -> None:
     make = torch.Generator().manual_seed(2)
     q, k, v = torch.randn(3, 1, 2, 40, 16, generator=make).unbind()
     ones = torch.ones(1, 40, dtype=torch.int64)
@@ -155,7 +155,7 @@ def test_same_tokens_other_roles(kind: str) -> None:
     torch.testing.assert_close(trained[0], rest[0], rtol=1e-5, atol=1e-6)
 
 
-def test_roles_change_what_privilege_gives() -> None:
+def test_privileged_roles_change_output() -> None:
     make = torch.Generator().manual_seed(2)
     q, k, v = torch.randn(3, 1, 2, 40, 16, generator=make).unbind()
     row = torch.full((1, 40), 2)

@@ -1,4 +1,4 @@
-"""The fused kernels compute what the specification says: outputs and all gradients."""
+"""The fused kernels agree with the specification: outputs and all gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.attention.cases import Case, cases
+from tests.attention.problems import Case, cases
 from tests.kernels.space import (
     QUIET,
     assert_as_good_as_eager,
@@ -27,7 +27,7 @@ pytestmark = QUIET
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 
 
-def test_unwritten_memory_is_seen() -> None:
+def test_unwritten_memory_is_nan() -> None:
     like = torch.ones(3, dtype=torch.float16)
     with unwritten_is_nan():
         for x in (torch.empty(3), torch.empty_like(like), like.new_empty(2, 2), like.new_empty(3, dtype=torch.float32)):
@@ -84,8 +84,8 @@ def test_hidden_roles_between_clean_blocks(hidden: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["heads last", "last dimension strided", "expanded", "sliced"])
-def test_layouts_in_memory(layout: str) -> None:
-    """Views of all kinds give what their copies give, gradients too."""
+def test_views_equal_copies(layout: str) -> None:
+    """Views give the same results and gradients as their copies."""
     make = torch.Generator().manual_seed(3)
     roles = role_rows("runs", 2, 20, 3, make)
 
@@ -115,7 +115,7 @@ def test_layouts_in_memory(layout: str) -> None:
         assert torch.equal(view, copy)
 
 
-def test_the_same_bits_every_time() -> None:
+def test_results_have_same_bits() -> None:
     case = conversation([(0, 20), (2, 37)], heads=2, integrity=True)
     options = {**case.options, "sinks": torch.tensor([0.3, -0.2])}
     assert case.bias is not None
@@ -127,8 +127,8 @@ def test_the_same_bits_every_time() -> None:
         assert torch.equal(runs[1][name], expected), name
 
 
-def test_gradients_of_some_arguments_only() -> None:
-    """What takes no gradient gets none, and the others get the same."""
+def test_gradients_of_some_arguments() -> None:
+    """Arguments without gradient have none; gradients of the others are the same."""
     case = conversation([(0, 10), (2, 10)]).to(torch.float32)
     assert case.bias is not None
     case = replace(case, bias=case.bias.float(), share=torch.tensor([0.3]))

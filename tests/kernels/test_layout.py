@@ -78,7 +78,7 @@ def check(rows: list[list[int]], mask: Tensor | None, privileged: set[int], dtyp
 
 @examples(25)
 @given(st.data())
-def test_lists(data: st.DataObject) -> None:
+def test_role_blocks_lists(data: st.DataObject) -> None:
     batch, length = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([0, 1, 15, 16, 17, 48, 63, 100]))
     alphabet = st.sampled_from(data.draw(st.sampled_from([[2], [0, 1, 2], [0, 3, 15], [*range(16)], [0, 16, 5, 127]])))
     runs = st.lists(st.tuples(alphabet, st.sampled_from([1, 5, 16, 32])), min_size=1, max_size=12)
@@ -98,11 +98,11 @@ def test_lists(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("roles", [[-1, -(2**40), 2**40, 200, 127, 16, 3] + [3] * 25, [2**32] * 32, [-(2**63)] * 4])
-def test_ids_that_are_no_role(roles: list[int]) -> None:
+def test_role_blocks_invalid_ids(roles: list[int]) -> None:
     check([roles], None, {0, 1}, torch.int64)
 
 
-def test_strided_roles_and_masks() -> None:
+def test_role_blocks_of_strided_tensors() -> None:
     roles = torch.randint(0, 5, (40, 3), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 1, dtype=torch.bool).expand(3, 40)
     found, blocks = role_blocks(roles.T, mask, 3, torch.float32, 16, "dq")
@@ -112,7 +112,7 @@ def test_strided_roles_and_masks() -> None:
         assert read(row) == read(other)
 
 
-def test_a_layout_is_computed_once() -> None:
+def test_layout_is_computed_once() -> None:
     roles, other = torch.randint(0, 3, (2, 1, 40), generator=torch.Generator().manual_seed(0)).unbind()
     tokens = torch.randn(1, 1, 40, 16)
     layout = RoleLayout(roles, roles)

@@ -1,4 +1,4 @@
-"""Every launch-table entry compiles for GPUs that are not at hand: what the assembler made of it is on record."""
+"""Every launch-table entry compiles for GPUs that are not at hand; the record holds the assembler's reports."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from rolesafe_kernels import launch, offline
+import rolesafe_kernels
+from rolesafe_kernels import launch
 from rolesafe_kernels.launch import Launch, Tile
+
+from rolesafe.workers import Lost
+from tools import offline
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "kernels" / "compiled.json"
@@ -24,39 +27,40 @@ TABLES = sorted(launch.TABLES.glob("sm_*.json"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_record_is_of_this_source_and_without_fault(version: str) -> None:
+def test_record_fits_sources_and_has_no_fault(version: str) -> None:
     record = offline.read_record(RECORD)[version]
     assert record["source"] == offline.source_hash(), "kernels or tables changed: run `make kernel-check WRITE=--write`"
     jobs = offline.committed_jobs(ARCHITECTURES)
-    assert {job.name for job in jobs} == set(record["kernels"])
+    reports = offline.read_reports(RECORD, version)
+    assert {job.name for job in jobs} == set(reports)
     for job in jobs:
-        report = offline.Report(**record["kernels"][job.name])
-        assert offline.faults(job, report, record["kernels"][job.name]) is None, job.name
+        assert offline.find_fault(job, reports[job.name], reports[job.name]) is None, job.name
+    assert offline.render(offline.read_record(RECORD)) == RECORD.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_half_precision_keeps_to_the_matrix_units_of_its_architecture(version: str) -> None:
-    record = offline.read_record(RECORD)[version]["kernels"]
+def test_record_of_16_bits_uses_matrix_units(version: str) -> None:
+    record = offline.read_reports(RECORD, version)
     for job in offline.committed_jobs(ARCHITECTURES, ["16/64", "16/128"]):
         if job.kernel in ("forward", "dq", "dkdv"):
             report = record[job.name]
-            assert report["wgmma"] or job.arch != 90, job.name
-            assert report["cp_async"] or report["bulk"] or job.tile.stages == 1, f"{job.name}: its loop is no pipeline"
+            assert report.wgmma or job.arch != 90, job.name
+            assert report.cp_async or report.bulk or job.tile.stages == 1, f"{job.name}: its loop is no pipeline"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_descriptors_are_copied_in_bulk(version: str) -> None:
+def test_record_of_descriptors_has_bulk_copies(version: str) -> None:
     """Where a GPU has a copy engine, every kernel that can use it was built with it."""
-    record = offline.read_record(RECORD)[version]["kernels"]
+    record = offline.read_reports(RECORD, version)
     found = {name: report for name, report in record.items() if name.endswith(" descriptors")}
-    assert all(report["bulk"] > 0 for report in found.values())
+    assert all(report.bulk > 0 for report in found.values())
     names = {f"sm_{arch} 16/{dim}" for arch in (90, 100) for dim in (16, 32, 64, 128, 256)}
     assert set(found) == {f"{name} {kernel} descriptors" for name in names for kernel in ("forward", "dq", "dkdv")}
 
 
-def test_every_kernel_source_is_in_the_fingerprint() -> None:
+def test_source_hash_covers_every_kernel() -> None:
     """Files with a jitted function, and packages of them."""
-    here = Path(offline.__file__).parent
+    here = Path(rolesafe_kernels.__file__).parent
     jitted = {path for path in here.rglob("*.py") if "@triton.jit" in path.read_text(encoding="utf-8")}
     assert jitted <= {here / name for name in offline.SOURCES}
     assert all((here / name).exists() for name in offline.SOURCES)
@@ -67,39 +71,29 @@ KERNELS = [f"16/128 {kernel} channel" for kernel in ("forward", "dq", "dkdv", "d
 ]
 
 
-def test_a_sample_compiles_here() -> None:
+def test_offline_sample_compiles() -> None:
     """Each kernel under the entry that matters most, with the Triton of this environment, compared with its record."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "kernels")
-    command = [sys.executable, "-W", "ignore", "-m", "rolesafe_kernels.offline"]
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-W", "ignore", "-m", "tools.offline"]
     done = subprocess.run(
         [*command, "--arch", "90", "--only", *KERNELS, "--record", str(RECORD), "--workers", "1"],
-        env=environment, capture_output=True, text=True, timeout=500,
+        cwd=ROOT / "kernels", env=environment, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "7 of 7 without fault" in done.stdout
 
 
-def test_nothing_is_compiled_under_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "kernels")}
-    command = [sys.executable, "-m", "rolesafe_kernels.offline"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+def test_offline_under_interpreter_exits_with_2() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tools.offline"]
+    done = subprocess.run(command, cwd=ROOT / "kernels", env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert "unset it" in done.stderr
 
 
 def report(**changes: int) -> offline.Report:
-    values = {
-        "registers": 200,
-        "stack": 0,
-        "shared": 1024,
-        "wgmma": 8,
-        "mma": 0,
-        "tcgen05": 0,
-        "cp_async": 8,
-        "bulk": 0,
-    }
-    return offline.Report(**{**values, **changes})
+    return offline.Report(stack=0, shared=1024, wgmma=8, mma=0, tcgen05=0, cp_async=8, bulk=0)._replace(**changes)
 
 
 def job(
@@ -114,31 +108,33 @@ def job(
 
 
 @pytest.mark.parametrize(
-    "which, what, known, fault",
+    "which, found, known, fault",
     [
         (job(), report(), None, None),
         (job(), report(stack=8), None, "8 bytes of spilled registers, expected 0"),
-        (job(), report(stack=8), report(stack=8)._asdict(), "8 bytes of spilled registers, expected 0"),
-        (job(32), report(stack=8), report(stack=8)._asdict(), None),
-        (job(32), report(stack=16), report(stack=8)._asdict(), "16 bytes of spilled registers, expected 8"),
+        (job(), report(stack=8), report(stack=8), "8 bytes of spilled registers, expected 0"),
+        (job(32), report(stack=8), report(stack=8), None),
+        (job(32), report(stack=16), report(stack=8), "16 bytes of spilled registers, expected 8"),
         (job(arch=86), report(shared=110_000), None, "limit 101376"),
         (job(), report(wgmma=0), None, "no matrix instruction"),
-        (job(), report(wgmma=0, mma=8), report()._asdict(), "no wgmma instruction, expected 8"),
-        (job(variant="mask"), report(stack=8), report(stack=8)._asdict(), None),
+        (job(), report(wgmma=0, mma=8), report(), "no wgmma instruction, expected 8"),
+        (job(variant="mask"), report(stack=8), report(stack=8), None),
         (job(variant="descriptors"), report(), None, "no bulk copy"),
         (job(variant="descriptors"), report(bulk=4), None, None),
         (job(descriptors=True), report(), None, "no bulk copy"),
         (job(kernel="decode", descriptors=True), report(), None, None),
-        (job(), "PTXASError: died", None, "PTXASError"),
+        (job(), Lost("PTXASError: died"), None, "PTXASError"),
     ],
 )
-def test_what_counts_as_a_fault(which: Any, what: Any, known: dict[str, int] | None, fault: str | None) -> None:
-    found = offline.faults(which, what, known)
-    assert found is None if fault is None else fault in str(found)
+def test_find_fault(
+    which: offline.Job, found: offline.Report | Lost, known: offline.Report | None, fault: str | None
+) -> None:
+    said = offline.find_fault(which, found, known)
+    assert said is None if fault is None else fault in str(said)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_tables_are_whole(path: Path) -> None:
+def test_launch_tables_are_complete(path: Path) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["arch"] == int(path.stem.removeprefix("sm_"))
     assert "timed_on" in data
@@ -155,7 +151,7 @@ def test_tables_are_whole(path: Path) -> None:
 @pytest.mark.parametrize(
     "arch, table", [(80, 80), (86, 86), (87, 86), (89, 86), (90, 90), (100, 100), (103, 100), (121, 120)]
 )
-def test_an_architecture_takes_the_next_older_table(arch: int, table: int) -> None:
-    assert launch.table(arch) == launch.table(table)
+def test_launch_table_takes_next_older_architecture(arch: int, table: int) -> None:
+    assert launch.launch_table(arch) == launch.launch_table(table)
     own = json.loads((launch.TABLES / f"sm_{table}.json").read_text(encoding="utf-8"))["entries"]
-    assert launch.table(arch)["16/128"] == launch.parse(own["16/128"])
+    assert launch.launch_table(arch)["16/128"] == launch.parse(own["16/128"])

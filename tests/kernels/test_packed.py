@@ -1,4 +1,4 @@
-"""`cu_seqlens` and `lengths`: packed or padded, every document gets what it gets alone, on every backend."""
+"""`cu_seqlens` and `lengths`: a packed or padded document has the same result as alone, on every backend."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gradients(leaves: Leaves, out: Tensor) -> list[Tensor]:
     ],
     ids=["causal", "window", "integrity", "dedicated", "one"],
 )
-def test_packed_documents_do_not_see_each_other(impl: str, name: str, options: dict[str, Any]) -> None:
+def test_packed_documents_are_independent(impl: str, name: str, options: dict[str, Any]) -> None:
     sizes = torch.tensor([0, *DOCUMENTS[name]])
     starts = sizes.cumsum(0)
     leaves, roles = problem(int(starts[-1]))
@@ -66,7 +66,7 @@ def test_packed_documents_do_not_see_each_other(impl: str, name: str, options: d
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_packed_documents_with_padding_and_without_role_parts(impl: str) -> None:
+def test_packed_documents_with_padding(impl: str) -> None:
     leaves, roles = problem(40)
     q, k, v = (leaves[name].detach() for name in "qkv")
     starts = torch.tensor([0, 17, 40])
@@ -86,7 +86,7 @@ def test_packed_documents_with_padding_and_without_role_parts(impl: str) -> None
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("options", [{"causal": True}, {"causal": True, "window": 7}, {"causal": False}], ids=str)
-def test_lengths_of_padded_rows(impl: str, options: dict[str, Any]) -> None:
+def test_lengths_equal_unpadded_rows(impl: str, options: dict[str, Any]) -> None:
     leaves, roles = problem(33, batch=3)
     lengths = torch.tensor([33, 17, 0])
     with unwritten_is_nan():
@@ -104,7 +104,7 @@ def test_lengths_of_padded_rows(impl: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_lengths_and_a_mask_hide_what_either_hides(impl: str) -> None:
+def test_lengths_combine_with_mask(impl: str) -> None:
     leaves, roles = problem(20, batch=2)
     mask = torch.arange(20).expand(2, 20) > 2
     got = run(leaves, roles, slice(None), impl=impl, lengths=torch.tensor([12, 20]), attention_mask=mask)
@@ -132,7 +132,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("changes, message", BAD, ids=[f"{next(iter(b[0]))}-{b[1]}" for b in BAD])
-def test_bad_values(impl: str, changes: dict[str, Any], message: str) -> None:
+def test_bad_values_raise(impl: str, changes: dict[str, Any], message: str) -> None:
     leaves, roles = problem(9)
     with pytest.raises(ValueError, match=f"^`{next(iter(changes))}`") as error:
         run(leaves, roles, slice(None), impl=impl, **changes)
@@ -140,7 +140,7 @@ def test_bad_values(impl: str, changes: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_packed_documents_are_one_row(impl: str) -> None:
+def test_packed_documents_of_two_rows_raise(impl: str) -> None:
     leaves, roles = problem(9, batch=2)
     with pytest.raises(ValueError, match=r"^`cu_seqlens`: expected one row .* got B = 2, T = 9, S = 9"):
         run(leaves, roles, slice(None), impl=impl, cu_seqlens=torch.tensor([0, 9]))

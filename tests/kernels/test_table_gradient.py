@@ -1,4 +1,4 @@
-"""Where the gradient of the table errs, and by how much."""
+"""Error of the table's gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rolesafe_kernels import role_attention
 HEADS, GROUPS, DIM = 4, 2, 32
 
 
-def test_the_gradient_of_the_table_errs_by_the_rounding_of_the_output() -> None:
+def test_table_gradient_error_is_output_rounding() -> None:
     """Of one role only, every row's score gradients add up to 0. The kernel takes delta from the output as it is
     stored, so they add up to do . (o - stored o), and the table's entry is the sum of that over rows."""
     make = torch.Generator().manual_seed(0)

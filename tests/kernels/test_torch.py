@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from rolesafe import role_attention
-from tests.attention.cases import Case
+from tests.attention.problems import Case
 from tests.kernels.space import QUIET
 
 pytestmark = QUIET
@@ -63,19 +63,19 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_opcheck_of_role_blocks(mask: bool) -> None:
+def test_opcheck_role_blocks(mask: bool) -> None:
     hidden = torch.rand(1, 20) < 0.5 if mask else None
-    # what stands behind the end of a list is never written: the values of two runs need not agree
+    # memory after the end of a list is never written: the values of two runs may differ
     torch.library.opcheck(role_blocks, (ids(20), hidden, 3, torch.float32, 16, "forward"), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("share, mask", [(True, False), (False, True)])
-def test_opcheck_of_the_forward_with_gradients(share: bool, mask: bool) -> None:
+def test_opcheck_forward_with_gradients(share: bool, mask: bool) -> None:
     checks = CHECKS if mask else (*CHECKS, "test_aot_dispatch_dynamic")
     torch.library.opcheck(role_attn_fwd, (*arguments("forward", share, mask=mask), True), test_utils=checks)
 
 
-def test_opcheck_of_the_forward_without_anything() -> None:
+def test_opcheck_forward_plain() -> None:
     x = tensors()
     nothing = (None,) * 11
     settings = (0.25, 0.0, 0, True, 0, False, 0, True)
@@ -83,7 +83,7 @@ def test_opcheck_of_the_forward_without_anything() -> None:
 
 
 @pytest.mark.parametrize("share, bias", [(True, True), (False, False)])
-def test_opcheck_of_the_backward(share: bool, bias: bool) -> None:
+def test_opcheck_backward(share: bool, bias: bool) -> None:
     call = list(arguments("forward", share, grad=False))
     call[8] = call[8] if bias else None
     q, k, v, q_roles, k_roles, _, dq, dkdv, *rest = call
@@ -96,7 +96,7 @@ def test_opcheck_of_the_backward(share: bool, bias: bool) -> None:
 
 
 @pytest.mark.parametrize("share, splits", [(False, 0), (True, 2)])
-def test_opcheck_of_decode(share: bool, splits: int) -> None:
+def test_opcheck_decode(share: bool, splits: int) -> None:
     call = (*arguments("decode", share, grad=False), splits)
     torch.library.opcheck(role_attn_decode, call, test_utils=(*CHECKS, "test_aot_dispatch_dynamic"))
 
@@ -120,7 +120,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["integrity", "padding", "documents"])
-def test_compiled_in_one_graph(options: dict[str, Any]) -> None:
+def test_compile_makes_one_graph(options: dict[str, Any]) -> None:
     x, roles = tensors(), ids(20)
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     expected = gradients(attend, x, roles, **options)
@@ -134,7 +134,7 @@ def graphs(backend: CompileCounterWithBackend) -> int:
 
 
 @pytest.mark.parametrize("form", ["(B, S)", "(B, 1, 1, S)"])
-def test_compiled_decode_with_a_static_cache(form: str) -> None:
+def test_compile_decode_makes_one_graph(form: str) -> None:
     """Every step has the shapes of the one before: one graph."""
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=backend)
@@ -148,7 +148,7 @@ def test_compiled_decode_with_a_static_cache(form: str) -> None:
     assert graphs(backend) == 1
 
 
-def test_every_row_of_packed_documents_has_the_graph_of_the_first() -> None:
+def test_compile_packed_documents_share_graph() -> None:
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=backend)
     x, roles = tensors(grad=False), ids(20)
@@ -159,7 +159,7 @@ def test_every_row_of_packed_documents_has_the_graph_of_the_first() -> None:
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_three_lengths_need_two_graphs_at_most(train: bool) -> None:
+def test_compile_three_lengths_make_two_graphs(train: bool) -> None:
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=backend)
     for length in (18, 20, 35) if train else (34, 36, 40):  # more queries than the decode kernel takes
@@ -173,7 +173,7 @@ def test_three_lengths_need_two_graphs_at_most(train: bool) -> None:
     assert graphs(backend) <= 2
 
 
-def test_dynamic_from_the_start_is_one_graph() -> None:
+def test_compile_dynamic_makes_one_graph() -> None:
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(attend, fullgraph=True, backend=backend, dynamic=True)
     for length in (34, 36, 40):  # more queries than the decode kernel takes
@@ -182,7 +182,7 @@ def test_dynamic_from_the_start_is_one_graph() -> None:
     assert graphs(backend) == 1
 
 
-def test_activation_checkpointing() -> None:
+def test_checkpointing_keeps_gradients() -> None:
     x, roles = tensors(), ids(20)
 
     def again(x: dict[str, Tensor], q_roles: Tensor, k_roles: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def test_two_forwards_before_one_backward() -> None:
         assert torch.equal(got, expected)
 
 
-def test_autocast_takes_the_tokens_and_leaves_the_tables() -> None:
+def test_autocast_keeps_tables() -> None:
     x, roles = tensors(grad=False), ids(20)
     half = {name: y.half() if name in "qkv" else y for name, y in x.items()}
     expected = attend(half, roles, roles)
@@ -211,7 +211,7 @@ def test_autocast_takes_the_tokens_and_leaves_the_tables() -> None:
     assert torch.equal(out, expected)
 
 
-def test_autocast_to_bfloat16_raises_under_the_interpreter() -> None:
+def test_autocast_bfloat16_interpreted_raises() -> None:
     x, roles = tensors(grad=False), ids(20)
     refused = pytest.raises(ValueError, match=r"^`impl`: .*multiplies bfloat16")
     with torch.autocast("cpu", dtype=torch.bfloat16), refused:
@@ -219,7 +219,7 @@ def test_autocast_to_bfloat16_raises_under_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64], ids=str)
-def test_tables_of_another_precision(kind: torch.dtype) -> None:
+def test_tables_of_other_dtype(kind: torch.dtype) -> None:
     """Their gradients come in their own."""
     x, roles = tensors(), ids(20)
     tables = {name: x[name].detach().to(kind) for name in ("bias", "share")}
@@ -231,7 +231,7 @@ def test_tables_of_another_precision(kind: torch.dtype) -> None:
         torch.testing.assert_close(a.float(), b.float(), rtol=2e-3, atol=2e-3)
 
 
-def test_the_kernels_alone_are_what_the_backend_calls() -> None:
+def test_kernels_equal_backend() -> None:
     x, roles = tensors(grad=False), ids(20)
     case = Case(x["q"], x["k"], x["v"], roles, roles, x["bias"], x["share"], {"privileged": (0, 2), "window": 9})
     alone = fused(case.q, case.k, case.v, roles, roles, bias=case.bias, share=case.share, privileged=(0, 2), window=9)

@@ -22,7 +22,7 @@ from tests.models import new_config, tiny_model
         ("hy_v4", RoleConfig(rotation=1.0), "`rotation`: expected 0.0, got 1.0"),
         ("hy_v4", RoleConfig(shift=True), "`shift`: expected False, got True"),
         ("hy_v4", RoleConfig(embedding="all"), "`embedding`: expected 'none', got 'all'"),
-        ("llama", RoleConfig(mass_target=0.2, impl="triton"), "`mass_target`: impl='triton' does not know the mass"),
+        ("llama", RoleConfig(mass_target=0.2, impl="triton"), "`mass_target`: expected 0.0 with impl='triton'"),
     ],
 )  # fmt: skip
 def test_unfitting_mechanism_raises(family: str, config: RoleConfig, message: str) -> None:

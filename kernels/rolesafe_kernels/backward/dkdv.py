@@ -20,7 +20,7 @@ from rolesafe_kernels.tiles import (
 )
 
 
-# Arguments stand in groups.
+# Arguments are in groups.
 # fmt: off
 @triton.jit
 def attend_dkdv(
@@ -31,7 +31,7 @@ def attend_dkdv(
     BV: tl.constexpr, ROLES: tl.constexpr, BIAS: tl.constexpr, INTEGRITY: tl.constexpr, SOFTCAP: tl.constexpr,
     MASK: tl.constexpr, SHARE: tl.constexpr, TMA: tl.constexpr, EDGES: tl.constexpr,
 ):
-    """Adds blocks of queries to b_dk [BS, BD] and b_dv [BS, BV]. Scores stand transposed: [BS, BT]."""
+    """Add blocks of queries to b_dk [BS, BD] and b_dv [BS, BV]. Scores are transposed: [BS, BT]."""
     o_r = tl.arange(0, BT)
     for i in range(i_from, i_to):
         i_n = i
@@ -112,7 +112,7 @@ def role_attn_bwd_dkdv_kernel(
     ROLES: tl.constexpr, BIAS: tl.constexpr, INTEGRITY: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, MASK: tl.constexpr, RANGES: tl.constexpr, SHARE: tl.constexpr, TMA: tl.constexpr,
 ):
-    """dk and dv of one tile of keys, over all GROUP heads that share them. Grid (ceil(S / BS), G, B).
+    """Compute dk and dv of one tile of keys, over all GROUP heads that share them. Grid (ceil(S / BS), G, B).
 
     `q_blocks` are the blocks of BT queries; `q_ranges` [B, 2, S] with RANGES: the first query that sees a key and the
     one after the last. TMA: `q` and `do` are tensor descriptors, of blocks [1, 1, BT, BD] and [1, 1, BT, BV].
@@ -149,7 +149,7 @@ def role_attn_bwd_dkdv_kernel(
         b_c = tl.load(k_roles + i_b * S + o_s, mask=inside, other=PAD).to(tl.int32)
         bits = tl.reduce(1 << b_c, 0, bit_or)
         role = tl.min(b_c, 0)
-        # keys of several roles, or padding among them: every block of queries is looked at key by key
+        # keys of several roles, or padding among them: every block of queries is read key by key
         if bits != (1 << role):
             i_full, i_end = i_first, i_first
     elif i_s * BS + BS > S:

@@ -20,7 +20,7 @@ from rolesafe_kernels.tiles import (
 )
 
 
-# Arguments stand in groups.
+# Arguments are in groups.
 # fmt: off
 @triton.jit
 def attend_dq(
@@ -32,7 +32,7 @@ def attend_dq(
     BV: tl.constexpr, ROLES: tl.constexpr, BIAS: tl.constexpr, SOFTCAP: tl.constexpr, MASK: tl.constexpr,
     SHARE: tl.constexpr, TABLE: tl.constexpr, TMA: tl.constexpr, EDGES: tl.constexpr,
 ):
-    """Adds blocks of keys to b_dq [BT, BD] and to the sums of score gradients by key role, b_table [BT, 16]."""
+    """Add blocks of keys to b_dq [BT, BD] and to the sums of score gradients by key role, b_table [BT, 16]."""
     o_n = tl.arange(0, BS)
     o_c = tl.arange(0, 16)
     for i in range(i_from, i_to):
@@ -116,7 +116,7 @@ def role_attn_bwd_dq_kernel(
     SOFTCAP: tl.constexpr, MASK: tl.constexpr, RANGES: tl.constexpr, SHARE: tl.constexpr, TABLE: tl.constexpr,
     TMA: tl.constexpr,
 ):
-    """dq of one tile of queries of one head, and its part of the table's gradient: `dbias` [B, H, tiles, R, R].
+    """Compute dq of one tile of queries of one head, and its part of the table's gradient: `dbias` [B, H, tiles, R, R].
 
     TMA: `k` and `v` are tensor descriptors, of blocks [1, 1, BS, BD] and [1, 1, BS, BV]. Grid (ceil(T / BT), H, B).
     """

@@ -1,4 +1,4 @@
-"""Backward, first kernel: the two numbers of each row, and what a row gives to the gradients of share and sinks."""
+"""Backward, first kernel: the two numbers of each row, and its part of the gradients of share and sinks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rolesafe_kernels.layout import PAD
 from rolesafe_kernels.tiles import LOG2E
 
 
-# Arguments stand in groups.
+# Arguments are in groups.
 # fmt: off
 @triton.jit(do_not_specialize=["T", "dedicated", "privileged"])
 def role_attn_bwd_rows_kernel(
@@ -19,10 +19,9 @@ def role_attn_bwd_rows_kernel(
     DV: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr,
     SHARE: tl.constexpr, SINKS: tl.constexpr, INTEGRITY: tl.constexpr,
 ):
-    """lambda and delta of each row: `rows` [2 or 4, B, H, T]; partial gradients of share and sinks: `sums` [2, B, H,
-    tiles].
+    """Compute lambda and delta of each row, and partial gradients of share and sinks.
 
-    Grid (ceil(T / BT), H, B).
+    `rows` is [2 or 4, B, H, T], `sums` [2, B, H, tiles]. Grid (ceil(T / BT), H, B).
     """
     i_t, i_h, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     o_r = tl.arange(0, BT)

@@ -1,8 +1,8 @@
-"""Compiles kernels for architectures that are not at hand, and reads what the assembler made of them. No GPU is needed.
+"""Compile kernels for architectures that are not at hand, and check the assembler's reports. No GPU is needed.
 
-    python -m rolesafe_kernels.offline [--arch 90 ...] [--only "16/128 forward" ...] [--record FILE] [--write]
+    python -m tools.offline [--arch 90 ...] [--only "16/128 forward" ...] [--record FILE] [--write]
 
-Every entry of the launch tables is built, and compared with the record of the same version of Triton: more spilled
+Every entry of the launch tables is built and compared with the record of the same version of Triton: more spilled
 registers, other matrix instructions or too much shared memory are faults. Spills show as stack bytes; `LOCAL` of
 cuobjdump stays 0 even then.
 """
@@ -13,34 +13,25 @@ import argparse
 import ast
 import json
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rolesafe_kernels
 import triton
+from rolesafe_kernels.launch import INTERPRET, TABLES, Launch, Tile, launch_table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rolesafe_kernels import backward, forward, layout
-from rolesafe_kernels.crew import Crew, Lost
-from rolesafe_kernels.files import run_main, write_whole
-from rolesafe_kernels.launch import INTERPRET, TABLES, Launch, Tile, table
+from rolesafe.files import write_whole
+from rolesafe.terminal import run_main
+from rolesafe.workers import Lost, results
+from tools import PRELOAD
+from tools.launches import KERNELS, resource_usage
 
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Bytes of shared memory that one program may have."""
-
-KERNELS = {
-    "lists": layout.role_lists_kernel,
-    "rows": backward.role_attn_bwd_rows_kernel,
-    "merge": forward.role_attn_merge_kernel,
-    "forward": forward.role_attn_fwd_kernel,
-    "decode": forward.role_attn_fwd_kernel,
-    "dq": backward.role_attn_bwd_dq_kernel,
-    "dkdv": backward.role_attn_bwd_dkdv_kernel,
-}
 
 PLAIN = {
     "ROLES": False, "BIAS": False, "INTEGRITY": False, "CAUSAL": True, "WINDOW": False, "SOFTCAP": False,
@@ -75,14 +66,14 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "rows": {"channel": {**CHANNEL, "SINKS": True}},
     "merge": {"channel": {**CHANNEL, "SINKS": True, "BN": 64}},
 }  # fmt: skip
-"""What is switched on: nothing, a table, all parts of the privileged channel, a (T, S) mask beside a table; a table
-beside window, score cap, sinks and packed documents; the privileged channel with tokens read by descriptors."""
+"""Features of each variant: none; a table; all parts of the privileged channel; a table and a (T, S) mask; a table with
+window, score cap, sinks and packed documents; the privileged channel with tokens read by descriptors."""
 
 MAY_SPILL = ("mask", "extras", "descriptors")
-"""Variants whose spilled registers are recorded: no tile was chosen for them."""
+"""Variants that may spill registers as recorded: no tile was chosen for them."""
 
 LOOPED = {"forward": ("k", "v"), "dq": ("k", "v"), "dkdv": ("q", "do")}
-"""What a kernel can read by descriptors."""
+"""Operands that a kernel can read by descriptors."""
 
 SMALL = {"lists": Tile(1, 1, 4, 1), "rows": Tile(16, 1, 4, 1), "merge": Tile(1, 1, 4, 1)}
 """Kernels without an entry in the tables, as `ops` and `decode` launch them."""
@@ -107,7 +98,7 @@ class Job(NamedTuple):
 
     @property
     def descriptors(self) -> bool:
-        """Whether tokens are read by tensor descriptors in the loop."""
+        """True where the loop reads tokens by tensor descriptors."""
         return self.variant == "descriptors" or (self.kernel != "decode" and self.tile.descriptors)
 
     @property
@@ -116,9 +107,8 @@ class Job(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of one: registers per thread, bytes of stack and shared memory, matrix and copy instructions."""
+    """Bytes of stack and shared memory, and numbers of matrix and copy instructions of a compiled kernel."""
 
-    registers: int
     stack: int
     shared: int
     wgmma: int
@@ -141,11 +131,11 @@ SOURCES = (
 
 
 def source_hash() -> str:
-    """Fingerprint of what the kernels and their tables say, comments and docstrings apart:
+    """Return the fingerprint of the kernels' code and tables, without comments and docstrings.
 
-    other ones make a record stale.
+    A record with another fingerprint is stale.
     """
-    here, parts = Path(__file__).parent, []
+    here, parts = Path(rolesafe_kernels.__file__).parent, []
     for name in SOURCES:
         tree = ast.parse((here / name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -159,7 +149,7 @@ def source_hash() -> str:
 
 
 def build(job: Job) -> Report:
-    """Compile `job`."""
+    """Compile `job` and return the assembler's report."""
     kernel = KERNELS[job.kernel]
     rows, block, warps, stages, _ = job.tile
     tiles = (block, rows) if job.kernel == "dkdv" else (rows, block)
@@ -187,43 +177,23 @@ def build(job: Job) -> Report:
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", job.arch, 32), options=options)
     ptx = compiled.asm["ptx"]
-    usage = resource_usage(compiled.asm["cubin"])
-
-    def count(pattern: str) -> int:
-        return len(re.findall(pattern, ptx))
-
-    return Report(
-        *usage,
-        compiled.metadata.shared,
-        count(r"wgmma\.mma_async"),
-        count(r"\bmma\.sync"),
-        count(r"tcgen05\.mma"),
-        count(r"cp\.async\.c[ag]"),
-        count(r"cp\.async\.bulk\.tensor"),
-    )
+    usage = resource_usage(compiled)
+    counts = [
+        len(re.findall(pattern, ptx))
+        for pattern in (
+            r"wgmma\.mma_async", r"\bmma\.sync", r"tcgen05\.mma", r"cp\.async\.c[ag]", r"cp\.async\.bulk\.tensor",
+        )
+    ]  # fmt: skip
+    return Report(usage.stack, usage.shared, *counts)
 
 
 def is_aligned(name: str, kind: str) -> bool:
-    """Whether the launcher finds the argument divisible by 16: pointers, and the strides of q, k, v and their like."""
+    """Return True where the launcher finds the argument divisible by 16: pointers and strides of tokens."""
     return kind.startswith("*") or (name.startswith("stride_") and not name.startswith("stride_m"))
 
 
-def resource_usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes of a compiled kernel."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", out)
-    if found is None:
-        raise RuntimeError(f"cuobjdump: expected a line with REG and STACK, got {out!r}")
-    return int(found[1]), int(found[2])
-
-
 def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
-    """All compilations that one entry of a launch table stands for; descriptors where a GPU may be asked for them."""
+    """Yield all compilations of one entry of a launch table; with descriptors on GPUs that have them."""
     for kernel, variants in VARIANTS.items():
         tile = SMALL[kernel] if kernel in SMALL else getattr(launch, kernel)
         for variant in variants:
@@ -232,10 +202,10 @@ def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
 
 
 def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> list[Job]:
-    """The compilations of the committed tables, or those whose names begin with one of `only`."""
+    """Return the compilations of the committed tables, or those with a name that begins with one of `only`."""
     jobs: list[Job] = []
     for arch in arches:
-        for key, launch in table(arch).items():
+        for key, launch in launch_table(arch).items():
             bits, dim = map(int, key.split("/"))
             jobs += jobs_of(arch, bits, dim, launch)
     if only is None:
@@ -244,16 +214,16 @@ def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> 
     return [job for job in jobs if job.name.startswith(chosen)]
 
 
-def faults(job: Job, report: Report | str, known: dict[str, int] | None = None) -> str | None:
-    """What is wrong with a compiled kernel; None if nothing is.
+def find_fault(job: Job, report: Report | Lost, known: Report | None = None) -> str | None:
+    """Return the fault of a compiled kernel; None if it has none.
 
     fp32, head dims above 128 and the variants in MAY_SPILL may spill, but not more than in the record (`known`).
     """
-    if isinstance(report, str):
-        return report
+    if isinstance(report, Lost):
+        return report.reason
     spills = 0
     if job.bits == 32 or job.width > 128 or job.variant in MAY_SPILL:
-        spills = report.stack if known is None else known["stack"]
+        spills = report.stack if known is None else known.stack
     if report.stack > spills:
         return f"{report.stack} bytes of spilled registers, expected {spills}"
     if report.shared > SHARED_LIMIT[job.arch]:
@@ -263,8 +233,8 @@ def faults(job: Job, report: Report | str, known: dict[str, int] | None = None) 
     if job.descriptors and not report.bulk:
         return "no bulk copy, though tokens are read by descriptors"
     for name in ("wgmma", "tcgen05"):
-        if known is not None and known[name] and not getattr(report, name):
-            return f"no {name} instruction, expected {known[name]}"
+        if known is not None and getattr(known, name) and not getattr(report, name):
+            return f"no {name} instruction, expected {getattr(known, name)}"
     return None
 
 
@@ -272,43 +242,44 @@ JOB_LIMIT = 600.0
 """Seconds that one compilation may take."""
 
 
-def run(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Report | str]]:
-    """Build all, in `workers` processes; results as they come."""
-    crew = Crew(build, workers)
-    for job, result in crew.run(jobs, JOB_LIMIT):
-        yield job, result.reason if isinstance(result, Lost) else result
-    crew.close()
-
-
 def read_record(path: Path) -> dict[str, Any]:
-    """The committed record: per version of Triton the fingerprint of the source and a report a kernel."""
+    """Return the record: by version of Triton the fingerprint of the source and the fields of `Report` by kernel."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return data
 
 
+def read_reports(path: Path, version: str) -> dict[str, Report]:
+    """Return the reports in the record of one version of Triton, by name of the job."""
+    return {name: Report(*fields) for name, fields in read_record(path)[version]["kernels"].items()}
+
+
+def render(record: dict[str, Any]) -> str:
+    """Return a record as JSON with a kernel a line."""
+    return (
+        re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(record, indent=1)) + "\n"
+    )
+
+
 def check(jobs: list[Job], record: Path | None, write: bool, workers: int) -> int:
-    """Build `jobs`, print a line for each; 1 if any is at fault. With `write` the record is made anew."""
-    known = {}
+    """Build `jobs`, print a line for each; return 1 if any has a fault. With `write` the record is made anew."""
+    known: dict[str, Report] = {}
     if record is not None and not write:
         if triton.__version__ not in read_record(record):
             print(f"{record} has no triton {triton.__version__}: nothing to compare with; use --write to make a record")
             return 1
-        known = read_record(record)[triton.__version__]["kernels"]
+        known = read_reports(record, triton.__version__)
     wrong, found = 0, {}
-    for done, (job, report) in enumerate(run(jobs, workers), 1):
-        fault = faults(job, report, known.get(job.name))
+    outcomes = results(build, [(job,) for job in jobs], workers, limit=JOB_LIMIT, preload=PRELOAD)
+    for done, ((job,), report) in enumerate(outcomes, 1):
+        fault = find_fault(job, report, known.get(job.name))
         wrong += fault is not None
-        if not isinstance(report, str):
-            found[job.name] = report._asdict()
+        if isinstance(report, Report):
+            found[job.name] = list(report)
         print(f"[{done}/{len(jobs)}] {job.name:40} {'FAULT: ' + fault if fault else 'ok'}", flush=True)
     if record is not None and write:
         data = read_record(record)
         data[triton.__version__] = {"source": source_hash(), "kernels": dict(sorted(found.items()))}
-        # a kernel a line
-        text = re.sub(
-            r"\{\s+(\"registers[^}]*?)\s+\}", lambda m: f"{{{' '.join(m[1].split())}}}", json.dumps(data, indent=1)
-        )
-        write_whole(record, text + "\n")
+        write_whole(record, render(data))
     print(f"triton {triton.__version__}: {len(jobs) - wrong} of {len(jobs)} without fault")
     return int(wrong > 0)
 
@@ -317,12 +288,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--only", nargs="+", help="beginnings of names: bits/width, then the kernel and the variant")
-    parser.add_argument("--record", type=Path, help="what was found before, by version of Triton")
+    parser.add_argument("--record", type=Path, help="JSON with the reports of earlier builds, by version of Triton")
     parser.add_argument("--write", action="store_true", help="write the record instead of comparing with it")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if INTERPRET:
-        parser.error("TRITON_INTERPRET is set: nothing would be compiled; unset it")
+        parser.error("TRITON_INTERPRET is set, so nothing is compiled; unset it")
     return check(committed_jobs(arguments.arch, arguments.only), arguments.record, arguments.write, arguments.workers)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rolesafe_kernels import launch, tune
+from rolesafe_kernels import launch
 from rolesafe_kernels.launch import Launch, Tile
-from rolesafe_kernels.offline import SHARED_LIMIT
-from rolesafe_kernels.timing import Pair, Times, Usage
+
+from rolesafe.workers import Lost
+from tools import tune
+from tools.bench import Pair, Times
+from tools.launches import Usage
+from tools.offline import SHARED_LIMIT
 
 CURRENT = Tile(128, 64, 4, 3)
 FAST = Tile(128, 64, 8, 3)
@@ -33,10 +36,10 @@ class Machine:
         self.calls: list[tuple[str, Any]] = []
         self.random = random.Random(0)
 
-    def build(self, pair: Pair, tiles: Sequence[Tile]) -> dict[Tile, Usage | str]:
+    def build(self, pair: Pair, tiles: Sequence[Tile]) -> dict[Tile, Usage | Lost]:
         self.calls.append(("build", pair))
         return {
-            tile: "crash" if tile in self.uncompilable else Usage(200, 64 * (tile in self.spilled), 1000)
+            tile: Lost("crash") if tile in self.uncompilable else Usage(200, 64 * (tile in self.spilled), 1000)
             for tile in tiles
         }
 
@@ -64,9 +67,9 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     data = {"arch": 90, "timed_on": None, "triton": ["3.6.0"], "entries": {"16/64": tiles, "16/128": tiles}}
     (folder / "sm_90.json").write_text(json.dumps(data), encoding="utf-8")
     monkeypatch.setattr(launch, "TABLES", folder)
-    launch.table.cache_clear()
+    launch.launch_table.cache_clear()
     yield folder
-    launch.table.cache_clear()
+    launch.launch_table.cache_clear()
 
 
 def read(folder: Path, arch: int = 90) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def run(machine: Machine, pairs: Sequence[Pair] = (PAIR,), log: tune.Log | None 
 
 @pytest.mark.parametrize("kernel", Launch._fields)
 @pytest.mark.parametrize("entry", [(16, 16), (16, 64), (16, 128), (16, 256), (32, 64), (32, 256)])
-def test_candidates_start_with_the_current_tile_and_are_few(kernel: str, entry: tuple[int, int]) -> None:
+def test_candidates_start_with_current_tile(kernel: str, entry: tuple[int, int]) -> None:
     current = Tile(64, 16, 8, 1)
     tiles = tune.candidates(90, Pair(*entry, kernel), current)
     assert tiles[0] == current
@@ -94,7 +97,7 @@ def test_candidates_start_with_the_current_tile_and_are_few(kernel: str, entry: 
     assert 4 <= len(tiles) <= 80
 
 
-def test_candidates_hold_what_is_known_to_be_good() -> None:
+def test_candidates_include_known_good_tiles() -> None:
     assert {Tile(128, 128, 8, 2), Tile(128, 64, 4, 3)} <= set(tune.candidates(90, Pair(16, 64, "forward"), CURRENT))
     assert Tile(128, 128, 8, 2) in tune.candidates(90, PAIR, CURRENT)
     assert Tile(64, 64, 4, 2) in tune.candidates(80, Pair(16, 64, "dkdv"), CURRENT)
@@ -112,14 +115,14 @@ def test_candidates_hold_what_is_known_to_be_good() -> None:
         (89, 16, "dkdv", False),
     ],
 )
-def test_descriptors_are_tried_where_there_is_a_copy_engine(arch: int, bits: int, kernel: str, some: bool) -> None:
+def test_candidates_with_copy_engine_use_descriptors(arch: int, bits: int, kernel: str, some: bool) -> None:
     tiles = tune.candidates(arch, Pair(bits, 64, kernel), CURRENT)
     by_descriptors = [tile for tile in tiles if tile.descriptors]
     assert bool(by_descriptors) == some
     assert all(tile._replace(descriptors=False) in tiles for tile in by_descriptors)
 
 
-def test_tiles_that_cannot_fit_are_pruned() -> None:
+def test_may_fit_rejects_large_tiles() -> None:
     assert tune.may_fit(90, PAIR, Tile(128, 128, 8, 3))  # 229,376 bytes
     assert not tune.may_fit(90, PAIR, Tile(128, 128, 8, 4)), "shared memory"
     assert not tune.may_fit(90, PAIR, Tile(128, 128, 4, 2)), "256 registers for accumulators alone"
@@ -132,34 +135,34 @@ def test_tiles_that_cannot_fit_are_pruned() -> None:
 # selection
 
 
-def test_noise_does_not_replace_a_tile() -> None:
+def test_choose_under_noise_keeps_current() -> None:
     make = random.Random(1)
     times = {tile: {"a": [make.gauss(1, 0.05) for _ in range(25)]} for tile in (CURRENT, FAST)}
     assert tune.choose(times, CURRENT)[0] == CURRENT
 
 
 @pytest.mark.parametrize(("speed", "wins"), [(0.95, True), (0.995, False), (1.05, False)])
-def test_a_tile_wins_by_more_than_one_percent(speed: float, wins: bool) -> None:
+def test_choose_needs_more_than_one_percent(speed: float, wins: bool) -> None:
     times = Machine({FAST: speed}).measure(PAIR, [CURRENT, FAST], 25)
-    tile, verdict = tune.choose(times, CURRENT)
+    tile, found = tune.choose(times, CURRENT)
     assert tile == (FAST if wins else CURRENT)
-    assert verdict.low <= verdict.ratio <= verdict.high
-    assert verdict.ratio == pytest.approx(speed if wins else 1.0, abs=0.005)
+    assert found.low <= found.ratio <= found.high
+    assert found.ratio == pytest.approx(speed if wins else 1.0, abs=0.005)
 
 
-def test_a_gain_that_is_not_certain_is_refused() -> None:
+def test_compare_uncertain_gain_is_not_faster() -> None:
     own, current = [0.9, 1.02] * 6 + [0.9], [1.0] * 13
-    verdict = tune.compare(own, current)
-    assert verdict.ratio < 0.99
-    assert verdict.high > 1
-    assert not verdict.faster
+    speed = tune.compare(own, current)
+    assert speed.ratio < 0.99
+    assert speed.high > 1
+    assert not speed.faster
 
 
-def test_cost_is_the_geometric_mean_over_shapes() -> None:
+def test_costs_are_geometric_means() -> None:
     assert tune.costs({"a": [1.0, 2.0], "b": [4.0, 8.0]}) == pytest.approx([2.0, 4.0])
 
 
-def test_the_fastest_is_found_and_timed_longest(tables: Path) -> None:
+def test_tune_finds_fastest_tile(tables: Path) -> None:
     machine = Machine({FAST: 0.9, Tile(128, 32, 4, 2): 0.93})
     assert run(machine) == 0
     assert read(tables)["entries"]["16/128"]["forward"] == list(FAST)
@@ -170,7 +173,7 @@ def test_the_fastest_is_found_and_timed_longest(tables: Path) -> None:
     assert all(CURRENT in tiles for _, tiles in stages), "the current tile is always among them"
 
 
-def test_wrong_uncompilable_and_spilling_tiles_are_not_timed(tables: Path) -> None:
+def test_tune_does_not_time_broken_tiles(tables: Path) -> None:
     wrong, spills, crash = Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 3)
     machine = Machine({wrong: 0.1, spills: 0.1, crash: 0.1})
     machine.false, machine.spilled, machine.uncompilable = {wrong}, {spills}, {crash}
@@ -180,14 +183,14 @@ def test_wrong_uncompilable_and_spilling_tiles_are_not_timed(tables: Path) -> No
     assert not timed & {wrong, spills, crash}
 
 
-def test_a_wrong_current_tile_is_replaced(tables: Path) -> None:
+def test_tune_replaces_wrong_current_tile(tables: Path) -> None:
     machine = Machine({FAST: 1.5})
     machine.false = {tile for tile in tune.candidates(90, PAIR, CURRENT) if tile != FAST}
     assert run(machine) == 0
     assert read(tables)["entries"]["16/128"]["forward"] == list(FAST)
 
 
-def test_spilling_tiles_are_taken_if_nothing_else_works(tables: Path) -> None:
+def test_tune_takes_spilling_tile_as_last_resort(tables: Path) -> None:
     machine = Machine()
     machine.spilled = set(tune.candidates(90, PAIR, CURRENT))
     machine.false = {CURRENT}
@@ -195,7 +198,7 @@ def test_spilling_tiles_are_taken_if_nothing_else_works(tables: Path) -> None:
     assert read(tables)["entries"]["16/128"]["forward"] != list(CURRENT)
 
 
-def test_no_candidate_that_works_leaves_the_entry(tables: Path) -> None:
+def test_tune_without_working_tile_keeps_entry(tables: Path) -> None:
     machine = Machine()
     machine.uncompilable = set(tune.candidates(90, PAIR, CURRENT))
     before = read(tables)
@@ -203,7 +206,7 @@ def test_no_candidate_that_works_leaves_the_entry(tables: Path) -> None:
     assert read(tables) == before
 
 
-def test_no_time_left_leaves_the_table(tables: Path) -> None:
+def test_tune_without_time_keeps_table(tables: Path) -> None:
     before = read(tables)
     assert run(Machine({FAST: 0.5}), until=0.0) == 1
     assert read(tables) == before
@@ -212,7 +215,7 @@ def test_no_time_left_leaves_the_table(tables: Path) -> None:
 # table
 
 
-def test_rewriting_keeps_everything_else(tables: Path) -> None:
+def test_rewrite_keeps_other_entries(tables: Path) -> None:
     before = read(tables)
     tune.rewrite(90, PAIR, FAST, TIMED_ON)
     after = read(tables)
@@ -221,11 +224,11 @@ def test_rewriting_keeps_everything_else(tables: Path) -> None:
     assert after["entries"] == before["entries"]
     assert after["triton"] == before["triton"]
     assert after["timed_on"] == {**TIMED_ON, "timed": ["16/128 forward"]}
-    assert launch.table(90)["16/128"].forward == FAST, "the table in memory is the new one"
+    assert launch.launch_table(90)["16/128"].forward == FAST, "the table in memory is the new one"
     assert [path.name for path in tables.iterdir()] == ["sm_90.json"]
 
 
-def test_what_was_timed_is_kept_for_the_same_gpu_only(tables: Path) -> None:
+def test_rewrite_other_gpu_drops_timed_list(tables: Path) -> None:
     tune.rewrite(90, PAIR, FAST, TIMED_ON)
     tune.rewrite(90, Pair(16, 64, "dq"), FAST, {**TIMED_ON, "date": "2026-01-02"})
     assert read(tables)["timed_on"]["timed"] == ["16/128 forward", "16/64 dq"]
@@ -233,41 +236,41 @@ def test_what_was_timed_is_kept_for_the_same_gpu_only(tables: Path) -> None:
     assert read(tables)["timed_on"]["timed"] == ["16/128 forward"]
 
 
-def test_descriptors_survive_the_table_and_the_log(tmp_path: Path, tables: Path) -> None:
+def test_tune_keeps_descriptors_in_table_and_log(tmp_path: Path, tables: Path) -> None:
     chosen, log = FAST._replace(descriptors=True), tmp_path / "log"
     assert run(Machine({chosen: 0.8}), log=log_of(log)) == 0
     assert read(tables)["entries"]["16/128"]["forward"] == [*FAST[:4], True]
-    assert launch.table(90)["16/128"].forward == chosen
-    assert launch.table(90)["16/64"].forward == CURRENT, "entries of four numbers read by pointers"
+    assert launch.launch_table(90)["16/128"].forward == chosen
+    assert launch.launch_table(90)["16/64"].forward == CURRENT, "entries of four numbers read by pointers"
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert Tile(*lines[-1]["tile"]) == chosen
 
 
-def test_rewriting_is_atomic(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewrite_interrupted_keeps_table(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (tables / "sm_90.json").read_bytes()
 
     def broken(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(os, "replace", broken)
+    monkeypatch.setattr(Path, "replace", broken)
     with pytest.raises(OSError, match="disk full"):
         tune.rewrite(90, PAIR, FAST, TIMED_ON)
     assert (tables / "sm_90.json").read_bytes() == before
 
 
-def test_an_architecture_without_a_table_gets_one(tables: Path) -> None:
+def test_rewrite_new_architecture_makes_table(tables: Path) -> None:
     before = (tables / "sm_90.json").read_bytes()
     tune.rewrite(103, PAIR, FAST, TIMED_ON)
     assert (tables / "sm_90.json").read_bytes() == before
     assert read(tables, 103)["arch"] == 103
-    assert launch.table(103)["16/128"] == launch.table(90)["16/128"]._replace(forward=FAST)
-    assert launch.table(103)["16/64"] == launch.table(90)["16/64"]
+    assert launch.launch_table(103)["16/128"] == launch.launch_table(90)["16/128"]._replace(forward=FAST)
+    assert launch.launch_table(103)["16/64"] == launch.launch_table(90)["16/64"]
 
 
 # log
 
 
-def test_a_second_run_skips_what_has_a_result(tmp_path: Path, tables: Path) -> None:
+def test_tune_second_run_skips_results(tmp_path: Path, tables: Path) -> None:
     log, other = tmp_path / "log", Pair(16, 64, "dq")
     assert run(Machine({FAST: 0.9}), log=log_of(log)) == 0
     machine = Machine()
@@ -276,7 +279,7 @@ def test_a_second_run_skips_what_has_a_result(tmp_path: Path, tables: Path) -> N
     assert read(tables)["entries"]["16/128"]["forward"] == list(FAST), "and leaves it"
 
 
-def test_results_of_another_gpu_or_other_kernels_do_not_count(tmp_path: Path) -> None:
+def test_log_of_other_environment_is_ignored(tmp_path: Path) -> None:
     log = tmp_path / "log"
     run(Machine(), log=log_of(log))
     assert log_of(log).done == {PAIR}
@@ -284,7 +287,7 @@ def test_results_of_another_gpu_or_other_kernels_do_not_count(tmp_path: Path) ->
     assert tune.Log(log, ENVIRONMENT, resume=False).done == set()
 
 
-def test_log_holds_raw_times_and_usage(tmp_path: Path) -> None:
+def test_log_contains_times_and_usage(tmp_path: Path) -> None:
     log = tmp_path / "log"
     run(Machine({FAST: 0.9}), log=log_of(log))
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -296,7 +299,7 @@ def test_log_holds_raw_times_and_usage(tmp_path: Path) -> None:
     assert result["ratio"] == pytest.approx(0.9, abs=0.01)
 
 
-def test_a_candidate_that_took_the_process_down_is_not_tried_again(tmp_path: Path) -> None:
+def test_log_crashed_candidate_is_not_retried(tmp_path: Path) -> None:
     class Crashes(Machine):
         def check(self, pair: Pair, tile: Tile) -> str | None:
             if tile == FAST:

@@ -1,11 +1,11 @@
-"""Times tiles on the GPU at hand and rewrites the launch table of its architecture.
+"""Time tiles on the GPU at hand and rewrite the launch table of its architecture.
 
-    python -m rolesafe_kernels.tune [--dtype bf16] [--dim 128 64] [--kernel forward ...] [--budget SECONDS] [--dry-run]
+    python -m tools.tune [--dtype bf16] [--dim 128 64] [--kernel forward ...] [--budget SECONDS] [--dry-run]
 
-For every kernel and entry, all tiles that may fit are compiled in parallel, checked against eager attention in fp64 and
+For every kernel and entry, all tiles that may fit are compiled in parallel, compared with the specification in fp64 and
 timed in interleaved rounds, the best ones longest. One replaces the entry only if it is faster by more than the noise.
 Each result is written at once; `--log` keeps the raw measurements, and a run with the same log goes on where the last
-one stopped. New entries are to be built for other versions of Triton too: python -m rolesafe_kernels.offline.
+one stopped. Build new entries for other versions of Triton too: python -m tools.offline.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import argparse
 import json
 import math
 import os
-import random
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,25 +21,28 @@ from datetime import datetime, timezone
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-import triton
-
 from rolesafe_kernels import launch
-from rolesafe_kernels.files import run_main, write_whole
-from rolesafe_kernels.launch import INTERPRET, Launch, Tile, architecture, table, width
-from rolesafe_kernels.offline import SHARED_LIMIT, source_hash
-from rolesafe_kernels.timing import Gpu, Pair, Times, Usage
+from rolesafe_kernels.launch import INTERPRET, Launch, Tile, architecture, launch_table, width
+
+from rolesafe.files import write_whole
+from rolesafe.terminal import run_main
+from rolesafe.workers import Lost
+from tools.bench import Gpu, Pair, Times
+from tools.environment import gpu
+from tools.offline import SHARED_LIMIT, source_hash
+from tools.timing import bootstrap_median
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ROUNDS = (3, 7, 25)
 """Rounds of all candidates, of the best third, of the best four."""
 GAIN = 0.01
-"""A tile must be faster by this much at least, and its whole 95% interval faster than the current one."""
+"""Least gain of a new tile; the whole 95% interval of its time must be below the current one's."""
 
 
-class Verdict(NamedTuple):
+class Speed(NamedTuple):
     """Time over that of the current tile: median, and the ends of its 95% interval."""
 
     ratio: float
@@ -53,18 +54,8 @@ class Verdict(NamedTuple):
         return self.ratio < 1 - GAIN and self.high < 1
 
 
-class Bench(Protocol):
-    """What selection asks of a machine; tests bring their own."""
-
-    def build(self, pair: Pair, tiles: Sequence[Tile]) -> dict[Tile, Usage | str]: ...
-
-    def check(self, pair: Pair, tile: Tile) -> str | None: ...
-
-    def measure(self, pair: Pair, tiles: Sequence[Tile], rounds: int) -> Times: ...
-
-
 def candidates(arch: int, pair: Pair, current: Tile) -> list[Tile]:
-    """Tiles worth compiling, the current one first; where there is a copy engine, some of them by descriptors too."""
+    """Return tiles worth compiling, the current one first; on GPUs with a copy engine some by descriptors too."""
     rows = (16, 32) if pair.kernel == "decode" else (32, 64, 128, 256)
     # a wide fp32 head leaves room for little
     blocks = (16, 32, 64) if pair.bits * pair.width > 4096 else (32, 64, 128)
@@ -78,7 +69,7 @@ def candidates(arch: int, pair: Pair, current: Tile) -> list[Tile]:
 
 
 def may_fit(arch: int, pair: Pair, tile: Tile) -> bool:
-    """Whether operands fit in shared memory and accumulators in registers, by the least that a tile can do with."""
+    """Return True where the least need of a tile fits: operands in shared memory, accumulators in registers."""
     backward, decode = pair.kernel in ("dq", "dkdv"), pair.kernel == "decode"
     buffers = tile.stages if arch >= 90 else max(tile.stages - 1, 1)
     kept = 2 if backward else 1
@@ -92,37 +83,35 @@ def may_fit(arch: int, pair: Pair, tile: Tile) -> bool:
 
 
 def costs(times: Mapping[str, Sequence[float]]) -> list[float]:
-    """Geometric mean over the shapes, of each round."""
+    """Return the geometric mean over the shapes, of each round."""
     rounds = zip(*times.values(), strict=True)
     return [math.exp(sum(map(math.log, one)) / len(one)) for one in rounds]
 
 
-def compare(own: Sequence[float], current: Sequence[float], samples: int = 1000) -> Verdict:
-    """Costs in the same rounds, as one ratio; its interval by the bootstrap over rounds."""
-    ratios = [a / b for a, b in zip(own, current, strict=True)]
-    make = random.Random(0)
-    medians = sorted(median(make.choices(ratios, k=len(ratios))) for _ in range(samples))
-    return Verdict(median(ratios), medians[int(0.025 * samples)], medians[int(0.975 * samples) - 1])
+def compare(own: Sequence[float], current: Sequence[float]) -> Speed:
+    """Compare costs that were taken in the same rounds."""
+    found = bootstrap_median([a / b for a, b in zip(own, current, strict=True)])
+    return Speed(found["median"], found["low"], found["high"])
 
 
-def choose(times: Times, current: Tile) -> tuple[Tile, Verdict]:
-    """The fastest tile that beats the current one beyond the noise, else that one; the fastest if it is not there."""
+def choose(times: Times, current: Tile) -> tuple[Tile, Speed]:
+    """Return the fastest tile that beats `current` beyond the noise, else `current`; the fastest if it is absent."""
     paid = {tile: costs(own) for tile, own in times.items()}
     fastest = min(paid, key=lambda tile: median(paid[tile]))
-    verdicts = {tile: compare(own, paid.get(current, paid[fastest])) for tile, own in paid.items()}
+    speeds = {tile: compare(own, paid.get(current, paid[fastest])) for tile, own in paid.items()}
     if current not in paid:
-        return fastest, verdicts[fastest]
-    better = [tile for tile in paid if tile != current and verdicts[tile].faster]
-    best = min(better, key=lambda tile: verdicts[tile].ratio, default=current)
-    return best, verdicts[best]
+        return fastest, speeds[fastest]
+    better = [tile for tile in paid if tile != current and speeds[tile].faster]
+    best = min(better, key=lambda tile: speeds[tile].ratio, default=current)
+    return best, speeds[best]
 
 
 class Log:
-    """Raw measurements as JSON lines. Knows what an earlier run on the same GPU, versions and kernels left in it.
+    """Raw measurements as JSON lines, with the results of earlier runs on the same GPU, versions and kernels.
 
     Attributes:
         done: Pairs that have a result.
-        lost: Candidates whose check was begun and never ended: they took the process with them.
+        lost: Candidates with a check that ended the process.
     """
 
     def __init__(self, path: Path | None, environment: Mapping[str, Any], resume: bool = True) -> None:
@@ -154,7 +143,7 @@ class Log:
 
 
 def parse_line(line: str) -> dict[str, Any]:
-    """A line of the log; nothing for one that was cut short."""
+    """Return a line of the log; nothing for one that was cut short."""
     try:
         found: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError:
@@ -162,16 +151,16 @@ def parse_line(line: str) -> dict[str, Any]:
     return found
 
 
-def sound(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log) -> list[Tile]:
-    """Candidates that compile and compute the right thing; spilling ones only if no other does, or if current."""
+def sound(bench: Gpu, arch: int, pair: Pair, current: Tile, log: Log) -> list[Tile]:
+    """Return candidates that compile and pass the gate; spilling ones only if no other does, or if current."""
     tiles = [tile for tile in candidates(arch, pair, current) if (pair, tile) not in log.lost]
     built = bench.build(pair, tiles)
-    usages = {tile: usage for tile, usage in built.items() if isinstance(usage, Usage)}
+    usages = {tile: usage for tile, usage in built.items() if not isinstance(usage, Lost)}
     clean = [tile for tile in tiles if tile in usages and (tile == current or not usages[tile].stack)]
     spilled = [tile for tile in usages if tile not in clean]
     for tile, usage in built.items():
-        if isinstance(usage, str):
-            log.write("candidate", pair, tile, usage=None, note=usage)
+        if isinstance(usage, Lost):
+            log.write("candidate", pair, tile, usage=None, note=usage.reason)
     passed: list[Tile] = []
     for tile in (*clean, *spilled):
         if tile in spilled and any(other in clean for other in passed):
@@ -188,10 +177,8 @@ def sound(bench: Bench, arch: int, pair: Pair, current: Tile, log: Log) -> list[
     return passed
 
 
-def tune_pair(
-    bench: Bench, arch: int, pair: Pair, current: Tile, log: Log, until: float
-) -> tuple[Tile, Verdict] | None:
-    """The tile that `pair` is to have; None: time ran out, or no candidate works."""
+def tune_pair(bench: Gpu, arch: int, pair: Pair, current: Tile, log: Log, until: float) -> tuple[Tile, Speed] | None:
+    """Return the best tile of `pair`; None where time ran out or no candidate works."""
     tiles = sound(bench, arch, pair, current, log)
     times: Times = {}
     for stage, rounds in enumerate(ROUNDS):
@@ -207,9 +194,9 @@ def tune_pair(
 
 
 def tune(
-    bench: Bench, arch: int, pairs: Sequence[Pair], log: Log, timed_on: Mapping[str, Any], until: float = math.inf
+    bench: Gpu, arch: int, pairs: Sequence[Pair], log: Log, timed_on: Mapping[str, Any], until: float = math.inf
 ) -> int:
-    """Tune `pairs` one after the other, each result written at once. Returns how many have none."""
+    """Tune `pairs` one after the other, write each result at once, and return the number of pairs without one."""
     left = [pair for pair in pairs if pair not in log.done]
     if len(left) < len(pairs):
         print(f"{len(pairs) - len(left)} of {len(pairs)} have a result in the log")
@@ -218,56 +205,43 @@ def tune(
         took = time.monotonic() - begin
         rest = f", {took / number * (len(left) - number):.0f} s to go" if number else ""
         print(f"[{number + 1}/{len(left)}] {pair.entry} {pair.kernel}: {took:.0f} s{rest}", flush=True)
-        current: Tile = getattr(table(arch)[pair.entry], pair.kernel)
+        current: Tile = getattr(launch_table(arch)[pair.entry], pair.kernel)
         found = tune_pair(bench, arch, pair, current, log, until) if time.monotonic() < until else None
         if found is None:
             print("  no result", flush=True)
             without += 1
             continue
-        tile, verdict = found
+        tile, speed = found
         rewrite(arch, pair, tile, timed_on)
-        log.write("result", pair, tile, current=list(current), **verdict._asdict())
+        log.write("result", pair, tile, current=list(current), **speed._asdict())
         change = f"{tuple(current)} -> {tuple(tile)}" if tile != current else f"{tuple(current)} stays"
-        print(f"  {change}, x{verdict.ratio:.3f} [{verdict.low:.3f}, {verdict.high:.3f}]", flush=True)
+        print(f"  {change}, x{speed.ratio:.3f} [{speed.low:.3f}, {speed.high:.3f}]", flush=True)
     return without
 
 
 def rewrite(arch: int, pair: Pair, tile: Tile, timed_on: Mapping[str, Any]) -> None:
-    """Put `tile` into the table of `arch`, in one step; all else stays. An architecture without a table gets one."""
+    """Put `tile` into the table of `arch` in one step; an architecture without a table gets one."""
     path = launch.TABLES / f"sm_{arch}.json"
     if path.exists():
         data = json.loads(path.read_text(encoding="utf-8"))
     else:
-        entries = {key: {name: list(own) for name, own in one._asdict().items()} for key, one in table(arch).items()}
+        entries = {
+            key: {name: list(own) for name, own in one._asdict().items()} for key, one in launch_table(arch).items()
+        }
         data = {"arch": arch, "timed_on": None, "triton": [], "entries": entries}
     before = data["timed_on"] if isinstance(data["timed_on"], dict) else {}
     kept = before.get("timed", []) if {**before, "timed": 0, "date": 0} == {**timed_on, "timed": 0, "date": 0} else []
     data["timed_on"] = {**timed_on, "timed": sorted({*kept, f"{pair.entry} {pair.kernel}"})}
     data["entries"][pair.entry][pair.kernel] = list(tile)
     write_whole(path, render(data))
-    table.cache_clear()
+    launch_table.cache_clear()
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """A table as JSON, an entry a line."""
+    """Return a table as JSON, an entry a line."""
     entries = ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in data["entries"].items())
     others = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items() if key != "entries")
     return f'{{\n{others} "entries": {{\n{entries}\n }}\n}}\n'
-
-
-def gpu() -> dict[str, Any]:
-    """The device and versions that timings hold for."""
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": driver,
-        "triton": triton.__version__,
-        "torch": torch.__version__,
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     available = torch.cuda.is_available() and not INTERPRET
     if not available and not chosen.dry_run:
         print(
-            "tune: expected a CUDA device and no TRITON_INTERPRET: speed is measured, not guessed; see --dry-run",
+            "tune: expected a CUDA device and no TRITON_INTERPRET; `--dry-run` lists the candidates without one",
             file=sys.stderr,
         )
         return 2
@@ -297,25 +271,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtypes = {dtype.itemsize * 8: dtype for dtype in (DTYPES[name] for name in reversed(chosen.dtype))}
     pairs = [Pair(bits, width(dim), kernel) for bits in dtypes for dim in chosen.dim for kernel in chosen.kernel]
     pairs = list(dict.fromkeys(pairs))
-    if missing := sorted({pair.entry for pair in pairs} - set(table(arch))):
+    if missing := sorted({pair.entry for pair in pairs} - set(launch_table(arch))):
         print(
-            f"tune: `--dim`: expected head dims of the table of sm_{arch}, it has no {', '.join(missing)}",
+            f"tune: `--dim`: expected head dims of the table of sm_{arch}, got {', '.join(missing)}",
             file=sys.stderr,
         )
         return 2
     if chosen.dry_run:
         for pair in pairs:
-            tiles = candidates(arch, pair, getattr(table(arch)[pair.entry], pair.kernel))
+            tiles = candidates(arch, pair, getattr(launch_table(arch)[pair.entry], pair.kernel))
             print(f"sm_{arch} {pair.entry} {pair.kernel}: {len(tiles)} candidates {[tuple(tile) for tile in tiles]}")
         return 0
     timed_on = {**gpu(), "date": datetime.now(timezone.utc).date().isoformat()}
     environment = {**gpu(), "source": source_hash(), "arch": arch}
     until = time.monotonic() + chosen.budget
-    bench = Gpu(dtypes, until, chosen.workers)
-    try:
-        without = tune(bench, arch, pairs, Log(chosen.log, environment, chosen.resume), timed_on, until)
-    finally:
-        bench.crew.close()
+    bench, log = Gpu(dtypes, until, chosen.workers), Log(chosen.log, environment, chosen.resume)
+    without = tune(bench, arch, pairs, log, timed_on, until)
     print(f"{without} of {len(pairs)} without a result")
     return int(without > 0)
 

@@ -41,11 +41,11 @@ class Case:
         return role_attention(self.q, self.k, self.v, self.q_roles, self.k_roles, impl=impl, **options)
 
     def to(self, dtype: torch.dtype) -> Case:
-        """Tokens in `dtype`; the tables stay as they are, as a model's may."""
+        """Cast tokens to `dtype` and keep the tables, as a model may."""
         return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
     def gradients(self, impl: str, output_gradient: Tensor) -> dict[str, Tensor]:
-        """Output and the gradients of q, k, v, bias, share (those there are)."""
+        """Return output and the gradients of q, k, v, bias, share, without absent ones."""
         leaves = {
             name: x.detach().clone().requires_grad_()
             for name in ("q", "k", "v", "bias", "share")
@@ -58,7 +58,7 @@ class Case:
         return {"out": out.detach(), **found}
 
     def mass(self) -> Tensor:
-        """(B, H, T, S): the attention mass of the specification."""
+        """Return the attention mass of the specification, (B, H, T, S)."""
         options = {"privileged": (0, 1), "causal": True, **self.options}
         mask = options.pop("attention_mask", None)
         padding = mask.bool() if mask is not None and mask.ndim == 2 else None
@@ -71,7 +71,7 @@ class Case:
 
 @st.composite
 def cases(draw: Any, *, plain: bool = False, square: bool = False, extras: bool = False, target: bool = False) -> Case:
-    """A random case in fp64.
+    """Draw a case in fp64.
 
     Args:
         plain: No mask, no window, no -inf: every row sees a key.

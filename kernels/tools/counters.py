@@ -1,6 +1,6 @@
-"""How many blocks of keys the forward kernel looks at, of each kind: counted by it, and worked out without running it.
+"""Count the blocks of keys that the forward kernel reads, by kind: from the kernel, or predicted from the lists.
 
-python -m rolesafe_kernels.counters [--length T] [--heads H] [--tile ROWS] [--block TOKENS]
+    python -m tools.counters [--length T] [--heads H] [--tile ROWS] [--block TOKENS]
 
 B batch, H heads, T queries, S keys, R roles; a unit is one block of keys for one tile of queries of one head
 """
@@ -13,22 +13,24 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from rolesafe_kernels.api import RoleLayout
 from rolesafe_kernels.call import cdiv
 from rolesafe_kernels.launch import INTERPRET, Tile, launch_of
 from rolesafe_kernels.layout import BEFORE_CLEAN, BEFORE_MIXED, CLEAN, PAD
-from rolesafe_kernels.ops import build_blocks, forward, role_attn_fwd_fake
+from rolesafe_kernels.ops import build_blocks, empty_outputs, forward
+from torch import Tensor
+
+from rolesafe.terminal import run_main
+from tools.inputs import chat_roles
 
 
 class BlockCounts(NamedTuple):
-    """Blocks in sight by position, and what became of them.
+    """Blocks visible by position, and how the kernel reads them.
 
     Attributes:
-        in_range: Blocks that order and window leave.
-        clean: Of these, looked at with one bias a row.
-        by_token: Looked at key by key: the diagonal and other edges, and blocks of several roles.
+        in_range: Blocks that order and window leave visible.
+        clean: Of these, read with one bias a row.
+        by_token: Read key by key: the diagonal and other edges, and blocks of several roles.
     """
 
     in_range: int
@@ -37,7 +39,7 @@ class BlockCounts(NamedTuple):
 
     @property
     def skipped(self) -> int:
-        """Blocks in range that were not read: nobody in the tile sees anything there."""
+        """Blocks in range that were not read: no query of the tile sees a key there."""
         return self.in_range - self.clean - self.by_token
 
 
@@ -56,7 +58,7 @@ def count_blocks(
     dtype: torch.dtype = torch.float16,
     dim: int = 16,
 ) -> BlockCounts:
-    """What the kernel says it looked at, one launch on tokens of zeros. Roles (B, T) and (B, S), table (H, R, R)."""
+    """Count in one launch on tokens of zeros. Roles (B, T) and (B, S), `bias` (H, R, R)."""
     batch, length = q_roles.shape
     q = torch.zeros(batch, heads, length, dim, dtype=dtype, device=q_roles.device)
     k = q.new_zeros(batch, heads, k_roles.shape[1], dim)
@@ -67,9 +69,7 @@ def count_blocks(
     counts = torch.zeros(batch, heads, tiles, 3, dtype=torch.int32, device=q.device)
     no_tensors = (None, None, None, None)  # share, sinks, mask, ranges
     settings: Any = (dim**-0.5, 0.0, window, causal, dedicated, integrity, layout.privileged, False)
-    o, lse, lse_p, diff = role_attn_fwd_fake(
-        q, k, k, *roles, blocks, None, None, bias, *no_tensors, None, *settings
-    )  # fmt: skip
+    o, lse, lse_p, diff = empty_outputs(q, k, None, train=False)
     forward(o, diff, lse, lse_p, counts, q, k, k, *roles, blocks, bias, *no_tensors, *settings)
     in_range, by_token, clean = counts.sum((0, 1, 2)).tolist()
     return BlockCounts(in_range, clean, by_token)
@@ -89,7 +89,7 @@ def predict_blocks(
     causal: bool = True,
     window: int = 0,
 ) -> BlockCounts:
-    """The same from the lists of `role_blocks` alone: for shapes that take too long without a GPU.
+    """Predict the counts from the lists of `role_blocks`, for shapes that take too long without a GPU.
 
     Args:
         q_roles: (B, T) int8, and `layout` (B, ROWS, N + 1), from `role_blocks` for blocks of `tile.block`.
@@ -113,7 +113,7 @@ def predict_blocks(
 def _edges(
     start: int, stop: int, offset: int, keys: int, block: int, causal: bool, window: int
 ) -> tuple[int, int, int, int]:
-    """First block that any query sees, first that all see, and the ends of both ranges."""
+    """Return the first block that any query sees, the first that all see, and the ends of both ranges."""
     lo = [max(i + offset + 1 - window, 0) if window else 0 for i in (start, stop - 1)]
     hi = [max(min(i + offset + 1, keys), 0) if causal else keys for i in (start, stop - 1)]
     first, last, full, end = lo[0] // block, cdiv(hi[1], block), cdiv(lo[1], block), hi[0] // block
@@ -122,7 +122,7 @@ def _edges(
 
 
 def _sees(role: int, head: int, bias: Tensor | None, privileged: int, dedicated: int, integrity: bool) -> int:
-    """Bits of the key roles that a query sees."""
+    """Return the bits of the key roles that a query sees."""
     bits = 0xFFFF
     if bias is not None:
         bits = sum(1 << c for c in range(bias.shape[-1]) if float(bias[head, role, c]) > float("-inf"))
@@ -133,7 +133,7 @@ def _sees(role: int, head: int, bias: Tensor | None, privileged: int, dedicated:
 def _count(
     row: list[list[int]], allowed: int, privileged: int, edges: tuple[int, int, int, int]
 ) -> tuple[int, int, int]:
-    """Blocks in range, by token and clean, of one tile and head, chosen as `plan` and `next_stretch` in `tiles` do."""
+    """Count blocks in range, by token and clean, of one tile and head, as `plan` and `next_stretch` in `tiles` do."""
     first, full, end, last = edges
     bits = row[0]
     left, right = list(range(first, full)), list(range(end, last))
@@ -149,18 +149,6 @@ def _count(
     return last - first, seen, len(left) + len(right) + mixed
 
 
-def chat_roles(length: int, batch: int = 1) -> Tensor:
-    """(B, T): 5% system text, then six turns of user, assistant, user, tool, ...; lengths differ from row to row."""
-    roles = torch.empty(batch, length, dtype=torch.int64)
-    for i in range(batch):
-        system = length // 20 + 7 * i
-        starts = [system + (length - system) * turn // 6 + 13 * i * (turn > 0) for turn in range(6)]
-        roles[i, :system] = 0
-        for turn, start in enumerate(starts):
-            roles[i, start:] = (2, 3, 2, 4, 2, 3)[turn]
-    return roles
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=4096)
@@ -169,9 +157,9 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=64, help="keys of a block")
     arguments = parser.parse_args()
     if not INTERPRET and not torch.cuda.is_available():
-        parser.error("no CUDA device: set TRITON_INTERPRET=1 to prepare the lists on the CPU")
+        parser.error("expected a CUDA device, got none; set TRITON_INTERPRET=1 to prepare the lists on the CPU")
     heads, tile = arguments.heads, Tile(arguments.tile, arguments.block, 1, 1)
-    roles = chat_roles(arguments.length, batch=4).to("cpu" if INTERPRET else "cuda")
+    roles = chat_roles(4, arguments.length).to("cpu" if INTERPRET else "cuda")
     hidden = torch.zeros(heads, 5, 5)
     hidden[:, 4, 0] = -math.inf  # tool output does not see the system text
     cases: dict[str, dict[str, Any]] = {
@@ -191,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,4 +1,4 @@
-"""Tables of a record: ``python -m benchmarks.throughput.table FILE`` prints those of the README."""
+"""Tables of a record as markdown: ``python -m benchmarks.throughput.markdown FILE``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.throughput.record import load
 from benchmarks.throughput.targets import evaluate
@@ -19,41 +16,23 @@ COLUMNS = {
     "decode graph": ("off", "bias", "sdpa flash", "sdpa cudnn", "sdpa default", "flex bias"),
 }
 COLUMNS["backward"] = COLUMNS["forward"]
-BESIDE = {"bias": "off", "half dedicated": "sdpa cudnn"}
+COMPARED = {"bias": "off", "half dedicated": "sdpa cudnn"}
 """Columns that also show a ratio of time to another case."""
 VERDICTS = {True: "reached", False: "not reached", None: "not measured"}
 
 
-def number(value: float | None, unit: str = "x") -> str:
-    """A value of a target; a dash where there is none."""
-    return "-" if value is None else f"{value:.2f}{unit}"
-
-
-def target_rows(record: dict[str, Any]) -> list[list[str]]:
-    """Target, goal, worst value and where, best value, verdict."""
+def target_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the table of targets: goal, worst value and its place, best value, verdict."""
     rows = []
     for line in record["targets"] or evaluate(record):
-        worst = "-" if line["worst"] is None else f"{number(line['worst'])} ({line['where']})"
-        rows.append([line["name"], line["goal"], worst, number(line["best"]), VERDICTS[line["reached"]]])
-    return rows
+        worst = "-" if line["worst"] is None else f"{line['worst']:.2f}x ({line['where']})"
+        best = "-" if line["best"] is None else f"{line['best']:.2f}x"
+        rows.append([line["name"], line["goal"], worst, best, VERDICTS[line["reached"]]])
+    yield from table(["target", "goal", "worst", "best", "verdict"], rows, numbers=False)
 
 
-TARGET_COLUMNS = ("target", "goal", "worst", "best", "verdict")
-
-
-def show_targets(record: dict[str, Any], console: Console) -> None:
-    """The last table of a run."""
-    table = Table(title="Targets: bf16, D=128, causal, T >= 4096")
-    for column in TARGET_COLUMNS:
-        table.add_column(column, overflow="fold")
-    colours = {"reached": "green", "not reached": "red", "not measured": "yellow"}
-    for row in target_rows(record):
-        table.add_row(*row[:-1], f"[{colours[row[-1]]}]{row[-1]}[/]")
-    console.print(table)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> Iterator[str]:
-    """Lines of a markdown table; the first column is text."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True) -> Iterator[str]:
+    """Yield the lines of a markdown table; the first column is text."""
     side = "--:" if numbers else ":--"
     yield f"| {' | '.join(columns)} |"
     yield f"| {' | '.join([':--', *[side] * (len(columns) - 1)])} |"
@@ -62,39 +41,39 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: boo
 
 
 def grid_cell(cell: dict[str, Any], case: str) -> str:
-    """Milliseconds and TFLOP/s of a case; a dash where it was not timed."""
+    """Format milliseconds and TFLOP/s of a case; a dash where it was not timed."""
     found = cell["cases"].get(case, {})
     if "p50_ms" not in found:
         return "-"
     text = f"{found['p50_ms']:.2f} ({found['tflops']:.0f})"
-    ratio = cell["ratios"].get(f"{case} / {BESIDE[case]}") if case in BESIDE else None
+    ratio = cell["ratios"].get(f"{case} / {COMPARED[case]}") if case in COMPARED else None
     return f"{text}, {ratio['median']:.2f}x" if ratio else text
 
 
 def cells_of(record: dict[str, Any], suite: str, dim: int) -> list[dict[str, Any]]:
-    """Cells of a suite at a head dim, by T, S and B."""
+    """Return the cells of a suite at a head dim, by T, S and B."""
     found = [cell for cell in record["cells"].values() if cell["suite"] == suite and cell["shape"].get("dim") == dim]
     return sorted(found, key=lambda cell: [cell["shape"][name] for name in ("queries", "keys", "batch")])
 
 
 def grid_lines(record: dict[str, Any], suite: str, dim: int) -> Iterator[str]:
-    """Forward or backward."""
+    """Yield the table of forward or backward."""
     found = cells_of(record, suite, dim)
     if not found:
         return
     columns = COLUMNS[suite]
-    heads = [f"{name} (x {BESIDE[name]})" if name in BESIDE else name for name in columns]
+    heads = [f"{name} (x {COMPARED[name]})" if name in COMPARED else name for name in columns]
     yield f"{suite.capitalize()}, D={dim}: milliseconds (TFLOP/s), p50"
     yield ""
     rows = [
         [f"B={c['shape']['batch']} T={c['shape']['keys']}", *(grid_cell(c, case) for case in columns)] for c in found
     ]
-    yield from markdown(["", *heads], rows)
+    yield from table(["", *heads], rows)
     yield ""
 
 
 def decode_lines(record: dict[str, Any]) -> Iterator[str]:
-    """Decoding in a CUDA graph."""
+    """Yield the table of decoding in a CUDA graph."""
     found = cells_of(record, "decode graph", 128)
     if not found:
         return
@@ -110,12 +89,12 @@ def decode_lines(record: dict[str, Any]) -> Iterator[str]:
             share = f" ({100 * known['of_copy']:.0f}%)" if known.get("of_copy") else ""
             row.append(f"{1e3 * known['p50_ms']:.1f}{share}" if "p50_ms" in known else "-")
         rows.append(row)
-    yield from markdown(["", *columns], rows)
+    yield from table(["", *columns], rows)
     yield ""
 
 
 def model_lines(record: dict[str, Any]) -> Iterator[str]:
-    """Training and generation."""
+    """Yield the table of training and generation."""
     rows = []
     for suite in ("train", "generate"):
         cell = record["cells"].get(suite)
@@ -127,14 +106,12 @@ def model_lines(record: dict[str, Any]) -> Iterator[str]:
             peak = "-" if case.get("peak_mib") is None else f"{case['peak_mib']:.0f}"
             rows.append([f"{suite}, {name}", f"{case['p50_ms']:.1f}", f"{case['tokens_per_s']:.0f}", times, peak])
     if rows:
-        yield from markdown(
-            ["model", "ms", "tokens/s", "time by unpatched (95% interval)", "peak MiB over weights"], rows
-        )
+        yield from table(["model", "ms", "tokens/s", "time by unpatched (95% interval)", "peak MiB over weights"], rows)
         yield ""
 
 
 def absent_lines(record: dict[str, Any]) -> Iterator[str]:
-    """What was not timed, with the first reason given."""
+    """Yield the cases that were not timed, each with its first reason."""
     reasons: dict[tuple[str, str], str] = {}
     for key, cell in record["cells"].items():
         for name, case in cell["cases"].items():
@@ -148,7 +125,7 @@ def absent_lines(record: dict[str, Any]) -> Iterator[str]:
 
 
 def lines(record: dict[str, Any]) -> Iterator[str]:
-    """Everything, as markdown."""
+    """Yield the whole record as markdown."""
     where, top = record["environment"], record["ceilings"]
     names = {"driver": "driver", "cuda": "CUDA", "cudnn": "cuDNN"} | {x: x for x in ("torch", "triton", "transformers")}
     versions = ", ".join(f"{said} {where.get(name)}" for name, said in names.items())
@@ -159,7 +136,7 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
         yield f"Measured ceilings: {top['matmul_tflops']:.0f} TFLOP/s (bf16 product of {side} x {side} matrices), "
         yield f"{top['copy_gb_per_s']:.0f} GB/s (copy, read and written)."
     yield ""
-    yield from markdown(TARGET_COLUMNS, target_rows(record), numbers=False)
+    yield from target_lines(record)
     yield ""
     for dim in (128, 64):
         for suite in ("forward", "backward"):
