@@ -20,7 +20,7 @@ steps = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 tokenizer = tiny_tokenizer(vocabulary())
 model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0), RoleConfig.preset("channel"))
 
-role_layer = sum(parameter.numel() for _, parameter in rolesafe.role_parameters(model))
+role_layer = sum(parameter.numel() for _, parameter in rolesafe.named_role_parameters(model))
 print(f"role parameters: {role_layer:,} of {model.num_parameters():,}")
 
 rows = [{"messages": messages} for messages in training_conversations(16 * steps, seed=0)]
@@ -36,7 +36,7 @@ with tempfile.TemporaryDirectory() as directory:
             disable_tqdm=True,
         ),
         train_dataset=rows,
-        collator=RoleCollator(tokenizer=tokenizer, config=model.rolesafe_config, position_gap=640),
+        data_collator=RoleCollator(tokenizer=tokenizer, config=model.rolesafe_config, position_gap=640),
         role_learning_rate=1e-2,
         callbacks=[AnnealRoles(0.5)],  # the role layer comes in over the first half of the steps
     )
