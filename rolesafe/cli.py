@@ -1,4 +1,4 @@
-"""The command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
+"""The command line: `rolesafe demo`, `inspect`, `mechanisms`, `audit`, `retrain` and `chat`.
 
 The exit status is that of :mod:`rolesafe.terminal`; `audit --fail-on-risk` ends with 1 where it found a risk, too.
 """
@@ -18,6 +18,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import rolesafe
+from rolesafe.chat.command import chat
+from rolesafe.retrain.command import retrain
 from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, run_main, status_of
 
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -224,6 +226,10 @@ def audit(
         raise typer.Exit(INTERRUPTED)
     if fail_on_risk and any(v.standing == "bad" or not v.measured for v in report.verdicts):
         raise typer.Exit(1)
+
+
+app.command()(retrain)
+app.command()(chat)
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ LAYERS = (
     {"training", "tasks", "attacks"},
     {"evaluation"},
     {"report"},
-    {"demo", "audit"},
+    {"retrain"},
+    {"demo", "audit", "chat"},
     {"cli", "__main__"},
 )
 """A part may import its own layer and those before it."""
