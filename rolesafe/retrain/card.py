@@ -19,9 +19,11 @@ CARD_NAME = "README.md"
 STATE_NAME = "retrain_state.json"
 
 _LIMITS = (
-    "Resistance is that of the tests above, no more: an attack that is not listed was not tried. Text in a privileged "
-    "turn is obeyed; whoever can write there has control.",
+    "Resistance is that of the tests above, no more: an attack that is not listed was not tried.",
     "Fixed attack texts are easier to resist than attacks that adapt to the model.",
+)
+_ROLE_LIMITS = (
+    "Text in a privileged turn is obeyed: whoever can write there has control.",
     "The guarantees of the role layer (`rolesafe mechanisms`) are about attention, not about replies.",
     "Roles come from the messages: call the model with `role_ids` of `rolesafe.encode`, never with one text that "
     "holds all turns.",
@@ -141,7 +143,7 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
         "## Results",
         _table(results),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in _LIMITS[0 if roles else 1 :]),
+        "\n".join(f"- {limit}" for limit in (*_LIMITS, *(_ROLE_LIMITS if roles else ()))),
         "## Recipe",
         f"Seed {config.seed}, for preparation, order and training. `rolesafe retrain --recipe {RECIPE_NAME} --out DIR` "
         f"repeats it.\n\n```yaml\n{_fenced(config.to_yaml())}```",

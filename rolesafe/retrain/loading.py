@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
     folder, options = _place(path)
-    with reading(path):
+    with _reading(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -112,7 +114,7 @@ def load_base(config: RetrainConfig, dtype: Any) -> Any:
         from transformers import AutoModelForCausalLM, GgufConfig
 
         folder, options = _place(config.model)
-        with reading(config.model):
+        with _reading(config.model):
             model = AutoModelForCausalLM.from_pretrained(
                 folder, **options, quantization_config=GgufConfig(dequantize=True), dtype=dtype, trust_remote_code=False
             )
@@ -128,6 +130,16 @@ def load_base(config: RetrainConfig, dtype: Any) -> Any:
     _check_context(about.get_text_config().to_dict(), config)
     model.config.name_or_path = config.model
     return model
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """As `reading`, for the errors of GGUF files, too."""
+    try:
+        with reading(path):
+            yield
+    except struct.error as error:
+        raise ValueError(f"`model`: expected a whole GGUF file, got {path!r}: struct.error: {error}") from error
 
 
 def _place(path: str) -> tuple[str, dict[str, Any]]:
@@ -217,8 +229,3 @@ def add_lora(model: Any, rank: int) -> Any:
         modules_to_save=role_modules(model) or None if is_patched(model) else None,
     )
     return peft.get_peft_model(model, config)
-
-
-def describe(about: Any) -> str:
-    """Return a short text for `about`, a ``config.json``, to compare base models by."""
-    return json.dumps(about, sort_keys=True, default=str)

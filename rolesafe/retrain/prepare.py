@@ -276,10 +276,11 @@ def _request(source: Source) -> str:
 
 def _passage(source: Source) -> str:
     """A short text of a row that can be processed; empty where it has none."""
-    for text in (source.data, source.reply or ""):
-        if 4 <= len(text.split()) <= _PASSAGE_WORDS:
+    results = (m["content"] for m in source.messages if m["role"] == "tool")
+    for text in (source.data, *results, source.reply or "", source.instruction):
+        if 3 <= len(text.split()) <= _PASSAGE_WORDS:
             return text
-    return source.instruction if len(source.instruction.split()) <= _PASSAGE_WORDS else ""
+    return ""
 
 
 def _with_content(messages: tuple[Message, ...], at: int, content: str) -> tuple[Message, ...]:
