@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "CardResult": "rolesafe.retrain.card",
-    "Prepared": "rolesafe.retrain.prepare",
+    "Prepared": "rolesafe.retrain.preparation",
     "PreparedRow": "rolesafe.retrain.row",
     "RetrainConfig": "rolesafe.retrain.config",
     "RetrainResult": "rolesafe.retrain.run",
     "Source": "rolesafe.retrain.sources",
     "Sources": "rolesafe.retrain.sources",
     "load_retrained": "rolesafe.retrain.loading",
-    "prepare": "rolesafe.retrain.prepare",
+    "prepare": "rolesafe.retrain.preparation",
     "read_sources": "rolesafe.retrain.sources",
     "retrain": "rolesafe.retrain.run",
     "training_texts": "rolesafe.retrain.phrasing",
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rolesafe.retrain.config import RetrainConfig
     from rolesafe.retrain.loading import load_retrained
     from rolesafe.retrain.phrasing import training_texts
-    from rolesafe.retrain.prepare import Prepared, prepare
+    from rolesafe.retrain.preparation import Prepared, prepare
     from rolesafe.retrain.row import PreparedRow
     from rolesafe.retrain.run import RetrainResult, retrain
     from rolesafe.retrain.sources import Source, Sources, read_sources

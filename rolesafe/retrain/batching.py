@@ -40,22 +40,29 @@ def encode_rows(
     """
     roles = config.roles()
     collator = RoleCollator(tokenizer=tokenizer, config=roles or RoleConfig())
-    found, long = [], []
+    found, dropped = [], []
     for i, row in enumerate(rows):
-        one = collator.encode({"messages": row.conversation}, f"row {row.id!r} (from {row.source})")
+        name = f"row {row.id!r} (from {row.source})"
+        try:
+            one = collator.encode({"messages": row.conversation}, name)
+        except ValueError as error:
+            if config.bad_rows == "error":
+                raise
+            dropped.append(str(error))
+            continue
         if len(one["input_ids"]) <= config.max_length:
             found.append(one)
         else:
-            long.append(f"row {row.id!r} (from {row.source}) has {len(one['input_ids'])} tokens")
+            dropped.append(f"{name} has {len(one['input_ids'])} tokens")
         if progress is not None and (i % 64 == 63 or i + 1 == len(rows)):
             progress(i + 1, len(rows))
-    if long and (config.bad_rows == "error" or not found):
+    if dropped and (config.bad_rows == "error" or not found):
         raise ValueError(
-            f"`max_length`: expected rows of at most {config.max_length} tokens, {long[0]}, and {len(long) - 1} others "
-            "are longer, too. Raise max_length (the model's context is the limit), shorten the rows, or leave them out "
-            "(bad_rows: drop)."
+            f"`max_length`: expected rows of at most {config.max_length} tokens that the chat template prints, but "
+            f"{dropped[0]}, and {len(dropped) - 1} others do not fit. Raise max_length (the model's context is the "
+            "limit), shorten the rows, or leave them out (bad_rows: drop)."
         )
-    return found, long
+    return found, dropped
 
 
 def count_steps(config: RetrainConfig, rows: int) -> int:

@@ -95,17 +95,31 @@ def _load(recipe: Path, changes: dict[str, Any]) -> Any:
 
 
 def _preview(config: Any) -> None:
+    from dataclasses import replace
+
     from rich.console import Console
     from transformers.utils import logging
 
+    from rolesafe.retrain.batching import encode_rows
     from rolesafe.retrain.loading import check_base, load_tokenizer
+    from rolesafe.retrain.progress import counting
     from rolesafe.retrain.run import load_data
     from rolesafe.retrain.show import print_preview
+    from rolesafe.terminal import as_text
 
     logging.set_verbosity_error()
     check_base(config)
-    sources, prepared = load_data(config, load_tokenizer(config.model))
-    print_preview(Console(), sources, prepared)
+    tokenizer = load_tokenizer(config.model)
+    sources, prepared = load_data(config, tokenizer)
+    console = Console()
+    print_preview(console, sources, prepared)
+    known = [row for row in prepared.rows if row.reply is not None]
+    with counting(Console(stderr=True), "encoding rows") as tell:
+        encoded, left_out = encode_rows(known, replace(config, bad_rows="drop"), tokenizer, progress=tell)
+    tokens = sum(len(row["input_ids"]) for row in encoded)
+    console.print(f"{len(encoded):,} rows with a reply fit into {config.max_length} tokens, {tokens:,} tokens in all")
+    if left_out:
+        console.print(as_text(f"{len(left_out):,} rows do not, the first one: {left_out[0]}"), soft_wrap=True)
 
 
 def _train(config: Any, out: Path, results: Path | None, replies_file: Path | None) -> None:

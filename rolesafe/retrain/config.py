@@ -57,8 +57,8 @@ class RetrainConfig:
         anneal: Share of the steps in (0, 1] over which the strength of the role layer rises from 0 to 1, 0 for none, or
             ``"auto"``: 0.5 where the role layer changes the untrained model's outputs, else 0.
         seed: Of preparation, order and training.
-        shares: Shares of the kinds of rows; see :mod:`rolesafe.retrain.prepare`. They are divided by their sum; a kind
-            that is left out has the share 0.
+        shares: Shares of the kinds of rows; see :mod:`rolesafe.retrain.preparation`. They are divided by their sum; a
+            kind that is left out has the share 0.
         tool_share: Share of the rows with data where the data are a tool's result instead of the user's message;
             ``None``: 0.25 where the chat template prints such a conversation, else 0.
         replies: ``"given"``: those of the data. ``"self"``: the untouched model's own greedy replies, so that what it

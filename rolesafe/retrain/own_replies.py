@@ -12,7 +12,7 @@ from typing import Any
 from rolesafe.attacks.memory import Batches
 from rolesafe.attacks.replies import end_ids
 from rolesafe.patching.modes import evaluating
-from rolesafe.retrain.prepare import Prepared
+from rolesafe.retrain.preparation import Prepared
 from rolesafe.tasks import Message
 
 Progress = Callable[[int, int], None]

@@ -33,7 +33,7 @@ from rolesafe.retrain.place import (
     move_in,
     read_state,
 )
-from rolesafe.retrain.prepare import Prepared, prepare
+from rolesafe.retrain.preparation import Prepared, prepare
 from rolesafe.retrain.progress import MarkCheckpoints, StopOnInterrupt, TrainingProgress, counting
 from rolesafe.retrain.sources import Sources, read_sources
 

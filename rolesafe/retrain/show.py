@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rolesafe.retrain.config import KINDS
-from rolesafe.retrain.prepare import Prepared
+from rolesafe.retrain.preparation import Prepared
 from rolesafe.retrain.row import PreparedRow
 from rolesafe.retrain.sources import Sources
 from rolesafe.tasks import Message

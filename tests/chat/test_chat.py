@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_stream_writes_whole_characters(checkpoint):  # noqa: F811
     assert stream.text == seen[-1] == "I like \u00e9 and rain."
     assert len(seen) > 3
     assert not any("\ufffd" in text for text in seen)
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
 
 
 def test_sampling_draws(checkpoint):  # noqa: F811

@@ -191,7 +191,7 @@ def fixed_test_texts() -> set[str]:
     """Phrasings of the fixed attacks, and of the benchmark of pretrained models where it is there."""
     texts = [*ORDERS, *IGNORE["test"], *TRIGGER["test"], *(text for group in PERSONAS.values() for text in group)]
     with suppress(ModuleNotFoundError):  # the benchmark is no part of the package
-        texts += importlib.import_module("benchmarks.pretrained.texts").test_texts()
+        texts += importlib.import_module("benchmarks.pretrained.texts").all_texts()
     return {normalised(text) for text in texts}
 
 

@@ -222,7 +222,7 @@ def test_context_shorter_than_max_length_is_refused(recipe, tmp_path, broken_mod
 
 def test_rows_longer_than_max_length_are_refused_or_dropped(recipe, tmp_path, no_training, monkeypatch):
     with pytest.raises(
-        ValueError, match=r"`max_length`: expected rows of at most 90 tokens, row '.*' .* has \d+ tokens"
+        ValueError, match=r"`max_length`: expected rows of at most 90 tokens .* row '.*' .* has \d+ tokens"
     ):
         run(recipe(max_length=90), tmp_path / "out")
     monkeypatch.undo()
@@ -268,6 +268,28 @@ def test_full_disk_in_the_middle_keeps_the_last_checkpoint(recipe, tmp_path, bre
         run(config, tmp_path / "out")
     monkeypatch.undo()
     assert run(config, tmp_path / "out").complete
+
+
+def test_full_disk_at_the_end_saves_without_training_again(recipe, tmp_path, monkeypatch):
+    config = recipe(steps=2)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rolesafe.retrain.run.move_in", fail)
+    with pytest.raises(OSError, match="`out`: no space left"):
+        run(config, tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr("rolesafe.retrain.trainer.reply_loss", lambda *args: pytest.fail("trained again"))
+    found = run(config, tmp_path / "out")
+    assert (found.complete, found.steps) == (True, 2)
+    assert found.loss is not None
+    assert rolesafe.from_pretrained(tmp_path / "out")
+
+
+def test_bfloat16_computes_with_weights_in_fp32(recipe, tmp_path):
+    run(recipe(dtype="bfloat16", steps=2, gradient_accumulation=2), tmp_path / "out")
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "out").values())
 
 
 def test_missing_peft_is_found_before_training(recipe, tmp_path, no_training, monkeypatch):
