@@ -17,6 +17,10 @@ PLACES: Final = ("first", "middle", "last")
 MOST: Final = 4
 """Most injections of the method "several"."""
 
+_LONG: Final = 8
+"""Words from which on a sentence has a middle."""
+
+_SPACE: Final = re.compile(r"\s+")
 _BOUNDARY: Final = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -104,12 +108,12 @@ def _fake_turn(goal: str, role: str, marks: Delimiters, rng: Random) -> str:
 
 
 def insert(data: str, text: str, place: str, rng: Random, *, glue: str | None = None) -> str:
-    """Put `text` first, in the middle or last in `data`; the middle is between two sentences or lines.
+    """Put `text` first, in the middle or last in `data`; the middle is between two sentences, lines or words.
 
     Args:
         data: The text around.
         text: What to put in.
-        place: One of :data:`PLACES`; data of one sentence have no middle, and `text` goes last.
+        place: One of :data:`PLACES`; short data of one sentence have no middle, and `text` goes last.
         rng: Draws the boundary and the white space.
         glue: White space between the two; default: a space or line breaks.
     """
@@ -124,5 +128,9 @@ def insert(data: str, text: str, place: str, rng: Random, *, glue: str | None = 
 
 
 def _boundaries(data: str) -> list[tuple[int, int]]:
-    """Spans of the white space between sentences and lines."""
-    return [found.span() for found in _BOUNDARY.finditer(data) if found.start() > 0 and found.end() < len(data)]
+    """Spans of the white space between sentences and lines; between words, where data have one long sentence."""
+    for pattern in (_BOUNDARY, _SPACE):
+        spans = [found.span() for found in pattern.finditer(data) if found.start() > 0 and found.end() < len(data)]
+        if spans or len(data.split()) < _LONG:
+            return spans
+    return []

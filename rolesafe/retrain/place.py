@@ -52,12 +52,17 @@ def read_state(out: Path, config: RetrainConfig) -> dict[str, Any] | None:
 
 def check_same(state: Mapping[str, Any] | None, found: Mapping[str, Any]) -> None:
     """Raise where the data, their preparation or the base model changed since the run was begun."""
-    names = {"data_digest": "data", "prepared_digest": "prepared rows", "base": "base model"}
+    names = {
+        "data_digest": "data",
+        "prepared_digest": "prepared rows",
+        "rows_digest": "replies",
+        "base": "base model",
+    }
     for name, what in names.items():
-        if state is not None and state.get(name) != found[name]:
+        if state is not None and name in state and name in found and state[name] != found[name]:
             raise ValueError(
                 f"`out`: expected the {what} that the run was begun with, got other ones: their digest was "
-                f"{state.get(name)!r:.20}, is {found[name]!r:.20}. Restore them to resume, or give another directory."
+                f"{state[name]!r:.20}, is {found[name]!r:.20}. Restore them to resume, or give another directory."
             )
 
 

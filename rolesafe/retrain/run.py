@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,20 +164,20 @@ class _Run:
         }
         check_same(state, found)
         self._check_space()
-        if config.replies == "given":
-            self.encoded, long = self._encode(prepared)
-            unfinished = 0
-        else:
+        unfinished = 0
+        if config.replies == "self":
             config.save(self.out / RECIPE_NAME)
-            save_state(self.out, {"status": "begun", **found})
+            save_state(self.out, {**(state or {}), "status": "begun", **found})
             prepared, unfinished = self._write_replies(prepared, replies_path, found["base"])
-            self.encoded, long = self._encode(prepared)
+            found["rows_digest"] = prepared.digest
+            check_same(state, found)
+        self.encoded, left_out = self._encode(prepared)
         self.state = {
             "status": "begun",
             **found,
             "sources": len(sources.rows),
             "counts": prepared.counts,
-            "dropped": len(sources.dropped) + unfinished + len(long),
+            "dropped": len(sources.dropped) + unfinished + len(left_out),
         }
         config.save(self.out / RECIPE_NAME)
         save_state(self.out, self.state)
@@ -257,10 +256,10 @@ class _Run:
         if self.anneal:
             callbacks.insert(0, AnnealRoles(self.anneal))
         collator = RoleCollator(tokenizer=self.tokenizer, config=roles or RoleConfig(), with_roles=roles is not None)
-        trainer_class = partial(ReplyTrainer, collator=collator)
-        self.trainer = trainer_class(
+        self.trainer = ReplyTrainer(
             self.model,
             self._arguments(steps),
+            collator=collator,
             role_learning_rate=self._role_rate(),
             train_dataset=[self.encoded[i] for i in order],
             callbacks=callbacks,

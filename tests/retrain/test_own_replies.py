@@ -116,6 +116,18 @@ def test_generate_gives_the_greedy_reply(loaded, monkeypatch):
     assert found is None or expected[0].startswith(found)
 
 
+def test_other_replies_do_not_resume(recipe, tmp_path, generated, monkeypatch):
+    config = recipe(replies="self", steps=2, save_steps=1)
+    monkeypatch.setattr("rolesafe.retrain.run.move_in", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        retrain(config, tmp_path / "out")
+    monkeypatch.undo()
+    (tmp_path / "out" / "own_replies.jsonl").unlink()
+    monkeypatch.setattr(module, "_generate", lambda model, tokenizer, encoded, *rest: ["other"] * len(encoded))
+    with pytest.raises(ValueError, match="`out`: expected the replies that the run was begun with"):
+        retrain(config, tmp_path / "out")
+
+
 def test_retrain_with_own_replies_uses_a_shared_file(recipe, tmp_path, generated):
     config = recipe(replies="self", steps=1)
     retrain(config, tmp_path / "one", replies_path=tmp_path / "replies.jsonl")

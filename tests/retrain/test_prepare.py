@@ -145,6 +145,11 @@ def test_insert_keeps_the_data(place):
         assert sorted(re.findall(r"\w+", text)) == ["One", "Three", "Two", "X"]
         assert {"first": text.startswith("X"), "last": text.endswith("X")}.get(place, "One" < text < "Three~")
     assert insert("no boundary", "X", "middle", Random(0)).startswith("no boundary")
+    words = "one two three four five six seven eight"
+    text = insert(words, "X", "middle", Random(0))
+    assert text.replace("X", " ").split() == words.split()
+    assert not text.startswith("X")
+    assert not text.endswith("X")
 
 
 def test_conversations_are_plain_and_tool_results_are_data(tokenizer):
