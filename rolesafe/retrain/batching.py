@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 from rolesafe.config import RoleConfig
-from rolesafe.retrain.config import RetrainConfig
+from rolesafe.retrain.config import KINDS, RetrainConfig
 from rolesafe.retrain.row import PreparedRow
 from rolesafe.training import RoleCollator
 
@@ -17,13 +18,28 @@ _WINDOW: Final = 32
 Encoded = dict[str, list[int]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodedRows:
+    """Rows as tokens.
+
+    Attributes:
+        rows: `input_ids`, `attention_mask`, `role_ids` and `labels` of each row.
+        counts: Number of rows of each kind.
+        dropped: Why others were left out; each names its row.
+    """
+
+    rows: tuple[Encoded, ...]
+    counts: Mapping[str, int]
+    dropped: tuple[str, ...]
+
+
 def encode_rows(
     rows: Sequence[PreparedRow],
     config: RetrainConfig,
     tokenizer: Any,
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Encoded], list[str]]:
+) -> EncodedRows:
     """Encode rows once, for all epochs.
 
     Args:
@@ -32,15 +48,14 @@ def encode_rows(
         tokenizer: With a chat template.
         progress: Called with the number of rows done and their total.
 
-    Returns:
-        The encoded rows, and why others were left out.
-
     Raises:
         ValueError: A row is longer than `max_length`, or the chat template does not print it.
     """
     roles = config.roles()
     collator = RoleCollator(tokenizer=tokenizer, config=roles or RoleConfig())
-    found, dropped = [], []
+    found: list[Encoded] = []
+    dropped: list[str] = []
+    counts = dict.fromkeys(KINDS, 0)
     for i, row in enumerate(rows):
         name = f"row {row.id!r} (from {row.source})"
         try:
@@ -52,6 +67,7 @@ def encode_rows(
             continue
         if len(one["input_ids"]) <= config.max_length:
             found.append(one)
+            counts[row.kind] += 1
         else:
             dropped.append(f"{name} has {len(one['input_ids'])} tokens")
         if progress is not None and (i % 64 == 63 or i + 1 == len(rows)):
@@ -62,7 +78,7 @@ def encode_rows(
             f"{dropped[0]}, and {len(dropped) - 1} others do not fit. Raise max_length (the model's context is the "
             "limit), shorten the rows, or leave them out (bad_rows: drop)."
         )
-    return found, dropped
+    return EncodedRows(rows=tuple(found), counts=counts, dropped=tuple(dropped))
 
 
 def count_steps(config: RetrainConfig, rows: int) -> int:

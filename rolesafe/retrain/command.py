@@ -115,10 +115,12 @@ def _preview(config: Any) -> None:
     print_preview(console, sources, prepared)
     known = [row for row in prepared.rows if row.reply is not None]
     with counting(Console(stderr=True), "encoding rows") as tell:
-        encoded, left_out = encode_rows(known, replace(config, bad_rows="drop"), tokenizer, progress=tell)
-    tokens = sum(len(row["input_ids"]) for row in encoded)
-    console.print(f"{len(encoded):,} rows with a reply fit into {config.max_length} tokens, {tokens:,} tokens in all")
-    if left_out:
+        encoded = encode_rows(known, replace(config, bad_rows="drop"), tokenizer, progress=tell)
+    tokens = sum(len(row["input_ids"]) for row in encoded.rows)
+    console.print(
+        f"{len(encoded.rows):,} rows with a reply fit into {config.max_length} tokens, {tokens:,} tokens in all"
+    )
+    if left_out := encoded.dropped:
         console.print(as_text(f"{len(left_out):,} rows do not, the first one: {left_out[0]}"), soft_wrap=True)
 
 

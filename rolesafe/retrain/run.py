@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rolesafe.evaluation.environment import environment
 from rolesafe.files import locked
-from rolesafe.retrain.batching import Encoded, count_steps, encode_rows, schedule
+from rolesafe.retrain.batching import Encoded, EncodedRows, count_steps, encode_rows, schedule
 from rolesafe.retrain.card import CardResult, save_state, write_card
 from rolesafe.retrain.config import AUTO, RECIPE_NAME, RetrainConfig
 from rolesafe.retrain.loading import add_lora, check_base, import_peft, load_base, load_tokenizer
@@ -142,7 +142,7 @@ class _Run:
         bf16 = config.dtype == "bfloat16" or (config.dtype == AUTO and has_bf16())
         self.compute = torch.bfloat16 if bf16 else torch.float32
         self.state: dict[str, Any] = {}
-        self.encoded: list[Encoded] = []
+        self.encoded: tuple[Encoded, ...] = ()
         self.trainer: Any = None
 
     # --------------------------------------------------------------------------------------------------------- before
@@ -171,13 +171,14 @@ class _Run:
             prepared, unfinished = self._write_replies(prepared, replies_path, found["base"])
             found["rows_digest"] = prepared.digest
             check_same(state, found)
-        self.encoded, left_out = self._encode(prepared)
+        encoded = self._encode(prepared)
+        self.encoded = encoded.rows
         self.state = {
             "status": "begun",
             **found,
             "sources": len(sources.rows),
-            "counts": prepared.counts,
-            "dropped": len(sources.dropped) + unfinished + len(left_out),
+            "counts": dict(encoded.counts),
+            "dropped": len(sources.dropped) + unfinished + len(encoded.dropped),
         }
         config.save(self.out / RECIPE_NAME)
         save_state(self.out, self.state)
@@ -213,7 +214,7 @@ class _Run:
                 progress=tell,
             )
 
-    def _encode(self, prepared: Prepared) -> tuple[list[Encoded], list[str]]:
+    def _encode(self, prepared: Prepared) -> EncodedRows:
         with counting(self.console, "encoding rows") as tell:
             return encode_rows(prepared.rows, self.config, self.tokenizer, progress=tell)
 

@@ -229,6 +229,7 @@ def test_rows_longer_than_max_length_are_refused_or_dropped(recipe, tmp_path, no
     run(recipe(max_length=90, bad_rows="drop", steps=1), tmp_path / "out")
     state = json.loads((tmp_path / "out" / "retrain_state.json").read_text())
     assert state["dropped"] > 0
+    assert sum(state["counts"].values()) + state["dropped"] == state["sources"]
 
 
 def test_packed_weights_are_refused(recipe, tmp_path, broken_model, no_training):
