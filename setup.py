@@ -32,6 +32,7 @@ INSTALL_REQUIRES = [
     "filelock>=3.13",
     "huggingface-hub>=1.0",  # as transformers asks for; its errors are caught by name
     "jinja2>=3.1",
+    "pyyaml>=6.0",
     "rich>=13.7",
     "safetensors>=0.4.3",
     "tokenizers>=0.21",

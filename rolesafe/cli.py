@@ -1,4 +1,4 @@
-"""Command line: `rolesafe demo`, `rolesafe inspect`, `rolesafe mechanisms` and `rolesafe audit`.
+"""Command line: `rolesafe demo`, `inspect`, `mechanisms`, `audit`, `retrain` and `chat`.
 
 Exit statuses are those of :mod:`rolesafe.terminal`.
 """
@@ -18,6 +18,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import rolesafe
+from rolesafe.chat.command import chat
+from rolesafe.retrain.command import retrain
 from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, run_main, status_of
 
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -225,6 +227,10 @@ def audit(
         raise typer.Exit(INTERRUPTED)
     if fail_on_risk and any(v.passed is False or isinstance(v.measured, NotMeasured) for v in report.verdicts):
         raise typer.Exit(1)
+
+
+app.command()(retrain)
+app.command()(chat)
 
 
 def main() -> None:

@@ -110,6 +110,11 @@ def refused(result, status: int = 2) -> str:
         (("audit", "m", "--set", "sep", "/no/such/file.json"), "`path_or_hub`"),
         (("audit", "m", "--set", "sep", "FILE"), "`path_or_hub`"),
         (("audit", "m", "--json", "EMPTY"), "`--json`"),
+        (("retrain", "m"), "`data`"),
+        (("retrain", "m", "--data", "FILE", "--steps", "0"), "--steps"),
+        (("retrain", "EMPTY", "--data", "FILE", "--dry-run"), "`model`"),
+        (("chat",), "model"),
+        (("chat", "EMPTY"), "`model`"),
         (("--bogus\x1b[31m",), "--bogus\\x1b[31m"),
         (("no-such-command\x1b[31m",), "no-such-command\\x1b[31m"),
     ],
@@ -125,7 +130,7 @@ def test_cli_bad_argument_is_one_line_and_status_2(run, tmp_path, arguments, nam
 def test_cli_every_command_has_bad_arguments_above():
     """A new command needs lines in the list above."""
     assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
-        *("demo", "inspect", "mechanisms", "audit"),
+        *("demo", "inspect", "mechanisms", "audit", "retrain", "chat"),
     }
 
 

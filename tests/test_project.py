@@ -42,8 +42,10 @@ LAYERS = (
     },
     {"evaluation"},
     {"report"},
+    {"retrain"},
     {
         "audit",
+        "chat",
         "demo",
     },
     {"cli", "__main__"},

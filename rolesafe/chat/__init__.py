@@ -1,0 +1,1 @@
+"""A terminal chat with system, user and tool turns: `rolesafe chat`."""

@@ -1,0 +1,72 @@
+"""`rolesafe chat`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import typer
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="Directory or hub id of a chat model, patched or plain.")],
+    compare: Annotated[str | None, typer.Option(help="Second model; its replies are shown beside.")] = None,
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 0.0,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Chat with a model in the terminal, with system, user and tool turns in colour.
+
+    /system TEXT, /tool TEXT, /reset and /quit are commands; everything else is a user turn. Lines may come from a pipe.
+    """
+    import sys
+
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from rolesafe.chat.session import Session
+    from rolesafe.chat.terminal import run_chat, typed_lines
+
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"`--temperature`: expected a number >= 0, got {temperature}")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    names = [model] if compare is None else [model, compare]
+    console = Console()
+    with console.status("loading") if console.is_terminal else _nothing():
+        speakers = tuple(_load(name, device, dtype, max_new_tokens, temperature) for name in names)
+    run_chat(Session(speakers, system), typed_lines(console), console, echo=not sys.stdin.isatty())
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float) -> Any:
+    import torch
+
+    from rolesafe.chat.session import Speaker
+    from rolesafe.retrain.loading import load_retrained
+    from rolesafe.terminal import first_line
+
+    known = ("auto", "float32", "bfloat16", "float16")
+    if dtype not in known:
+        raise ValueError(f"`--dtype`: expected one of {known}, got {dtype!r}")
+    model, tokenizer = load_retrained(path, dtype)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"`model`: expected a tokenizer with a chat template in {path!r}, got none. Choose a chat model, or set "
+            "tokenizer.chat_template and save it."
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device`: {device!r} cannot be used: {first_line(error)}") from error
+    return Speaker(
+        name=path, model=model.eval(), tokenizer=tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
+    )

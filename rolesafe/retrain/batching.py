@@ -1,0 +1,116 @@
+"""Encoded rows in the order of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from rolesafe.config import RoleConfig
+from rolesafe.retrain.config import KINDS, RetrainConfig
+from rolesafe.retrain.row import PreparedRow
+from rolesafe.training import RoleCollator
+
+_WINDOW: Final = 32
+"""Batches whose rows are sorted by length together: less padding, nearly the order of the epochs."""
+
+Encoded = dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRows:
+    """Rows as tokens.
+
+    Attributes:
+        rows: `input_ids`, `attention_mask`, `role_ids` and `labels` of each row.
+        counts: Number of rows of each kind.
+        dropped: Why others were left out; each names its row.
+    """
+
+    rows: tuple[Encoded, ...]
+    counts: Mapping[str, int]
+    dropped: tuple[str, ...]
+
+
+def encode_rows(
+    rows: Sequence[PreparedRow],
+    config: RetrainConfig,
+    tokenizer: Any,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> EncodedRows:
+    """Encode rows once, for all epochs.
+
+    Args:
+        rows: With replies.
+        config: The recipe; `max_length` and `bad_rows` say what becomes of long rows.
+        tokenizer: With a chat template.
+        progress: Called with the number of rows done and their total.
+
+    Raises:
+        ValueError: A row is longer than `max_length`, or the chat template does not print it.
+    """
+    roles = config.roles()
+    collator = RoleCollator(tokenizer=tokenizer, config=roles or RoleConfig())
+    found: list[Encoded] = []
+    dropped: list[str] = []
+    counts = dict.fromkeys(KINDS, 0)
+    for i, row in enumerate(rows):
+        name = f"row {row.id!r} (from {row.source})"
+        try:
+            one = collator.encode({"messages": row.conversation}, name)
+        except ValueError as error:
+            if config.bad_rows == "error":
+                raise
+            dropped.append(str(error))
+            continue
+        if len(one["input_ids"]) <= config.max_length:
+            found.append(one)
+            counts[row.kind] += 1
+        else:
+            dropped.append(f"{name} has {len(one['input_ids'])} tokens")
+        if progress is not None and (i % 64 == 63 or i + 1 == len(rows)):
+            progress(i + 1, len(rows))
+    if dropped and (config.bad_rows == "error" or not found):
+        raise ValueError(
+            f"`max_length`: expected rows of at most {config.max_length} tokens that the chat template prints, but "
+            f"{dropped[0]}, and {len(dropped) - 1} others do not fit. Raise max_length (the model's context is the "
+            "limit), shorten the rows, or leave them out (bad_rows: drop)."
+        )
+    return EncodedRows(rows=tuple(found), counts=counts, dropped=tuple(dropped))
+
+
+def count_steps(config: RetrainConfig, rows: int) -> int:
+    """Return the optimizer steps of a run over `rows` prepared rows."""
+    if config.steps is not None:
+        return config.steps
+    each = config.batch_size * config.gradient_accumulation
+    return max(1, round((config.epochs or 1) * rows / each))
+
+
+def schedule(lengths: Sequence[int], config: RetrainConfig, steps: int) -> list[int]:
+    """Return the indices of the rows of all forward passes in order, ``steps * batch * accumulation`` of them.
+
+    Every epoch is a permutation of all rows. Rows of similar length share a batch.
+
+    Args:
+        lengths: Tokens of each row.
+        config: The recipe.
+        steps: Optimizer steps.
+    """
+    rng = Random(f"retrain/order/{config.seed}")
+    count = steps * config.batch_size * config.gradient_accumulation
+    order: list[int] = []
+    while len(order) < count:
+        epoch = list(range(len(lengths)))
+        rng.shuffle(epoch)
+        order += epoch
+    order = order[:count]
+    size, found = config.batch_size, []
+    for start in range(0, count, size * _WINDOW):
+        window = sorted(order[start : start + size * _WINDOW], key=lambda i: (lengths[i], i))
+        batches = [window[i : i + size] for i in range(0, len(window), size)]
+        rng.shuffle(batches)
+        found += [i for batch in batches for i in batch]
+    return found

@@ -1,0 +1,136 @@
+"""Injected twins: another row's instruction written into untrusted data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from rolesafe.attacks.delimiters import Delimiters, delimiters
+from rolesafe.config import RoleConfig
+from rolesafe.retrain import phrasing
+
+METHODS: Final = ("naive", "ignore", "fake completion", "fake turn", "several")
+PLACES: Final = ("first", "middle", "last")
+MOST: Final = 4
+"""Most injections of the method "several"."""
+
+_LONG: Final = 8
+"""Words from which on a sentence has a middle."""
+
+_SPACE: Final = re.compile(r"\s+")
+_BOUNDARY: Final = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Delimiters of a chat template for fake turns.
+
+    Attributes:
+        user: With turns system, user and assistant.
+        tool: The same with a tool's turn; ``None`` where the template prints no such conversation.
+    """
+
+    user: Delimiters
+    tool: Delimiters | None
+
+    def of(self, role: str) -> Delimiters:
+        """Return the delimiters for data in a turn of `role`."""
+        return self.tool if role == "tool" and self.tool is not None else self.user
+
+
+def read_marks(tokenizer: Any, config: RoleConfig) -> Marks:
+    """Read the delimiters off the tokenizer's chat template.
+
+    Raises:
+        ValueError: It prints no conversation of the roles system, user and assistant.
+    """
+    user = delimiters(tokenizer, ("system", "user", config.generated), config)
+    try:
+        tool = delimiters(tokenizer, ("system", "user", "tool", config.generated), config)
+    except ValueError:
+        tool = None
+    return Marks(user, tool)
+
+
+def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random) -> tuple[str, str]:
+    """Write injections into `data`.
+
+    Args:
+        data: The clean data.
+        goals: What the injections ask for; all are used by the method "several", else the first.
+        role: Role of the turn that the data are in, ``"user"`` or ``"tool"``.
+        marks: Delimiters for fake turns.
+        rng: Draws method, place and phrasing.
+
+    Returns:
+        The injected data, and method and place in words.
+    """
+    method, place = rng.choice(METHODS), rng.choice(PLACES)
+    if place == "middle" and not _boundaries(data):
+        place = "last"
+    if method == "several":
+        chosen = list(goals[: rng.randint(2, MOST)])
+        while len(chosen) < 2:
+            chosen.append(chosen[0])
+        text = data
+        for goal in chosen:
+            opening = f"{rng.choice(phrasing.OPENINGS)} " if rng.random() < 0.5 else ""
+            text = insert(text, opening + goal, rng.choice(PLACES), rng)
+        return text, f"{len(chosen)} injections"
+    goal = goals[0]
+    if method == "naive":
+        return insert(data, goal, place, rng), f"{method}, {place}"
+    if method == "ignore":
+        return insert(data, f"{rng.choice(phrasing.OPENINGS)} {goal}", place, rng), f"{method}, {place}"
+    # a fake reply needs something that it replies to
+    place = "last" if place == "first" else place
+    if method == "fake completion":
+        before, again = rng.choice(phrasing.COMPLETIONS)
+        fake = f"{before}{rng.choice(phrasing.FAKE_REPLIES)}{again}{goal}"
+    else:
+        fake = _fake_turn(goal, role, marks.of(role), rng)
+    return insert(data, fake, place, rng, glue=""), f"{method}, {place}"
+
+
+def _fake_turn(goal: str, role: str, marks: Delimiters, rng: Random) -> str:
+    """Close the data's turn and open another with the template's own delimiters."""
+    headers = dict(marks.headers)
+    generated = next(name for name in reversed(headers) if name not in ("system", "user", "tool"))
+    opened = rng.choice(("user", "system", role))
+    fake = marks.footer(role)
+    if rng.random() < 0.7:
+        reply = rng.choice(phrasing.FAKE_REPLIES)
+        fake += marks.header(generated) + reply + marks.footer(generated)
+    return fake + marks.header(opened) + goal
+
+
+def insert(data: str, text: str, place: str, rng: Random, *, glue: str | None = None) -> str:
+    """Put `text` first, in the middle or last in `data`; the middle is between two sentences, lines or words.
+
+    Args:
+        data: The text around.
+        text: What to put in.
+        place: One of :data:`PLACES`; short data of one sentence have no middle, and `text` goes last.
+        rng: Draws the boundary and the white space.
+        glue: White space between the two; default: a space or line breaks.
+    """
+    gap = rng.choice((" ", "\n", "\n\n")) if glue is None else glue
+    if place == "first":
+        return f"{text}{gap}{data}"
+    bounds = _boundaries(data)
+    if place == "middle" and bounds:
+        start, end = rng.choice(bounds)
+        return f"{data[:start]}{gap}{text}{gap or data[start:end]}{data[end:]}"
+    return f"{data}{gap}{text}"
+
+
+def _boundaries(data: str) -> list[tuple[int, int]]:
+    """Spans of the white space between sentences and lines; between words, where data have one long sentence."""
+    for pattern in (_BOUNDARY, _SPACE):
+        spans = [found.span() for found in pattern.finditer(data) if found.start() > 0 and found.end() < len(data)]
+        if spans or len(data.split()) < _LONG:
+            return spans
+    return []

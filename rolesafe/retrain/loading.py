@@ -1,0 +1,231 @@
+"""Base model and tokenizer of a retraining, checked before hours are spent; and what a retraining wrote."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rolesafe.patching.checkpoint import read_config
+from rolesafe.patching.loading import UNREADABLE, read_model, reading
+from rolesafe.patching.seal import is_sealed
+from rolesafe.retrain.config import RECIPE_NAME, RetrainConfig
+from rolesafe.terminal import first_line
+
+ADAPTER_NAME = "adapter_config.json"
+
+
+def is_gguf(path: str) -> bool:
+    """Return whether `path` names a GGUF file."""
+    return path.lower().endswith(".gguf")
+
+
+def load_tokenizer(path: str) -> Any:
+    """Load the tokenizer of a chat model, with a padding token.
+
+    A tokenizer without a padding token pads with its end-of-sequence token: padding is masked, so its id is free.
+
+    Raises:
+        ValueError: There is none, it has no chat template, or neither a padding nor an end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    folder, options = _place(path)
+    with _reading(path):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"`model`: expected a tokenizer with a chat template in {path!r}, got none: a model without one was not "
+            "trained to chat. Choose a chat model, or save the template with the tokenizer "
+            "(tokenizer.chat_template = ...; tokenizer.save_pretrained(directory))."
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"`model`: expected a padding or end-of-sequence token in the tokenizer of {path!r}, got neither. Set "
+                "tokenizer.pad_token and save it."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_base(config: RetrainConfig) -> dict[str, Any]:
+    """Check the base model by its configuration alone.
+
+    Returns:
+        Its ``config.json``; empty for a GGUF file.
+
+    Raises:
+        ValueError: It cannot be read, has a role layer or packed weights, or a context shorter than `max_length`.
+    """
+    path = config.model
+    if is_gguf(path):
+        if not Path(path).is_file():
+            raise ValueError(f"`model`: expected a GGUF file, found none at {path!r}. Give its path.")
+        return {}
+    with reading(path):
+        about = read_config(path)
+    if about is None:
+        files = sorted(f.name for f in Path(path).glob("*.gguf")) if Path(path).is_dir() else []
+        way_out = f" Name the file: {str(Path(path) / files[0])!r}." if files else " Give another path or hub id."
+        raise ValueError(f"`model`: expected a checkpoint with config.json in {path!r}, found none.{way_out}")
+    if is_sealed(about):
+        raise ValueError(
+            f"`model`: expected a model without a role layer, got {path!r}, which has one. Give the base model that it "
+            "was made from."
+        )
+    packed = about.get("quantization_config")
+    if packed is not None:
+        kind = packed.get("quant_method", "unknown") if isinstance(packed, dict) else packed
+        raise ValueError(
+            f"`model`: expected weights that can be trained, got packed ones ({kind}) in {path!r}. Load them "
+            "dequantized and save that, or name the .gguf file itself, which is unpacked."
+        )
+    _check_context(about, config)
+    return dict(about)
+
+
+def _check_context(about: Any, config: RetrainConfig) -> None:
+    text = about.get("text_config") if isinstance(about.get("text_config"), dict) else about
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        context = text.get(name)
+        if isinstance(context, int) and 0 < context < config.max_length:
+            raise ValueError(
+                f"`max_length`: expected at most {context}, the context of {config.model!r}, got {config.max_length}. "
+                "Lower it."
+            )
+
+
+def load_base(config: RetrainConfig, dtype: Any) -> Any:
+    """Load the base model on the CPU.
+
+    Args:
+        config: The recipe.
+        dtype: Of the weights, a torch dtype.
+
+    Raises:
+        ValueError: It cannot be read, or its weights are packed.
+    """
+    if not is_gguf(config.model):
+        model = read_model(config.model, dtype)
+    else:
+        from transformers import AutoModelForCausalLM, GgufConfig
+
+        folder, options = _place(config.model)
+        with _reading(config.model):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, **options, quantization_config=GgufConfig(dequantize=True), dtype=dtype, trust_remote_code=False
+            )
+            model.config.__dict__.pop("quantization_config", None)
+            model.__dict__.pop("hf_quantizer", None)
+            model.is_quantized = False
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"`model`: expected weights that can be trained, got packed ones in {config.model!r}. Load them "
+            "dequantized and save that."
+        )
+    about: Any = model.config
+    _check_context(about.get_text_config().to_dict(), config)
+    model.config.name_or_path = config.model
+    return model
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """As `reading`, for the errors of GGUF files, too."""
+    try:
+        with reading(path):
+            yield
+    except struct.error as error:
+        raise ValueError(f"`model`: expected a whole GGUF file, got {path!r}: struct.error: {error}") from error
+
+
+def _place(path: str) -> tuple[str, dict[str, Any]]:
+    """The folder of a model, and the arguments that name a GGUF file in it."""
+    if not is_gguf(path):
+        return path, {}
+    file = Path(path)
+    return str(file.parent), {"gguf_file": file.name}
+
+
+def is_adapter(path: str) -> bool:
+    """Return whether there is an adapter of a retraining in the directory `path`."""
+    return (Path(path) / ADAPTER_NAME).is_file() and (Path(path) / RECIPE_NAME).is_file()
+
+
+def load_retrained(path: str, dtype: str = "auto") -> tuple[Any, Any]:
+    """Load what :func:`rolesafe.retrain.retrain` wrote, whole model or adapter, with its tokenizer.
+
+    Other checkpoints load, too, patched or plain.
+
+    Args:
+        path: Directory, or hub id of a whole model.
+        dtype: ``"auto"`` (as saved) or the name of a torch dtype.
+
+    Returns:
+        The model in evaluation mode, and the tokenizer.
+
+    Raises:
+        ValueError: There is no such model, or no tokenizer beside it.
+        ImportError: It is an adapter and `peft` is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    model: Any
+    if is_adapter(path):
+        from rolesafe.patching import patch
+
+        recipe = RetrainConfig.load(Path(path) / RECIPE_NAME)
+        peft = import_peft()
+        model = load_base(recipe, dtype)
+        roles = recipe.roles()
+        if roles is not None:
+            patch(model, roles)
+        with reading(path):
+            model = peft.PeftModel.from_pretrained(model, path).eval()
+    else:
+        model = read_model(path, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except UNREADABLE as error:
+        base = getattr(model.config, "name_or_path", "")
+        if not base or base == path:
+            raise ValueError(f"`model`: expected a tokenizer in {path!r}, found none: {first_line(error)}") from error
+        with reading(base):
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    return model, tokenizer
+
+
+def import_peft() -> Any:
+    """Import `peft`.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ImportError('`lora`: needs the package peft: pip install "rolesafe[peft]"') from error
+    return peft
+
+
+def add_lora(model: Any, rank: int) -> Any:
+    """Wrap `model` with LoRA matrices in all linear layers, the role layer trained and saved with them.
+
+    Raises:
+        ImportError: `peft` is not installed.
+    """
+    from rolesafe.patching import is_patched, role_modules
+
+    peft = import_peft()
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        exclude_modules=r".*rolesafe_.*",
+        task_type="CAUSAL_LM",
+        modules_to_save=role_modules(model) or None if is_patched(model) else None,
+    )
+    return peft.get_peft_model(model, config)

@@ -1,0 +1,144 @@
+"""`ReplyTrainer`: the Trainer with a loss that makes logits at the labelled positions only.
+
+Legend: B rows, T tokens, d hidden size, V vocabulary, N labelled positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rolesafe.training import RoleTrainer
+from rolesafe.training.collator import IGNORED
+
+
+class ReplyTrainer(RoleTrainer):
+    """A `RoleTrainer` whose loss is the ordinary one, with less memory.
+
+    The hidden states (B, T, d) are reduced to those (1, N, d) whose next token is a label before they reach the output
+    layer, so that the logits over the vocabulary (B, T, V) are never made for the prompt. What a family does to its
+    logits afterwards (soft caps, scales) is kept. Works for models that PEFT wraps.
+
+    Attributes:
+        tokens_seen: Tokens of the batches so far in this process, padding not counted.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"`args`: expected one GPU for each process, got {self.args.n_gpu} in one. Set CUDA_VISIBLE_DEVICES to "
+                "one of them."
+            )
+        self.tokens_seen = 0
+        self._began = time.perf_counter()
+        self._earlier: dict[str, float] | None = None
+        self.loss_is_scaled_for_ga = self.model_accepts_loss_kwargs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the cross-entropy of the labels, summed and divided by their number in the whole step.
+
+        Raises:
+            ValueError: The output layer is not called once, as it is in causal language models.
+        """
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        mask = inputs.get("attention_mask")
+        self.tokens_seen += int(mask.sum()) if mask is not None else labels.numel()
+        loss, outputs = reply_loss(model, self.accelerator.unwrap_model(model), inputs, labels, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with the tokens and seconds of the whole training up to here."""
+        if "loss" in logs:
+            if self._earlier is None:  # what the process before a resume has logged
+                self._earlier = next((entry for entry in reversed(self.state.log_history) if "seconds" in entry), {})
+            logs["tokens"] = self.tokens_seen + self._earlier.get("tokens", 0)
+            logs["seconds"] = round(time.perf_counter() - self._began + self._earlier.get("seconds", 0.0), 1)
+        super().log(logs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: counting walks through all modules in every step, and nothing here reads the number."""
+        return 0
+
+
+def reply_loss(
+    model: nn.Module, unwrapped: Any, inputs: dict[str, Any], labels: Tensor, count: Tensor | int | None = None
+) -> tuple[Tensor, Any]:
+    """Return the loss of the labelled positions, and the outputs with logits (1, N, V).
+
+    Args:
+        model: What is called with `inputs`.
+        unwrapped: The same without DDP; its output layer is found with `get_output_embeddings`.
+        inputs: Arguments of the model without labels.
+        labels: (B, T), -100 where nothing is learned.
+        count: What the sum is divided by; ``None``: the number of labels.
+
+    Raises:
+        ValueError: The model has no output layer, or does not call it exactly once.
+    """
+    head = unwrapped.get_output_embeddings()
+    if head is None:
+        raise ValueError(
+            f"`model`: expected a causal language model with an output layer, got {type(unwrapped).__name__}"
+        )
+    # position t predicts token t + 1
+    next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    chosen = next_labels != IGNORED
+    calls = 0
+
+    def keep_labelled(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal calls
+        calls += 1
+        hidden = args[0]
+        return (hidden[chosen.to(hidden.device)].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(keep_labelled)
+    try:
+        outputs = model(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    if calls != 1:
+        raise ValueError(
+            f"`model`: expected {type(unwrapped).__name__} to call its output layer once, got {calls} calls. Train it "
+            "with rolesafe.training.RoleTrainer."
+        )
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    target = next_labels[chosen].to(logits.device)
+    total = F.cross_entropy(logits[0].float(), target, reduction="sum")
+    divisor = target.numel() if count is None else count
+    if isinstance(divisor, Tensor):
+        divisor = divisor.to(total.device)
+    return total / divisor, outputs
+
+
+def has_bf16() -> bool:
+    """Return whether the GPU, or without one the processor, has instructions for bfloat16."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpu: Any = torch.cpu
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(cpu, name, lambda: False)()) for name in checks)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 of names, shapes and some values of all parameters, to tell base models apart."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()
