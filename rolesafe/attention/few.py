@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from rolesafe.attention.problem import PrivilegedKeys, Problem
@@ -61,30 +60,32 @@ class FewQueries:
             mask: (B | 1, H | 1, T, S) bool, False hides a key.
             counted: (B, 1, 1, S) bool; the mass on these keys becomes one more column of the output.
         """
-        q, k, v = self.q[:, first:last], self.k, self.v
-        rows = None if self.rows is None else self.rows[:, first:last]
-        group, length = self.q.shape[1] // k.shape[1], q.shape[2]
-        if first % group or last % group:
-            k, v = (x.repeat_interleave(group, dim=1)[:, first:last] for x in (k, v))
-            group = 1
-        else:
-            k, v = (x[:, first // group : last // group] for x in (k, v))
+        q, k, v, rows = self.q, self.k, self.v, self.rows
+        group = q.shape[1] // k.shape[1]
+        if first > 0 or last < q.shape[1]:
+            q, rows = q[:, first:last], None if rows is None else rows[:, first:last]
+            mask = mask if mask is None or mask.shape[1] == 1 else mask[:, first:last]
+            if first % group or last % group:
+                k, v = (x.repeat_interleave(group, dim=1)[:, first:last] for x in (k, v))
+                group = 1
+            else:
+                k, v = (x[:, first // group : last // group] for x in (k, v))
+        batch, heads, length, dim = q.shape
+        by_group = (batch, heads // group, group * length)  # the query heads of a key head as more queries of it
         before = self.scale if q.dtype == torch.float16 else 1.0  # an unscaled product can be too large for fp16
-        products = rearrange(q * before, "b (g n) t d -> b g (n t) d", n=group) @ k.transpose(2, 3)
-        scores = rearrange(products, "b g (n t) s -> b (g n) t s", t=length)
-        scores = scores.to(torch.promote_types(q.dtype, torch.float32))
-        scores = scores * (self.scale / before) if rows is None else torch.add(rows, scores, alpha=self.scale / before)
+        scores = torch.matmul((q * before if before != 1.0 else q).reshape(*by_group, dim), k.transpose(2, 3))
+        scores = scores.view(batch, heads, length, -1).to(torch.promote_types(q.dtype, torch.float32))
+        scale = self.scale / before
+        scores = scores * scale if rows is None else torch.add(rows, scores, alpha=scale)
         if mask is not None:
-            hidden = ~mask if mask.shape[1] == 1 else ~mask[:, first:last]
-            scores = scores.masked_fill(hidden, -torch.inf)
+            scores = scores.masked_fill(~mask, -torch.inf)
         empty = None
         if (mask is not None or rows is not None) and scores.shape[-1]:
             empty = torch.isneginf(scores.detach().amax(-1, keepdim=True))
             empty = empty if bool(empty.any()) else None
         mass = torch.softmax(scores if empty is None else scores.masked_fill(empty, 0.0), dim=-1)
         mass = mass if empty is None else mass.masked_fill(empty, 0.0)
-        weights = rearrange(mass.to(v.dtype), "b (g n) t s -> b g (n t) s", n=group)
-        out = rearrange(weights @ v, "b g (n t) d -> b (g n) t d", t=length)
+        out = torch.matmul(mass.to(v.dtype).view(*by_group, -1), v).view(batch, heads, length, -1)
         if counted is None:
             return out
         return torch.cat([out, (mass * counted).sum(-1, keepdim=True).to(out.dtype)], dim=-1)
