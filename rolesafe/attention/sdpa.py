@@ -10,6 +10,7 @@ FlashBias (Wu et al., NeurIPS 2025, arXiv 2505.12044) folds biases of low rank i
 
 The privileged channel is a second, short call over the privileged keys alone. Dedicated heads make only that one.
 Where a mass target is set, one more column of v, 1 at privileged keys, adds their mass to the output.
+Folding copies keys and values. On a CPU, calls of few queries (decoding) add the bias to the scores instead.
 Sliding windows, and several queries that continue a cache (1 < T < S), need the (T, S) mask that PyTorch's op asks for,
 one for all heads. Nothing here is per head and (T, S).
 """
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from rolesafe.attention.few import FEW, FewQueries
 from rolesafe.attention.problem import PrivilegedKeys, Problem, RoleIndex
 
 _HIDE = -1e30
@@ -44,15 +46,16 @@ def sdpa_attention(problem: Problem) -> Tensor:
     """Compute role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
     p = problem
     dim, heads, first = p.v.shape[-1], p.q.shape[1], p.dedicated
-    if p.mass_target:
+    few = _is_few(p)
+    if p.mass_target and not few:
         p = replace(p, v=_with_mass(p))
     hidden = p.hidden_pairs()
-    folded = _fold(p, hidden)
+    tokens = FewQueries.of(p) if few else _fold(p, hidden)
     # Rows that see nothing because of the table: no finite replacement of -inf gives 0 there.
     sight = _sight(p, hidden) if hidden is not None else None  # (B, H, T, R) bool
     ordinary = None
     if first < heads:
-        ordinary = _ordinary(p, folded)
+        ordinary = _ordinary(p, tokens)
         mass, ordinary = ordinary[..., dim : dim + 1], ordinary[..., :dim]
         if sight is not None:
             ordinary = torch.where(sight[:, first:].any(-1, keepdim=True), ordinary, 0.0)
@@ -61,7 +64,7 @@ def sdpa_attention(problem: Problem) -> Tensor:
         return ordinary
     # Where share and integrity are off, only the dedicated heads look at the privileged channel.
     used = heads if p.mixes_channels else first
-    privileged, seen, all_see = _privileged(p, folded, used)
+    privileged, seen, all_see = _privileged(p, tokens, used)
     privileged = privileged[..., :dim]
     if sight is not None:
         seen, all_see = sight[:, :used, :, list(p.roles.privileged)].any(-1, keepdim=True), False
@@ -100,6 +103,13 @@ def _with_mass(p: Problem) -> Tensor:
     """Return v (B, G, S, Dv + 1) with a last column that is 1 at privileged keys."""
     chosen = p.roles.privileged_keys[:, None, :, None].expand(-1, p.v.shape[1], -1, -1)
     return torch.cat([p.v, chosen.to(p.v.dtype)], dim=-1)
+
+
+def _is_few(p: Problem) -> bool:
+    """Return True for few queries on a CPU of a call that would have to be folded."""
+    if p.q.device.type != "cpu" or p.q.shape[2] > FEW or p.dropout or torch.compiler.is_compiling():
+        return False
+    return p.roles.key_mask is not None or p.mass_target > 0 or not (p.bias is None or _is_zero(p.bias))
 
 
 def _attend(
@@ -207,10 +217,13 @@ def _is_zero(bias: Tensor) -> bool:
     return not bool(bias.any())
 
 
-def _ordinary(p: Problem, folded: _Folded) -> Tensor:
+def _ordinary(p: Problem, tokens: _Folded | FewQueries) -> Tensor:
     """Compute the ordinary channel of the heads that are not dedicated: (B, H - dedicated, T, D')."""
     length, keys = p.q.shape[2], p.k.shape[2]
     mask, causal = p.mask, False
+    if isinstance(tokens, FewQueries):
+        counted = p.roles.privileged_keys[:, None, None, :] if p.mass_target else None
+        return tokens.attend(p.dedicated, p.q.shape[1], _whole_mask(p), counted)
     if p.causal and p.window is None and (mask is None or length == 1):
         if length > 1 and length == keys:
             causal = True
@@ -221,10 +234,23 @@ def _ordinary(p: Problem, folded: _Folded) -> Tensor:
     if mask is not None and p.roles.key_mask is not None and p.mask is not None:
         real, whole = p.roles.key_mask[:, None, None, :], mask
         mask = p.roles.keep_for(whole, "without padding", lambda: whole & real)
-    out = _attend(p, folded, p.dedicated, p.q.shape[1], mask, causal)
+    out = _attend(p, tokens, p.dedicated, p.q.shape[1], mask, causal)
     if p.roles.key_mask is not None and p.mask is None and (sight := _padded_sight(p)) is not None:
         out = torch.where(sight, out, 0.0)
     return out
+
+
+def _whole_mask(p: Problem) -> Tensor | None:
+    """Return all that hides keys apart from the table, (B | 1, 1 | H, T, S) bool; None where all are visible."""
+
+    def build() -> Tensor | None:
+        mask = _combine(p, p.mask) if p.causal and (p.q.shape[2] > 1 or p.window is not None) else p.mask
+        if p.roles.key_mask is None:
+            return mask
+        real = p.roles.key_mask[:, None, None, :]
+        return real if mask is None else mask & real
+
+    return p.roles.keep_for(p.mask, ("whole mask", p.causal, p.window), build)
 
 
 def _combine(p: Problem, mask: Tensor | None) -> Tensor:
@@ -255,21 +281,26 @@ def _sight(p: Problem, hidden: Tensor) -> Tensor:
     return allowed & p.roles_in_sight()
 
 
-def _privileged(p: Problem, folded: _Folded, used: int) -> tuple[Tensor, Tensor, bool]:
+def _privileged(p: Problem, tokens: _Folded | FewQueries, used: int) -> tuple[Tensor, Tensor, bool]:
     """Compute the privileged channel (B, used, T, D') of the first `used` heads.
 
     Also return the rows that see anything (B, 1 | H, T, 1) bool, and True where all are known to.
     """
     keys = p.roles.select()
-    batch, _, length, _ = folded.q.shape
+    batch, _, length, _ = tokens.q.shape
     if keys.index.shape[1] == 0:
-        empty = folded.v.new_zeros(batch, used, length, folded.v.shape[-1])
+        empty = tokens.v.new_zeros(batch, used, length, tokens.v.shape[-1])
         return empty, torch.zeros(batch, 1, length, 1, dtype=torch.bool, device=empty.device), False
     mask, seen, everything, all_see = p.roles.keep_for(
         p.mask, ("privileged mask", p.causal, p.window), lambda: _privileged_mask(p)
     )
-    chosen = _Folded(folded.q, _only(keys, folded.k), _only(keys, folded.v))
-    return _attend(p, chosen, 0, used, None if everything else mask), seen[:, :used], all_see
+    mask = None if everything else mask
+    k, v = _only(keys, tokens.k), _only(keys, tokens.v)
+    if isinstance(tokens, FewQueries):
+        out = tokens.at(keys, k, v).attend(0, used, mask)
+    else:
+        out = _attend(p, _Folded(tokens.q, k, v), 0, used, mask)
+    return out, seen[:, :used], all_see
 
 
 def _only(keys: PrivilegedKeys, x: Tensor) -> Tensor:
