@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.pretrained.bench import Bench
 from benchmarks.pretrained.record import Part
+from benchmarks.pretrained.shared import Prefix, blocks, groups
 from rolesafe.attacks.replies import context_size, prompts, replies
 from rolesafe.roles.encoding import EncodedConversation
 from rolesafe.roles.templates import Part as Piece
@@ -63,16 +64,44 @@ def answer(bench: Bench, suite: str, part: Part, asked: Sequence[Asked], new_tok
                 f"{suite!r} ({one.case}), got {size}. Leave this suite out, or take fewer rows with --limit."
             )
     with bench.filling(suite, part, len(asked)) as add:
-        for batch in batches([len(tokens) for tokens in encoded], new_tokens, bench.batch_tokens):
-            texts = replies(
+        for batch, texts in _replies(bench, [one.source for one in todo], encoded, todo, new_tokens):
+            add([[a.source, a.case, a.judge(t), t] for a, t in zip((todo[i] for i in batch), texts, strict=True)])
+
+
+def _replies(
+    bench: Bench,
+    sources: Sequence[str],
+    encoded: Sequence[EncodedConversation],
+    asked: Sequence[Asked],
+    new_tokens: int,
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield indices and replies of batches; what several conversations of a source begin with is run once."""
+    left = set(range(len(encoded)))
+    for block in blocks(groups(sources, encoded), bench.batch_tokens):
+        prefix = Prefix(bench.model, bench.tokenizer, block, encoded)
+        if not prefix.usable:
+            break
+        members = [i for group in block for i in group.members]
+        shared = max(group.length for group in block)
+        lengths = [shared + len(encoded[i]) - prefix.row[i][1] for i in members]
+        for some in batches(lengths, new_tokens, bench.batch_tokens):
+            batch = [members[k] for k in some]
+            left -= set(batch)
+            yield batch, prefix.replies(batch, new_tokens)
+    rest = sorted(left)
+    for some in batches([len(encoded[i]) for i in rest], new_tokens, bench.batch_tokens):
+        batch = [rest[k] for k in some]
+        yield (
+            batch,
+            replies(
                 bench.model,
                 bench.tokenizer,
-                [todo[i].messages for i in batch],
+                [asked[i].messages for i in batch],
                 max_new_tokens=new_tokens,
                 batch_size=len(batch),
                 encoded=[encoded[i] for i in batch],
-            )
-            add([[a.source, a.case, a.judge(t), t] for a, t in zip((todo[i] for i in batch), texts, strict=True)])
+            ),
+        )
 
 
 def batches(lengths: Sequence[int], new_tokens: int, most: int) -> Iterator[list[int]]:

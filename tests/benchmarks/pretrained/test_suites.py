@@ -12,6 +12,7 @@ from benchmarks.pretrained.goals import CANDIDATES
 from benchmarks.pretrained.injections import CORE
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
+from benchmarks.pretrained.shared import Prefix
 from benchmarks.pretrained.suites import SUITES, ability, adaptive, ceiling, cost, ifeval, injection, leak, overdefence
 from benchmarks.pretrained.suites import sep as sep_suite
 from rolesafe.attacks.replies import prompts, replies
@@ -143,6 +144,21 @@ def test_answers_equal_those_one_by_one(plain, sets, tmp_path):
     task = one.data.tasks(inputs=True)[1]
     messages = [{"role": "system", "content": task.instruction}, {"role": "user", "content": task.data}]
     assert rows[task.source, "none"] == replies(one.model, one.tokenizer, [messages], max_new_tokens=4)[0]
+
+
+@pytest.mark.parametrize("preset", ["plain", "channel"])
+def test_shared_beginnings_do_not_change_replies(preset, sets, tmp_path, request, monkeypatch):
+    used = []
+    one = bench(request.getfixturevalue(preset), sets, tmp_path / "a.json")
+    one.batch_tokens = 1000
+    monkeypatch.setattr(Prefix, "replies", lambda *a, f=Prefix.replies: used.append(len(a[1])) or f(*a))
+    injection.run(one)
+    assert sum(used) > 30
+    other = bench(request.getfixturevalue(preset), sets, tmp_path / "b.json")
+    monkeypatch.setattr(answers, "groups", lambda *a: [])
+    injection.run(other)
+    assert one.record.parts["injection"].rows == other.record.parts["injection"].rows
+    assert len({row[3] for row in one.record.parts["injection"].rows}) > 3
 
 
 def test_nll_equals_the_loss_of_the_model(plain, sets, tmp_path):
