@@ -16,14 +16,14 @@ from benchmarks.pretrained.suites import SUITES
 from rolesafe.cli import Commands
 from rolesafe.terminal import run_main
 
-_TIMES = "\n\n".join(f"{name}: {suite.about}. About {suite.minutes} min." for name, suite in SUITES.items())
+_TIMES = "\n\n".join(f"{name}: {suite.about}. {suite.time}." for name, suite in SUITES.items())
 _HELP = f"""Evaluate a checkpoint: plain, retrained, or role-aware.
 
 Every row is kept in the record; rerun the command to resume. Give the same --seed and --limit for all models that are
 compared: they get the same rows.
 
-Suites, with the time of all rows for SmolLM2-135M in float32 on one CPU core of its own (processors without bfloat16
-units are faster in float32):
+Suites, with estimated times of all rows for SmolLM2-135M in float32 on one CPU core of its own. Use --dtype bfloat16 on
+a GPU, or on a processor with bfloat16 units; other processors are many times slower in it.
 
 {_TIMES}
 """

@@ -26,6 +26,7 @@ from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
 from benchmarks.pretrained.suites import SUITES
 from rolesafe.files import check_writable, locked
+from rolesafe.terminal import as_text
 
 SAY_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -82,7 +83,10 @@ def evaluate(
             for name in suites:
                 record.parts.pop(name, None)
         bench = _bench(model, record, path, settings, data, base, transfer, device, batch_tokens)
-        with _progress(console or Console(file=sys.stderr)) as tell:
+        console = console or Console(file=sys.stderr)
+        for note in record.about["notes"]:
+            console.print(as_text(f"note: {note}", "yellow"))
+        with _progress(console) as tell:
             bench.tell = tell
             for name in SUITES:
                 if name in suites:

@@ -15,7 +15,8 @@ from benchmarks.pretrained.goals import Goal
 from benchmarks.pretrained.injections import conversation
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
-from benchmarks.pretrained.suites.injection import NEW_TOKENS, assigned
+from benchmarks.pretrained.suites import injection
+from benchmarks.pretrained.suites.injection import NEW_TOKENS
 from rolesafe.attacks import AttackConfig, AttackResult, attack, transfer
 from rolesafe.tasks import Example
 
@@ -75,8 +76,8 @@ def configs(settings: Settings) -> list[AttackConfig]:
 
 def examples(data: Data, settings: Settings) -> list[tuple[str, Example]]:
     """Return source and example of the attacked rows: those whose goal has one witness, drawn with the seed."""
-    whole = Data(data.folder, None, data.seed).tasks(inputs=True)
-    rows = [(task, goal) for task, goal in assigned(whole, settings.goals, settings.seed) if len(goal.witness) == 1]
+    every = Data(data.folder, None, data.seed)
+    rows = [(task, goal) for task, goal in injection.rows(every, settings) if len(goal.witness) == 1]
     drawn = Random(f"adaptive/{settings.seed}").sample(rows, min(settings.adaptive, len(rows)))
     if not drawn:
         raise ValueError(

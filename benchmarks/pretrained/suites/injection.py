@@ -11,9 +11,10 @@ from random import Random
 
 from benchmarks.pretrained.answers import Asked, answer
 from benchmarks.pretrained.bench import Bench
-from benchmarks.pretrained.data import Task
+from benchmarks.pretrained.data import Data, Task
 from benchmarks.pretrained.goals import Goal, chosen
 from benchmarks.pretrained.injections import attacked, cases, read_marks
+from benchmarks.pretrained.settings import Settings
 
 NAME = "injection"
 NEW_TOKENS = 24
@@ -22,7 +23,7 @@ NEW_TOKENS = 24
 def run(bench: Bench) -> None:
     """Send every fixed text into every row."""
     settings = bench.settings
-    goals = assigned(bench.data.tasks(inputs=True), settings.goals, settings.seed)
+    goals = rows(bench.data, settings)
     part = bench.part(NAME, ("limit", "seed", "cases", "tool", "goals", "dtype"), ("begins", "contains"))
     part.settings["goal of row"] = {task.source: goal.name for task, goal in goals}
     marks = read_marks(bench.tokenizer, tool=settings.tool)
@@ -32,6 +33,13 @@ def run(bench: Bench) -> None:
         for case in cases(settings.cases)
     ]
     answer(bench, NAME, part, asked, NEW_TOKENS)
+
+
+def rows(data: Data, settings: Settings) -> list[tuple[Task, Goal]]:
+    """Return the drawn rows with their goals; the goal of a row does not depend on how many are drawn."""
+    drawn = {task.source for task in data.tasks(inputs=True)}
+    every = Data(data.folder, None, data.seed).tasks(inputs=True)
+    return [pair for pair in assigned(every, settings.goals, settings.seed) if pair[0].source in drawn]
 
 
 def assigned(tasks: list[Task], names: tuple[str, ...], seed: int) -> list[tuple[Task, Goal]]:

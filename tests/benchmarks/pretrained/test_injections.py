@@ -9,7 +9,8 @@ from benchmarks.pretrained.answers import batches, with_structure
 from benchmarks.pretrained.data import Data
 from benchmarks.pretrained.goals import BY_NAME
 from benchmarks.pretrained.injections import CORE, EVERY, METHODS, PLACES, Case, attacked, cases, read_marks
-from benchmarks.pretrained.suites.injection import assigned
+from benchmarks.pretrained.settings import Settings
+from benchmarks.pretrained.suites.injection import assigned, rows
 from rolesafe.roles.encoding import encode_one
 
 GOAL = BY_NAME["france"]
@@ -80,6 +81,14 @@ def test_goals_come_in_turn_and_are_not_in_the_row(sets):
     assert [task for task, _ in found] == tasks
     assert {goal.name for _, goal in found} == {"france", "japan"}
     assert not any(goal.contains(task.data) for task, goal in found)
+
+
+def test_goal_of_a_row_does_not_depend_on_the_limit(sets):
+    settings = Settings()
+    whole = {task.source: goal.name for task, goal in rows(Data(sets), settings)}
+    some = {task.source: goal.name for task, goal in rows(Data(sets, 2), settings)}
+    assert len(some) == 2
+    assert some.items() <= whole.items()
 
 
 def test_batches_hold_every_index_once():

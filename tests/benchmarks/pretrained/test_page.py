@@ -202,3 +202,28 @@ def test_compact_copy_has_the_same_tables_and_no_replies(tmp_path):
 def test_mean_of_nothing_is_not_shown():
     assert figure(Measure("", "sep", number("x"), "mean"), [record("base")]) is None
     assert not math.isnan(figure(Measure("", "ability", number("reference"), "mean"), [record("a")]).low)
+
+
+def test_command_prints_tables(tmp_path, capsys):
+    record("base").save(tmp_path / "a.json")
+    command.page(records=tmp_path, against=None, file=page.PAGE, show=True)
+    assert "## injection-begins" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluate", "x", "--record", "r.json", "--suite", "nothing"], "`suite`: expected some of"),
+        (["evaluate", "x", "--record", "r.json", "--goal", "nothing"], "`goals`: expected some of"),
+        (["evaluate", "x"], "Missing option"),
+        (["page", "--records", ".", "--against", "nobody", "--print"], "`against`: expected one of the arms"),
+    ],
+)
+def test_command_names_bad_arguments(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    record("base").save("a.json")
+    with pytest.raises(SystemExit) as ended:
+        command.app(arguments)
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "r.json").exists()
