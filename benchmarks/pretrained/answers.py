@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.pretrained.bench import Bench
 from benchmarks.pretrained.record import Part
-from benchmarks.pretrained.shared import Prefix, blocks, groups
+from benchmarks.pretrained.shared import Prefix, blocks, groups, shares
 from rolesafe.attacks.replies import context_size, prompts, replies
 from rolesafe.roles.encoding import EncodedConversation
 from rolesafe.roles.templates import Part as Piece
@@ -77,7 +77,8 @@ def _replies(
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Yield indices and replies of batches; what several conversations of a source begin with is run once."""
     left = set(range(len(encoded)))
-    for block in blocks(groups(sources, encoded), bench.batch_tokens):
+    found = groups(sources, encoded) if shares(bench.model) else []
+    for block in blocks(found, bench.batch_tokens):
         prefix = Prefix(bench.model, bench.tokenizer, block, encoded)
         if not prefix.usable:
             break

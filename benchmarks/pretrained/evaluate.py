@@ -25,6 +25,7 @@ from benchmarks.pretrained.data import Data
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
 from benchmarks.pretrained.suites import SUITES
+from benchmarks.pretrained.suites.ifeval import checkers
 from rolesafe.files import check_writable, locked
 from rolesafe.terminal import as_text
 
@@ -66,7 +67,9 @@ def evaluate(
         console: Where progress goes; default: standard error.
 
     Raises:
-        ValueError: An argument is not as described, or the record is of another model or of other settings.
+        ValueError: An argument is not as described, a set is missing, or the record is of another model or of other
+            settings.
+        ImportError: IFEval is asked for and its checkers are not installed.
     """
     if unknown := [name for name in suites if name not in SUITES]:
         raise ValueError(f"`suite`: expected some of {tuple(SUITES)}, got {unknown[0]!r}. Name one of these.")
@@ -79,6 +82,11 @@ def evaluate(
         data = Data(folder, settings.limit, settings.seed)
         if not folder.is_dir():
             raise ValueError(f"`data`: expected a folder with the test sets, got {str(folder)!r}. Give it with --data.")
+        for name in suites:  # before hours are spent
+            for needed in SUITES[name].needs:
+                data.path(needed)
+        if "ifeval" in suites:
+            checkers()
         if restart:
             for name in suites:
                 record.parts.pop(name, None)

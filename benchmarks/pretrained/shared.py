@@ -9,6 +9,7 @@ Shapes: B replies of a batch, P tokens of the longest shared part, S of the long
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +20,19 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rolesafe.attacks.replies import end_ids, role_config
 from rolesafe.config import RoleConfig
-from rolesafe.patching.caches import cache_argument, cache_class, change_rows, output_cache
+from rolesafe.patching.caches import NAMES, cache_argument, cache_class, change_rows, output_cache
 from rolesafe.patching.modes import evaluating
 from rolesafe.roles.encoding import EncodedConversation, collate, padding_id
 
 LEAST = 24
 """Fewest tokens that are worth sharing."""
 MOST_SOURCES = 32
+
+
+def shares(model: Any) -> bool:
+    """Return True where the model takes positions, and keys and values, from its caller."""
+    parameters = inspect.signature(model.forward).parameters
+    return "position_ids" in parameters and any(name in parameters for name in NAMES)
 
 
 @dataclass(frozen=True)

@@ -31,22 +31,32 @@ class Suite:
         run: Measures what the record lacks.
         about: One line for ``--help``.
         time: Estimate for the whole suite.
+        needs: Names of the sets that it reads.
     """
 
     run: Callable[[Bench], None]
     about: str
     time: str
+    needs: tuple[str, ...]
 
 
 SUITES = {
-    "ceiling": Suite(ceiling.run, "goals asked directly by the user", "2 min"),
-    "injection": Suite(injection.run, "AlpacaFarm with fixed injected texts", "35 min, 140 with --cases all"),
-    "sep": Suite(sep.run, "SEP: executed, processed or ignored", "40 min"),
-    "leak": Suite(leak.run, "secrets in the system prompt", "80 min"),
-    "ifeval": Suite(ifeval.run, "IFEval, in the user and in the system turn", "130 min at most"),
-    "ability": Suite(ability.run, "NLL of references, KL to --base, WikiText perplexity", "20 min"),
-    "overdefence": Suite(overdefence.run, "benign tasks with the look of attacks, XSTest", "12 min"),
-    "cost": Suite(cost.run, "tokens/s and memory, beside --base", "2 min"),
-    "adaptive": Suite(adaptive.run, "GCG, BEAST, best-of-n, transfer", "20 min for each example"),
+    "ceiling": Suite(ceiling.run, "goals asked directly by the user", "2 min", ("alpacafarm",)),
+    "injection": Suite(
+        injection.run, "AlpacaFarm with fixed injected texts", "35 min, 140 with --cases all", ("alpacafarm",)
+    ),
+    "sep": Suite(sep.run, "SEP: executed, processed or ignored", "40 min", ("sep",)),
+    "leak": Suite(leak.run, "secrets in the system prompt", "80 min", ()),
+    "ifeval": Suite(
+        ifeval.run, "IFEval, in the user and in the system turn", "130 min at most", ("ifeval-user", "ifeval-system")
+    ),
+    "ability": Suite(
+        ability.run, "NLL of references, KL to --base, WikiText perplexity", "20 min", ("alpacafarm", "wikitext")
+    ),
+    "overdefence": Suite(
+        overdefence.run, "benign tasks with the look of attacks, XSTest", "12 min", ("alpacafarm", "xstest")
+    ),
+    "cost": Suite(cost.run, "tokens/s and memory, beside --base", "2 min", ()),
+    "adaptive": Suite(adaptive.run, "GCG, BEAST, best-of-n, transfer", "20 min for each example", ("alpacafarm",)),
 }
 """All suites, in the order they are run in."""

@@ -23,7 +23,6 @@ PLACES = ("user", "system")
 
 def run(bench: Bench) -> None:
     """Answer every prompt in both forms."""
-    checkers()  # before hours are spent
     part = bench.part(NAME, ("limit", "seed", "dtype", "ifeval_tokens"), ("strict", "loose", "of each instruction"))
     asked = [Asked(row.source, place, row.messages, judge(row)) for place in PLACES for row in bench.data.ifeval(place)]
     answer(bench, NAME, part, asked, bench.settings.ifeval_tokens)

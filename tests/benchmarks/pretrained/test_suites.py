@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from benchmarks.pretrained.goals import CANDIDATES
 from benchmarks.pretrained.injections import CORE
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
-from benchmarks.pretrained.shared import Prefix
+from benchmarks.pretrained.shared import Prefix, shares
 from benchmarks.pretrained.suites import SUITES, ability, adaptive, ceiling, cost, ifeval, injection, leak, overdefence
 from benchmarks.pretrained.suites import sep as sep_suite
 from rolesafe.attacks.replies import prompts, replies
@@ -225,6 +226,18 @@ def test_adaptive_texts_contain_the_order(sets):
     assert example.injection() == example.goal
     assert example.request in example.messages[-1]["content"]
     assert source in example.id
+
+
+def test_missing_file_is_told_before_the_model_is_loaded(tmp_path, sets):
+    folder = tmp_path / "sets"
+    shutil.copytree(sets, folder)
+    (folder / "wikitext2_valid.txt").unlink()
+    with pytest.raises(ValueError, match=r"`data`: expected a folder with wikitext2_valid\.txt"):
+        evaluate.evaluate("no such model", tmp_path / "record.json", ["sep", "ability"], QUICK, folder=folder)
+
+
+def test_model_without_a_cache_of_keys_is_asked_one_batch_after_the_other():
+    assert not shares(torch.nn.Linear(1, 1))
 
 
 def test_ifeval_without_checkers_says_what_to_install(monkeypatch):
