@@ -78,16 +78,19 @@ def evaluate(
 @app.command()
 def page(
     records: Annotated[Path, typer.Option(help="Folder of records.")] = pages.RECORDS,
-    against: Annotated[str | None, typer.Option(help="Arm that the others are tested against.")] = None,
+    against: Annotated[str | None, typer.Option(help="Arm that the others are tested against: plain training.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="Arm whose targets are checked.")] = None,
+    published: Annotated[str | None, typer.Option(help="Best published mechanism, for a target.")] = None,
     file: Annotated[Path, typer.Option(help="Markdown page with markers.")] = pages.PAGE,
     show: Annotated[bool, typer.Option("--print", help="Print the tables instead of writing the page.")] = False,
 ) -> None:
     """Write the tables of several records, side by side, between the markers of a Markdown page."""
     found = pages.read(records)
+    plan = pages.Plan(against=against, candidate=candidate, published=published)
     if show:
-        typer.echo(pages.tables(found, against))
+        typer.echo(pages.tables(found, plan))
     else:
-        pages.write(file, found, against)
+        pages.write(file, found, plan)
         typer.echo(f"{file}")
 
 

@@ -105,6 +105,21 @@ def difference(measure: Measure, one: Sequence[Record], other: Sequence[Record])
     return Difference(paired.means[0] - paired.means[1], *interval, bootstrap_p(differences), paired.n)
 
 
+def ratio(measure: Measure, one: Sequence[Record], other: Sequence[Record]) -> tuple[float, float, float] | None:
+    """Return the ratio of two arms' shares with its 95% interval; None where there is none, as of 0 to 0."""
+    mine, theirs = (_outcomes(measure, records) for records in (one, other))
+    values = [measure.read(r.parts[measure.suite]) for r in (*one, *other) if measure.suite in r.parts]
+    found = versus(mine, theirs, clusters=_clusters(values)) if mine and theirs else None
+    if found is None or found.ratio is None or found.ratio_interval is None:
+        return None
+    return found.ratio, *found.ratio_interval
+
+
+def outcomes_of(measure: Measure, records: Sequence[Record]) -> list[float]:
+    """Return every outcome of the records of an arm."""
+    return [x for values in _outcomes(measure, records).values() for x in values.values()]
+
+
 def _outcomes(measure: Measure, records: Sequence[Record]) -> Outcomes:
     return {
         r.training_seed: {k: x for k, (_, x) in measure.read(r.parts[measure.suite]).items()}
