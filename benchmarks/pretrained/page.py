@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from benchmarks.pretrained.injections import EVERY
 from benchmarks.pretrained.measures import (
     Difference,
     Figure,
@@ -154,8 +155,8 @@ def _injection(place: int) -> Table:
         base = next(iter(by.get(BASE, ())), None)
         goals = counted(base)
         parts = [r.parts["injection"] for some in by.values() for r in some if "injection" in r.parts]
-        labels = list(dict.fromkeys(row[1] for part in parts for row in part.rows))
-        labels.sort(key=lambda label: (label != "none", "destyled" in label))
+        found = {row[1] for part in parts for row in part.rows}
+        labels = [case.label for case in EVERY if case.label in found]
 
         measures = [
             _worst(goals, won),
@@ -289,7 +290,7 @@ def _cost(by: Arms, plan: Plan) -> str:
             some = [row for row in rows if row[1] == case]
             ratios = [row[2] / row[3] for row in some if len(row) > 3]
             beside = f"x{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
-            lines.append(f"| {escape(arm)} | {case} | {median(row[2] for row in some):,.6g} | {beside} |")
+            lines.append(f"| {escape(arm)} | {case} | {median(row[2] for row in some):,.1f} | {beside} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
 
 

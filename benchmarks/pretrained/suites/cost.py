@@ -31,7 +31,9 @@ def run(bench: Bench) -> None:
     part = bench.part(NAME, ("dtype",), ("value", "base"), base=bench.base is not None)
     models = [bench.model] + ([bench.base_model] if bench.base else [])
     cases = ("prefill tokens/s", "generation tokens/s", "peak memory, MiB", "parameters")
-    total = 2 * ROUNDS + 2
+    # of one process with both models the peak says nothing about either, except on a GPU, where it is reset
+    has_peak = len(models) == 1 or bench.model.device.type == "cuda"
+    total = 2 * ROUNDS + 1 + has_peak
     if part.complete:
         return
     part.rows.clear()  # rounds of different runs do not belong together
@@ -40,12 +42,8 @@ def run(bench: Bench) -> None:
             found = [measure(model, bench.tokenizer) for model in models]
             if number:
                 add([[str(number), case, *(values[i] for values in found)] for i, case in enumerate(cases[:2])])
-        # of one process with both models the peak says nothing about either, except on a GPU, where it is reset
-        peaks = [peak(model, bench.tokenizer, alone=len(models) == 1) for model in models]
-        if None not in peaks:
-            add([["1", cases[2], *peaks]])
-        else:
-            part.total -= 1
+        if has_peak:
+            add([["1", cases[2], *(peak(model, bench.tokenizer) for model in models)]])
         add([["1", cases[3], *(sum(p.numel() for p in model.parameters()) for model in models)]])
 
 
@@ -58,14 +56,12 @@ def measure(model: Any, tokenizer: Any) -> tuple[float, float]:
     return round(length / first, 2), round(BATCH * NEW_TOKENS / max(whole - first, 1e-9), 2)
 
 
-def peak(model: Any, tokenizer: Any, *, alone: bool) -> float | None:
-    """Return the peak memory of generation in MiB; on a CPU that of the process, None where it holds two models."""
+def peak(model: Any, tokenizer: Any) -> float:
+    """Return the peak memory of generation in MiB; on a CPU that of the process so far."""
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         _seconds(model, tokenizer, _inputs(model, tokenizer), 1 + NEW_TOKENS)
         return round(torch.cuda.max_memory_allocated(model.device) / 2**20, 1)
-    if not alone:
-        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
