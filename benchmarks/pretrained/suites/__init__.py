@@ -1,7 +1,7 @@
 """The suites by name. Each is resumable.
 
-The times are for SmolLM2-135M in float32 on one CPU core of its own: tokens of the suite over 330 prompt tokens and 75
-new tokens a second.
+The times are for SmolLM2-135M in float32 on one CPU core of its own: tokens of the suite over 590 prompt tokens and 90
+new tokens a second, as measured.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Suite:
 SUITES = {
     "ceiling": Suite(ceiling.run, "goals asked directly by the user", "2 min", ("alpacafarm",)),
     "injection": Suite(
-        injection.run, "AlpacaFarm with fixed injected texts", "35 min, 140 with --cases all", ("alpacafarm",)
+        injection.run, "AlpacaFarm with fixed injected texts", "25 min, 95 with --cases all", ("alpacafarm",)
     ),
-    "sep": Suite(sep.run, "SEP: executed, processed or ignored", "40 min", ("sep",)),
-    "leak": Suite(leak.run, "secrets in the system prompt", "80 min", ()),
+    "sep": Suite(sep.run, "SEP: executed, processed or ignored", "30 min", ("sep",)),
+    "leak": Suite(leak.run, "secrets in the system prompt", "60 min", ()),
     "ifeval": Suite(
-        ifeval.run, "IFEval, in the user and in the system turn", "130 min at most", ("ifeval-user", "ifeval-system")
+        ifeval.run, "IFEval, in the user and in the system turn", "105 min at most", ("ifeval-user", "ifeval-system")
     ),
     "ability": Suite(
-        ability.run, "NLL of references, KL to --base, WikiText perplexity", "20 min", ("alpacafarm", "wikitext")
+        ability.run, "NLL of references, KL to --base, WikiText perplexity", "12 min", ("alpacafarm", "wikitext")
     ),
     "overdefence": Suite(
-        overdefence.run, "benign tasks with the look of attacks, XSTest", "12 min", ("alpacafarm", "xstest")
+        overdefence.run, "benign tasks with the look of attacks, XSTest", "9 min", ("alpacafarm", "xstest")
     ),
     "cost": Suite(cost.run, "tokens/s and memory, beside --base", "2 min", ()),
-    "adaptive": Suite(adaptive.run, "GCG, BEAST, best-of-n, transfer", "20 min for each example", ("alpacafarm",)),
+    "adaptive": Suite(adaptive.run, "GCG, BEAST, best-of-n, transfer", "10 to 20 min for each example", ("alpacafarm",)),
 }
 """All suites, in the order they are run in."""
