@@ -57,6 +57,8 @@ SUITES = {
         overdefence.run, "benign tasks with the look of attacks, XSTest", "9 min", ("alpacafarm", "xstest")
     ),
     "cost": Suite(cost.run, "tokens/s and memory, beside --base", "2 min", ()),
-    "adaptive": Suite(adaptive.run, "GCG, BEAST, best-of-n, transfer", "10 to 20 min for each example", ("alpacafarm",)),
+    "adaptive": Suite(
+        adaptive.run, "GCG, BEAST, best-of-n, transfer", "10 to 20 min for each example", ("alpacafarm",)
+    ),
 }
 """All suites, in the order they are run in."""
