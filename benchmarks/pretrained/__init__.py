@@ -1,0 +1,9 @@
+"""Evaluation of pretrained chat models: injections, SEP, leaks, IFEval, ability, over-defence, cost, adaptive attacks.
+
+    python -m benchmarks.pretrained evaluate MODEL --record FILE
+    python -m benchmarks.pretrained page
+
+Works for any checkpoint: plain, retrained plain or role-aware. Reads top to bottom: `settings` (what decides the rows),
+`texts` and `goals` (held-out phrasings), `data` (published test sets), `injections` (attacked messages), `suites` (one
+module each), `answers` (batched replies), `record` (the file), `evaluate`, `measures` and `page` (tables).
+"""
