@@ -9,9 +9,9 @@ from contextlib import suppress
 from random import Random
 
 import pytest
-from rolesafe.attacks.personas import ORDERS, PERSONAS
 from transformers import AutoTokenizer
 
+from rolesafe.attacks.redirection import ORDERS, PERSONAS
 from rolesafe.retrain import RetrainConfig, Source, prepare, read_sources, training_texts
 from rolesafe.retrain.benign import process, sentences
 from rolesafe.retrain.injecting import METHODS, PLACES, insert

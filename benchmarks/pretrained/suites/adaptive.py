@@ -17,7 +17,7 @@ from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
 from benchmarks.pretrained.suites import injection
 from benchmarks.pretrained.suites.injection import NEW_TOKENS
-from rolesafe.attacks import AttackConfig, AttackResult, attack, transfer
+from rolesafe.attacks import AttackConfig, AttackResult, BeastConfig, BestOfNConfig, GCGConfig, attack, transfer
 from rolesafe.tasks import Example
 
 NAME = "adaptive"
@@ -51,7 +51,7 @@ def _outcome(bench: Bench, example: Example, job: AttackConfig | AttackResult) -
     if isinstance(job, AttackResult):
         result = transfer(bench.model, bench.tokenizer, [example], job)
     else:
-        result = attack(bench.model, bench.tokenizer, [example], None, job, check_goal=False)
+        result = attack(bench.model, bench.tokenizer, [example], job, check_goal=False)
     if not result.complete:
         raise KeyboardInterrupt
     verdict = f"{result.outcomes[0].success:d}" if result.outcomes else "-"
@@ -60,17 +60,13 @@ def _outcome(bench: Bench, example: Example, job: AttackConfig | AttackResult) -
 
 def configs(settings: Settings) -> list[AttackConfig]:
     """Return the searches with their budgets."""
-    common = {"seed": settings.seed, "max_new_tokens": NEW_TOKENS}
+    common: dict[str, Any] = {"seed": settings.seed, "max_new_tokens": NEW_TOKENS}
+    slot: dict[str, Any] = {"length": LENGTH, "carrier": "injection", **common}
     width = settings.gcg_width
-    beams = {"length": LENGTH, "beams": settings.beams, "branches": settings.beams, "carrier": "injection"}
-    gcg = {
-        "num_steps": settings.gcg_steps, "search_width": width, "topk": min(256, max(width, 16)), "length": LENGTH,
-        "carrier": "injection",
-    }  # fmt: skip
     return [
-        AttackConfig(name="best-of-n", parameters={"n": settings.best_of, "augment": "letters"}, **common),
-        AttackConfig(name="beam", parameters=beams, **common),
-        AttackConfig(name="gcg", parameters=gcg, **common),
+        BestOfNConfig(n=settings.best_of, augment="letters", **common),
+        BeastConfig(beams=settings.beams, branches=settings.beams, **slot),
+        GCGConfig(num_steps=settings.gcg_steps, search_width=width, topk=min(256, max(width, 16)), **slot),
     ]
 
 
