@@ -9,7 +9,7 @@ import pytest
 from benchmarks.pretrained.data import FILES, Data
 from benchmarks.pretrained.settings import DATA
 from benchmarks.pretrained.texts import all_texts, normalised
-from rolesafe.attacks import personas
+from rolesafe.attacks import redirection
 from rolesafe.tasks import phrasing
 
 TRAINING = ("alpaca_5000.json", "benign_instructions.json")
@@ -93,5 +93,5 @@ def test_published_sets_have_their_sizes():
 
 def test_texts_are_not_those_of_the_generator():
     generator = {normalised(text) for split in phrasing.IGNORE.values() for text in split}
-    generator |= {normalised(text) for text in personas.ORDERS}
+    generator |= {normalised(text) for text in redirection.ORDERS}
     assert not {normalised(text) for text in all_texts()} & generator - {""}
