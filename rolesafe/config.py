@@ -64,6 +64,9 @@ class RoleConfig:
         mass_target: In [0, 1]: where a row's attention mass m on privileged keys is lower, log(target / m) is added to
             their scores, so the mass becomes target / (1 + target - m) (SpotLight, arXiv 2505.12025, takes 0.2); no
             training. Comes before `share`. Not with ``impl="triton"``.
+        added_heads: Number of heads that are added to each layer. They read privileged keys alone, start as copies of
+            heads of the base with an output projection of zero, so that the model is unchanged before it is trained,
+            and have key/value heads of their own in the cache.
         impl: Backend of :func:`rolesafe.role_attention`. ``"auto"`` chooses by device and by the base model's own
             attention implementation; an explicit choice never falls back.
     """
@@ -89,6 +92,7 @@ class RoleConfig:
     dampen: float = 1.0
     steered_heads: tuple[tuple[int, int], ...] | None = None
     mass_target: float = 0.0
+    added_heads: int = 0
 
     def __post_init__(self) -> None:
         for name in ("roles", "privileged", "layers", "data_roles", "steered_heads"):  # lists come out of JSON
@@ -148,6 +152,8 @@ class RoleConfig:
                 raise ValueError(f"`{name}`: expected {what}, got {value!r}")
         if not _is_index(self.position_gap):
             raise ValueError(f"`position_gap`: expected a whole number of positions >= 0, got {self.position_gap!r}")
+        if not _is_index(self.added_heads):
+            raise ValueError(f"`added_heads`: expected a number of heads >= 0, got {self.added_heads!r}")
         if self.data_roles is not None:
             for role in self.data_roles:
                 if role not in self.roles:
@@ -188,7 +194,7 @@ class RoleConfig:
     def _check_channel(self) -> None:
         if self.privileged:
             return
-        needs = ("dedicated_heads", "share", "integrity", "position_gap", "own_positions", "mass_target")
+        needs = ("added_heads", "dedicated_heads", "share", "integrity", "position_gap", "own_positions", "mass_target")
         used = [name for name in needs if getattr(self, name)]
         used += [name for name in ("boost", "dampen") if getattr(self, name) != 1.0]
         if used:
@@ -228,7 +234,8 @@ class RoleConfig:
         vectors = {"none": 0, "input": 1, "layers": layers, "all": layers + 1}[self.embedding]
         shares = heads if self.share > 0 and self.count_dedicated(heads) < heads else 0
         tables = heads * roles * roles if self.bias else 0
-        return vectors * roles * hidden + active * (tables + shares) + (hidden * hidden + hidden) * self.shift
+        added = 4 * hidden * (hidden // heads) * self.added_heads  # one width of heads and groups, no biases
+        return vectors * roles * hidden + active * (tables + shares + added) + (hidden * hidden + hidden) * self.shift
 
     def count_dedicated(self, heads: int) -> int:
         """Number of dedicated heads of a layer with `heads` query heads.

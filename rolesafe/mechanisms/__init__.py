@@ -1,8 +1,9 @@
 """The parts of a role-aware model: small modules that a patch hangs into the base, and the dial of their strength."""
 
+from rolesafe.mechanisms.added import AddedHeads
 from rolesafe.mechanisms.data import DataTransform
 from rolesafe.mechanisms.embedding import RoleEmbedding
 from rolesafe.mechanisms.heads import RoleHeads
 from rolesafe.mechanisms.part import RolePart, get_strength, set_strength
 
-__all__ = ["DataTransform", "RoleEmbedding", "RoleHeads", "RolePart", "get_strength", "set_strength"]
+__all__ = ["AddedHeads", "DataTransform", "RoleEmbedding", "RoleHeads", "RolePart", "get_strength", "set_strength"]

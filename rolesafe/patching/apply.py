@@ -16,6 +16,7 @@ from rolesafe.attention import resolve_impl
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import DataTransform, RoleEmbedding, RoleHeads, RolePart
 from rolesafe.patching import families
+from rolesafe.patching.added import enter_attention, leave_attention, make_added, remove_hook
 from rolesafe.patching.attention import NAME, keep_all_queries, register
 from rolesafe.patching.guards import accept_roles, check_whole, refuse_roles
 from rolesafe.patching.layers import PARTS, RoleLayers, enter_layer, leave_layer
@@ -69,12 +70,14 @@ def unpatch(model: Model) -> Model:
         for name in PARTS:
             if name in module._modules:
                 del module._modules[name]
+        remove_hook(module)
         module.__dict__.pop("_maybe_slice_kv_shared_inputs", None)
         for name in ("rolesafe_layer", "rolesafe_layers"):
             module.__dict__.pop(name, None)
+        enter, leave = (enter_layer, enter_model, enter_attention), (leave_layer, leave_model, leave_attention)
         for hooks, flags, ours in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, (enter_layer, enter_model)),
-            (module._forward_hooks, module._forward_hooks_with_kwargs, (leave_layer, leave_model)),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, enter),
+            (module._forward_hooks, module._forward_hooks_with_kwargs, leave),
         ):
             for key, hook in list(hooks.items()):
                 if hook in ours:
@@ -136,6 +139,13 @@ def install(model: Any, config: RoleConfig) -> None:
             heads.name = f"{layer.name}.{type(module).__name__}.{nth}"
             module.rolesafe_heads = heads
             parts.append(heads)
+            if config.added_heads and active:
+                more = make_added(module, config.added_heads, heads.heads, dtype, device)
+                more.name = f"{layer.name}.{type(module).__name__}.{nth}.added"
+                module.rolesafe_added = more
+                module.register_forward_pre_hook(enter_attention, with_kwargs=True)
+                module.register_forward_hook(leave_attention, with_kwargs=True)
+                parts.append(more)
             if hasattr(module, "layer_idx"):
                 cache_layers.add(families.cache_layer(module))
         layer.module.__dict__["rolesafe_layer"] = i

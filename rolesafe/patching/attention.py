@@ -5,6 +5,7 @@ Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -72,7 +73,12 @@ def role_attention_forward(
     for argument in UNSUPPORTED:
         if kwargs.get(argument) is not None:
             raise ValueError(f"`{argument}`: {name} passes it to its attention, and rolesafe would drop it")
-    if query.shape[1] != heads.heads:
+    more: Any = module._modules.get("rolesafe_added")
+    count = 0 if more is None else more.heads
+    if more is not None and query.shape[1] == heads.heads + count:
+        own = (query[:, heads.heads :], key[:, -count:], value[:, -count:])
+        query, key, value = query[:, : heads.heads], key[:, :-count], value[:, :-count]
+    elif query.shape[1] != heads.heads:
         raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
     bias, share = heads(query.device)
     role_inputs.took_part(heads)
@@ -115,6 +121,14 @@ def role_attention_forward(
         dtype=query.dtype,
         dim=max(query.shape[3], value.shape[3]),
     )
+
+    if more is not None:
+        # dedicated to the last: the privileged channel alone
+        added_problem = replace(
+            problem.without_roles(), q=own[0], k=own[1][:, :, : key.shape[2]], v=own[2][:, :, : key.shape[2]],
+            dedicated=count, sinks=None,
+        )  # fmt: skip
+        role_inputs.added[more.name] = compute(added_problem, impl).transpose(1, 2).flatten(2)
 
     def plain() -> Tensor:
         """Attention without roles. On the fused path of PyTorch the base model's own call, bit for bit."""

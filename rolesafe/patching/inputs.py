@@ -34,6 +34,7 @@ class RoleInputs:
         self.config = config
         self.length = length
         self.strengths: dict[str, float] = {}  # of the parts that took part so far, by name
+        self.added: dict[str, Tensor] = {}  # what added heads read, (B, T, A Dv), by name
         self.entered: set[int] = set()  # decoder layers that ran so far
         self.owner = ("", 1.0)  # patch and strength of the model
         self.impl = config.impl

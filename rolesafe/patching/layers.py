@@ -23,7 +23,7 @@ MISSING = (
 ENTRY_PARTS = ("rolesafe_data", "rolesafe_embedding")
 """Names of the parts at the input of a decoder layer, in the order in which they act."""
 
-PARTS = ("rolesafe_heads", *ENTRY_PARTS, "rolesafe_last")
+PARTS = ("rolesafe_heads", "rolesafe_added", *ENTRY_PARTS, "rolesafe_last")
 """Names under which a patch hangs its parts into attention modules and decoder layers."""
 
 
