@@ -25,11 +25,9 @@ def make_added(module: nn.Module, count: int, heads: int, dtype: torch.dtype, de
     """Return `count` added heads for an attention module with `heads` query heads, copied from these.
 
     Raises:
-        ValueError: The module has no separate projections with floating weights, or too few heads.
+        ValueError: The module has no separate projections with floating weights.
     """
     name = type(module).__name__
-    if count > heads:
-        raise ValueError(f"`added_heads`: expected at most the {heads} heads of {name}, got {count}")
     linear = [module._modules.get(projection) for projection in PROJECTIONS]
     weights = [getattr(one, "weight", None) for one in linear]
     if not all(isinstance(w, Tensor) and w.ndim == 2 and w.is_floating_point() for w in weights):
@@ -40,7 +38,7 @@ def make_added(module: nn.Module, count: int, heads: int, dtype: torch.dtype, de
     q, k, v = (weight for weight in weights if weight is not None)
     names = inspect.unwrap(type(module).forward).__code__.co_names
     norm = getattr(getattr(module, "q_norm", None), "weight", None)
-    if {"num_heads", "n_heads", "num_attention_heads"} & set(names) or (
+    if {"num_heads", "n_heads", "num_attention_heads", "chunk"} & set(names) or (
         norm is not None and norm.numel() == q.shape[0]
     ):
         raise ValueError(

@@ -140,7 +140,7 @@ def install(model: Any, config: RoleConfig) -> None:
             module.rolesafe_heads = heads
             parts.append(heads)
             if config.added_heads and active:
-                more = make_added(module, config.added_heads, heads.heads, dtype, device)
+                more = make_added(module, config.count_added(heads.heads), heads.heads, dtype, device)
                 more.name = f"{layer.name}.{type(module).__name__}.{nth}.added"
                 module.rolesafe_added = more
                 module.register_forward_pre_hook(enter_attention, with_kwargs=True)
@@ -200,6 +200,7 @@ def _check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
     for layer in layers:
         for module in layer.attention:
             config.count_dedicated(families.count_heads(module))
+            config.count_added(families.count_heads(module))
     for i, head in config.steered_heads or ():
         count = max((families.count_heads(m) for m in layers[i].attention), default=0) if i < len(layers) else 0
         if head >= count:
