@@ -89,7 +89,7 @@ def test_lists_become_tuples() -> None:
 
 def test_presets() -> None:
     assert RoleConfig.presets() == (
-        "bias", "dedicated", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip", "instaboost",
+        "bias", "dedicated", "added", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip", "instaboost",
         "pasta", "spotlight", "channel", "separate",
     )  # fmt: skip
     assert RoleConfig.preset("bias") == RoleConfig()
@@ -204,13 +204,13 @@ def test_data_roles_exclude_privileged_and_generated() -> None:
     assert RoleConfig(privileged=("system",)).data_ids == (1, 2, 4)
 
 
-FORMULA = {"L": 5, "d": 48, "H": 6, "R": 5}
+FORMULA = {"L": 5, "d": 48, "H": 8, "R": 5}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_formula_equals_count_parameters(name: str) -> None:
     expected = eval(PRESETS[name].parameters, {}, FORMULA)
-    assert RoleConfig.preset(name).count_parameters(layers=5, hidden=48, heads=6) == expected
+    assert RoleConfig.preset(name).count_parameters(layers=5, hidden=48, heads=8) == expected
 
 
 def test_count_parameters_of_some_layers() -> None:
