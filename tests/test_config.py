@@ -89,8 +89,8 @@ def test_lists_become_tuples() -> None:
 
 def test_presets() -> None:
     assert RoleConfig.presets() == (
-        "bias", "dedicated", "added", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip", "instaboost",
-        "pasta", "spotlight", "channel", "separate",
+        "bias", "dedicated", "added", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip",
+        "instaboost", "pasta", "spotlight", "channel", "separate",
     )  # fmt: skip
     assert RoleConfig.preset("bias") == RoleConfig()
     ise = RoleConfig.preset("ise")
@@ -100,7 +100,7 @@ def test_presets() -> None:
     assert channel.count_dedicated(8) == 4
     assert not RoleConfig.preset("channel", integrity=False).integrity
     assert RoleConfig.preset("separate") == RoleConfig.preset("channel", own_positions=True)
-    with pytest.raises(ValueError, match=r"`name`: expected one of \['air', 'aside', .* got 'best'"):
+    with pytest.raises(ValueError, match=r"`name`: expected one of \['added', 'air', 'aside', .* got 'best'"):
         RoleConfig.preset("best")
 
 
