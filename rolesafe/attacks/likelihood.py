@@ -6,7 +6,7 @@ Legend: B conversations of a batch, T tokens, W tokens of the reply, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rolesafe.attacks.replies import role_config
 from rolesafe.config import RoleConfig
@@ -63,12 +63,13 @@ def reply_losses(
     config = role_config(model)
     roles = config or RoleConfig()
     losses: list[float] = []
+    options: dict[str, Any] = {"config": roles, "add_generation_prompt": True, "live_markers": True}
     wanted = reply_ids(tokenizer, conversations[0], reply, config)
     device = getattr(model, "device", "cpu")
     with evaluating(model):
         for start in range(0, len(conversations), batch_size):
             batch = conversations[start : start + batch_size]
-            rows = [encode_one(tokenizer, c, config=roles, add_generation_prompt=True) for c in batch]
+            rows = [encode_one(tokenizer, c, **options) for c in batch]
             most = max(map(len, rows))
             # Padded on the right, which causal attention ignores, so that positions count from the first token.
             pads = [most - len(row) for row in rows]

@@ -31,13 +31,17 @@ def prompts(
 ) -> list[EncodedConversation]:
     """Encode each conversation with the generation prompt, as tokens with roles.
 
+    Typed delimiters are structural tokens in the role of their message: the attacker of a server that tokenises with
+    ``apply_chat_template``. :func:`rolesafe.encode` would make them ordinary text.
+
     Raises:
         ValueError: The tokenizer returns ids that the model has no embedding for.
     """
     from rolesafe.roles.encoding import encode_one
 
     config = role_config(model)
-    encoded = [encode_one(tokenizer, c, config=config, add_generation_prompt=True) for c in conversations]
+    options: dict[str, Any] = {"config": config, "add_generation_prompt": True, "live_markers": True}
+    encoded = [encode_one(tokenizer, c, **options) for c in conversations]
     _check_vocabulary(model, tokenizer, [one.input_ids for one in encoded])
     return encoded
 

@@ -278,10 +278,13 @@ def bootstrap_p(differences: Tensor) -> float:
 
 def holm(values: Sequence[float]) -> tuple[float, ...]:
     """Return the p values of one family of tests, adjusted by Holm's correction (1979), in their order."""
-    if not values:
-        return ()
-    adjust = require("statsmodels.stats.multitest", "stats").multipletests
-    return tuple(map(float, adjust(values, method="holm")[1]))
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    # Not statsmodels' multipletests: it collects garbage at every call, 0.2 s where a page of records is in memory.
+    for done, i in enumerate(sorted(range(len(values)), key=lambda j: values[j])):
+        largest = max(largest, min(1.0, (len(values) - done) * values[i]))
+        adjusted[i] = largest
+    return tuple(adjusted)
 
 
 def difference_interval(one: Rate, other: Rate, trials: float = math.inf, level: float = 0.05) -> tuple[float, float]:

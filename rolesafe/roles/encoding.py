@@ -157,10 +157,13 @@ def encode_one(
     template_kwargs: Mapping[str, Any] | None = None,
     variable_roles: Mapping[str, str] | None = None,
     argument: str = "messages",
+    live_markers: bool = False,
 ) -> EncodedConversation:
     """Encode one conversation, with the message and the part (header, content, footer) of each token.
 
-    The arguments are those of :func:`encode`; `argument` is the name of `messages` in errors.
+    The arguments are those of :func:`encode`. `argument` is the name of `messages` in errors. `live_markers` is for
+    attacks only: a typed marker becomes the structural token, in the role of its message, as on a server that
+    tokenises with ``apply_chat_template``.
 
     Raises:
         ValueError: As :func:`encode`.
@@ -174,7 +177,7 @@ def encode_one(
         add_generation_prompt,
         continue_final_message,
     )
-    return encoder.encode([messages], [argument], _limit(truncation, max_length))[0]
+    return encoder.encode([messages], [argument], _limit(truncation, max_length), live_markers)[0]
 
 
 def _limit(truncation: bool, max_length: int | None) -> int | None:
@@ -241,7 +244,7 @@ class _Encoder:
         return found
 
     def encode(
-        self, conversations: Sequence[Any], arguments: Sequence[str], limit: int | None
+        self, conversations: Sequence[Any], arguments: Sequence[str], limit: int | None, live_markers: bool = False
     ) -> list[EncodedConversation]:
         """Encode conversations; `arguments` are their names in error messages."""
         printed = [self._print(messages, name) for messages, name in zip(conversations, arguments, strict=True)]
@@ -249,7 +252,7 @@ class _Encoder:
         privileged = set(self.config.privileged_ids)
         out = []
         for (segments, roles), tokens, name in zip(printed, whole, arguments, strict=True):
-            encoded, cuttable, glued = tokenise(self.structure, tokens, segments, roles, privileged)
+            encoded, cuttable, glued = tokenise(self.structure, tokens, segments, roles, privileged, live_markers)
             if limit is not None and len(encoded) > limit:
                 encoded = truncate(encoded, cuttable, glued, self.config, limit, name)
             out.append(encoded)

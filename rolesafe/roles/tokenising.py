@@ -50,6 +50,7 @@ def tokenise(
     segments: Sequence[Segment],
     roles: Sequence[int],
     privileged: set[int],
+    live_markers: bool = False,
 ) -> tuple[EncodedConversation, list[bool], list[bool]]:
     """Tokenise the segments of a conversation.
 
@@ -62,6 +63,7 @@ def tokenise(
         segments: Pieces of the text.
         roles: Role id of each segment.
         privileged: Ids of the privileged roles.
+        live_markers: Keep structural tokens of typed text; see :func:`rolesafe.roles.encoding.encode_one`.
 
     Returns:
         The tokens; (T,) True where a token holds nothing but the content of one message; (T,) True where a token begins
@@ -89,10 +91,13 @@ def tokenise(
         written = [k for k in range(a, b + 1) if segments[k].kind is not Kind.TEMPLATE]
         return any(roles[k] in privileged for k in written) and len({segments[k].message for k in written}) > 1
 
-    tokens = structure.encode(text, trusted, bounds, tokens)
+    if tokens is None or not live_markers:
+        tokens = structure.encode(text, trusted, bounds, tokens)
     first, last = spread(tokens)
     across = np.nonzero(first != last)[0].tolist()
-    if any(mixes(first[k], last[k]) and text[tokens.starts[k] : tokens.ends[k]].strip() for k in across):
+    if not live_markers and any(
+        mixes(first[k], last[k]) and text[tokens.starts[k] : tokens.ends[k]].strip() for k in across
+    ):
         tokens = structure.encode_apart(text, trusted, bounds)
         first, last = spread(tokens)
         across = np.nonzero(first != last)[0].tolist()
