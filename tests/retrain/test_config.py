@@ -1,4 +1,4 @@
-"""Recipes: checks, YAML."""
+"""Recipes: validation and YAML."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_load_names_the_file(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_config_value_that_does_not_fit_is_named(changes):
+def test_config_bad_value_is_named(changes):
     (name,) = changes
     with pytest.raises(ValueError, match=f"`{name}"):
         config(**changes)
 
 
-def test_config_refuses_what_contradicts_itself():
+def test_config_contradiction_raises():
     with pytest.raises(ValueError, match="`epochs`: expected None with steps=3"):
         config(steps=3, epochs=1)
     with pytest.raises(ValueError, match="`role_config`: expected none with preset='plain'"):
