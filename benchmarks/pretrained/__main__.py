@@ -61,13 +61,13 @@ def evaluate(
     gcg_width: Annotated[int, typer.Option(help="Number of candidates of a GCG step.", min=1)] = 64,
     beams: Annotated[int, typer.Option(help="Number of BEAST beams, and of branches of each.", min=1)] = 8,
     best_of: Annotated[int, typer.Option(help="Number of variants of best-of-n.", min=1)] = 64,
-    restart: Annotated[bool, typer.Option(help="Measure the given suites anew.")] = False,
+    restart: Annotated[bool, typer.Option(help="Discard earlier rows of the given suites.")] = False,
 ) -> None:
     """Evaluate a checkpoint."""
     settings = Settings(
         limit=limit, seed=seed, cases=cases, tool=tool, goals=tuple(goals or DEFAULT),
-        dtype=cast(Dtype, dtype), secrets=secrets, ifeval_tokens=ifeval_tokens, adaptive=adaptive, gcg_steps=gcg_steps, gcg_width=gcg_width, beams=beams,
-        best_of=best_of,
+        dtype=cast(Dtype, dtype), secrets=secrets, ifeval_tokens=ifeval_tokens, adaptive=adaptive,
+        gcg_steps=gcg_steps, gcg_width=gcg_width, beams=beams, best_of=best_of,
     )  # fmt: skip
     chosen = suites or [name for name in SUITES if name != "adaptive"]
     run(

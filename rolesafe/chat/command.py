@@ -19,7 +19,7 @@ def chat(
 ) -> None:
     """Chat with a model in the terminal, with system, user and tool turns in colour.
 
-    /system TEXT, /tool TEXT, /reset and /quit are commands; everything else is a user turn. Lines may come from a pipe.
+    /system TEXT, /tool TEXT, /reset and /quit are commands; everything else is a user turn. Input may be a pipe.
     """
     import sys
 

@@ -20,7 +20,7 @@ _SHORT: Final = 40
 
 @dataclass(frozen=True)
 class Processed:
-    """A processing task.
+    """Processing task of a benign row.
 
     Attributes:
         name: Name of the task, such as ``"repeat"``.

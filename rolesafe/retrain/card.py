@@ -19,14 +19,14 @@ CARD_NAME = "README.md"
 STATE_NAME = "retrain_state.json"
 
 _LIMITS = (
-    "Resistance is that of the tests above, no more: an attack that is not listed was not tried.",
+    "Resistance is measured only for the tests above; other attacks were not tried.",
     "Fixed attack texts are easier to resist than attacks that adapt to the model.",
 )
 _ROLE_LIMITS = (
-    "Text in a privileged turn is obeyed: whoever can write there has control.",
+    "The model follows text in a privileged turn: write access to that turn gives control.",
     "The guarantees of the role layer (`rolesafe mechanisms`) are about attention, not about replies.",
-    "Roles come from the messages: call the model with `role_ids` of `rolesafe.encode`, never with one text that "
-    "holds all turns.",
+    "Roles come from the messages: call the model with `role_ids` of `rolesafe.encode`, never with one text "
+    "of all turns.",
 )
 
 

@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(name, str):
                 raise yaml.YAMLError(f"expected names as keys, got {name!r} in line {key.start_mark.line + 1}")
             if name in seen:
-                raise yaml.YAMLError(f"the key {name!r} comes twice, again in line {key.start_mark.line + 1}")
+                raise yaml.YAMLError(f"expected each key once, got {name!r} again in line {key.start_mark.line + 1}")
             seen.add(name)
         return super().construct_mapping(node, deep)
 

@@ -42,7 +42,7 @@ def test_yaml_number_without_a_point_is_a_number():
     ("text", "said"),
     [
         ("model: m\ndata: d\nlerning_rate: 1\n", "`lerning_rate`: expected a key of a recipe"),
-        ("model: m\ndata: d\nmodel: n\n", "the key 'model' comes twice"),
+        ("model: m\ndata: d\nmodel: n\n", "expected each key once, got 'model'"),
         ("model: m\n", "`data`: expected a path or hub id, got none"),
         ("- model\n", "expected a YAML mapping"),
         ("model: !!python/object/apply:os.system [ls]\n", "expected YAML"),
