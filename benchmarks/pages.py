@@ -18,12 +18,19 @@ from benchmarks import steering
 from benchmarks.costs import costs
 from benchmarks.demo_blocks import demo
 from benchmarks.override_resistance import blocks as study
+from benchmarks.pretrained.page import generated
 from rolesafe.files import write_whole
 from rolesafe.terminal import print_error, run_main
 
 ROOT = Path(__file__).parents[1]
 
-BLOCKS: dict[str, Callable[..., str]] = {**study.BLOCKS, "costs": costs, "demo": demo, "steering": steering.block}
+BLOCKS: dict[str, Callable[..., str]] = {
+    **study.BLOCKS,
+    "costs": costs,
+    "pretrained": generated,
+    "demo": demo,
+    "steering": steering.block,
+}
 """Name of a generated part to the function that returns its Markdown."""
 
 _BLOCK = re.compile(r"<!-- ([a-z][\w: .+-]*) -->\n.*?<!-- end -->", re.S)

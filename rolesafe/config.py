@@ -76,6 +76,10 @@ class RoleConfig:
         mass_target: In [0, 1]: where a row's attention mass m on privileged keys is lower, log(target / m) is added to
             their scores, so the mass becomes target / (1 + target - m) (SpotLight, arXiv 2505.12025, uses 0.2); no
             training. Applied before `share`. Not with ``impl="triton"``.
+        added_heads: Heads added to each layer, as a share of its heads in [0, 1] (float) or as their number (int), at
+            most as many as it has. They read privileged keys only, start as copies of heads of the base with an output
+            projection of zero, so that the model is unchanged before training, and have key/value heads of their own
+            in the cache.
         impl: Backend of :func:`rolesafe.role_attention`. ``"auto"`` chooses by device and by the base model's own
             attention implementation; an explicit choice never falls back.
 
@@ -104,6 +108,7 @@ class RoleConfig:
     dampen: float = 1.0
     steered_heads: tuple[tuple[int, int], ...] | None = None
     mass_target: float = 0.0
+    added_heads: float | int = 0
 
     def __post_init__(self) -> None:
         for name in ("roles", "privileged", "layers", "data_roles", "steered_heads"):  # lists come out of JSON
@@ -175,12 +180,11 @@ class RoleConfig:
             )
 
     def _check_heads(self) -> None:
-        heads = self.dedicated_heads
-        if not is_number(heads) or heads < 0 or (isinstance(heads, float) and not heads <= 1.0):
-            raise ValueError(
-                "`dedicated_heads`: expected a share of the heads in [0, 1] (float) or their number >= 0 (int), "
-                f"got {heads!r}"
-            )
+        for name in ("dedicated_heads", "added_heads"):
+            heads = getattr(self, name)
+            if not is_number(heads) or heads < 0 or (isinstance(heads, float) and not heads <= 1.0):
+                expected = "a share of the heads in [0, 1] (float) or their number >= 0 (int)"
+                raise ValueError(f"`{name}`: expected {expected}, got {heads!r}")
         if self.layers is not None:
             if not self.layers:
                 raise ValueError("`layers`: expected at least one layer index, or None for all layers, got ()")
@@ -202,7 +206,7 @@ class RoleConfig:
     def _check_channel(self) -> None:
         if self.privileged:
             return
-        needs = ("dedicated_heads", "share", "integrity", "position_gap", "own_positions", "mass_target")
+        needs = ("added_heads", "dedicated_heads", "share", "integrity", "position_gap", "own_positions", "mass_target")
         used = [name for name in needs if getattr(self, name)]
         used += [name for name in ("boost", "dampen") if getattr(self, name) != 1.0]
         if used:
@@ -242,7 +246,8 @@ class RoleConfig:
         vectors = {"none": 0, "input": 1, "layers": layers, "all": layers + 1}[self.embedding]
         shares = heads if self.share > 0 and self.count_dedicated(heads) < heads else 0
         tables = heads * roles * roles if self.bias else 0
-        return vectors * roles * hidden + active * (tables + shares) + (hidden * hidden + hidden) * self.shift
+        added = 4 * hidden * (hidden // heads) * self.count_added(heads)  # one width of heads and groups, no biases
+        return vectors * roles * hidden + active * (tables + shares + added) + (hidden * hidden + hidden) * self.shift
 
     def count_dedicated(self, heads: int) -> int:
         """Return the number of dedicated heads of a layer with `heads` query heads.
@@ -250,12 +255,23 @@ class RoleConfig:
         Raises:
             ValueError: The configuration has more dedicated heads than the layer has heads.
         """
-        wanted = self.dedicated_heads
-        count = round(wanted * heads) if isinstance(wanted, float) else wanted
+        return self._count("dedicated_heads", heads)
+
+    def count_added(self, heads: int) -> int:
+        """Return the number of heads that are added to a layer with `heads` query heads; 1 at least for any share.
+
+        Raises:
+            ValueError: More are asked for than the layer has, from which they are copied.
+        """
+        return max(self._count("added_heads", heads), int(self.added_heads > 0))
+
+    def _count(self, name: str, heads: int) -> int:
+        wanted = getattr(self, name)
+        count: int = round(wanted * heads) if isinstance(wanted, float) else wanted
         if count > heads:
             raise ValueError(
-                f"`dedicated_heads`: expected at most the {heads} heads of the model's attention, or a share of them "
-                f"(float in [0, 1]), got {count}"
+                f"`{name}`: expected at most the {heads} heads of the model's attention, or a share of them (float in "
+                f"[0, 1]), got {count}"
             )
         return count
 

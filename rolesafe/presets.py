@@ -43,6 +43,13 @@ PRESETS: dict[str, Preset] = {
         guarantee="these heads never see an unprivileged key",
         trained=True,
     ),
+    "added": Preset(
+        values={"bias": False, "added_heads": 0.25},
+        adds="a quarter more heads, copies of others, that look at privileged keys only",
+        parameters="L*4*d*d/4",
+        guarantee="these heads never look at an unprivileged key",
+        trained=True,
+    ),
     "share": Preset(
         values={"bias": False, "share": 0.5},
         adds="a learned reserved share of every head's attention for privileged keys, 0.5 initially",

@@ -89,8 +89,8 @@ def test_lists_become_tuples() -> None:
 
 def test_presets() -> None:
     assert RoleConfig.presets() == (
-        "bias", "dedicated", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip", "instaboost",
-        "pasta", "spotlight", "channel", "separate",
+        "bias", "dedicated", "added", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip",
+        "instaboost", "pasta", "spotlight", "channel", "separate",
     )  # fmt: skip
     assert RoleConfig.preset("bias") == RoleConfig()
     ise = RoleConfig.preset("ise")
@@ -100,7 +100,7 @@ def test_presets() -> None:
     assert channel.count_dedicated(8) == 4
     assert not RoleConfig.preset("channel", integrity=False).integrity
     assert RoleConfig.preset("separate") == RoleConfig.preset("channel", own_positions=True)
-    with pytest.raises(ValueError, match=r"`name`: expected one of \['air', 'aside', .* got 'best'"):
+    with pytest.raises(ValueError, match=r"`name`: expected one of \['added', 'air', 'aside', .* got 'best'"):
         RoleConfig.preset("best")
 
 
@@ -204,13 +204,13 @@ def test_data_roles_exclude_privileged_and_generated() -> None:
     assert RoleConfig(privileged=("system",)).data_ids == (1, 2, 4)
 
 
-FORMULA = {"L": 5, "d": 48, "H": 6, "R": 5}
+FORMULA = {"L": 5, "d": 48, "H": 8, "R": 5}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_formula_equals_count_parameters(name: str) -> None:
     expected = eval(PRESETS[name].parameters, {}, FORMULA)
-    assert RoleConfig.preset(name).count_parameters(layers=5, hidden=48, heads=6) == expected
+    assert RoleConfig.preset(name).count_parameters(layers=5, hidden=48, heads=8) == expected
 
 
 def test_count_parameters_of_some_layers() -> None:

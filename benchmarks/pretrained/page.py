@@ -43,6 +43,12 @@ PAGE: Final = ROOT / "docs" / "pretrained.md"
 BASE: Final = "base"
 """Arm of the untouched model; its ceiling selects the goals that count."""
 NOTHING: Final = "Not yet measured."
+AGAINST: Final[str | None] = "plain SFT"
+"""Arm that all others are tested against in docs/pretrained.md."""
+CANDIDATE: Final[str | None] = None
+"""Arm with checked targets; None until one is chosen."""
+PUBLISHED: Final[str | None] = None
+"""Best published mechanism; None until it is measured."""
 
 Arms = dict[str, list[Record]]
 
@@ -66,7 +72,7 @@ Table = Callable[[Arms, Plan], str]
 Judge = Callable[[str], bool]
 Read = Callable[[Part], Values]
 Goals = frozenset[str] | None
-_BLOCK: Final = re.compile(r"<!-- ([a-z][\w-]*) -->\n.*?<!-- end -->", re.S)
+_BLOCK: Final = re.compile(r"<!-- pretrained:([a-z][\w-]*) -->\n.*?<!-- end -->", re.S)
 
 
 def read(folder: Path) -> list[Record]:
@@ -129,9 +135,14 @@ def write(file: Path, records: Sequence[Record], plan: Plan = Plan()) -> None:
     def one(found: re.Match[str]) -> str:
         if found[1] not in BLOCKS:
             raise ValueError(f"`file`: expected markers out of {sorted(BLOCKS)}, got {found[1]!r}. Correct {file}.")
-        return f"<!-- {found[1]} -->\n{block(found[1], records, plan)}\n<!-- end -->"
+        return f"<!-- pretrained:{found[1]} -->\n{block(found[1], records, plan)}\n<!-- end -->"
 
     write_whole(file, _BLOCK.sub(one, file.read_text(encoding="utf-8")))
+
+
+def generated(name: str) -> str:
+    """Return one table from the committed records, as `python -m benchmarks.pages` writes it."""
+    return block(name, read(RECORDS), Plan(against=AGAINST, candidate=CANDIDATE, published=PUBLISHED))
 
 
 def block(name: str, records: Sequence[Record], plan: Plan = Plan()) -> str:

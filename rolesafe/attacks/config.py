@@ -19,6 +19,21 @@ Point = Mapping[str, Any]
 """Values of an attack's parameters."""
 
 
+_KINDS: dict[str, type[AttackConfig]] = {}
+"""Classes by the name of their attack, filled as their modules are imported; the package imports all."""
+
+
+def look_up(name: str) -> type[AttackConfig]:
+    """Return the configuration class of the attack called `name`.
+
+    Raises:
+        ValueError: There is no such attack.
+    """
+    if name not in _KINDS:
+        raise ValueError(f"`name`: expected one of {sorted(_KINDS)}, got the unknown attack {name!r}")
+    return _KINDS[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
     """Hold the parameters, the seed and the budget of one attack.
@@ -57,11 +72,14 @@ class AttackConfig:
     batch_size: int = 32
     max_new_tokens: int = 16
 
+    def __init_subclass__(cls, **values: Any) -> None:
+        super().__init_subclass__(**values)
+        if cls.name:
+            _KINDS[cls.name] = cls
+
     def __new__(cls, *args: Any, **values: Any) -> Self:
         if not cls.name:
-            from rolesafe.attacks.registry import ATTACKS
-
-            kind = ATTACKS.get(values.get("name", ""), ATTACKS["gcg"])
+            kind = _KINDS.get(values.get("name", ""), _KINDS["gcg"])
             (key, value), *_ = kind.grid[0].items() or [("seed", 0)]
             raise TypeError(
                 f"`{cls.__name__}`: expected the class of one attack, got a base class. Write "
@@ -99,8 +117,6 @@ class AttackConfig:
         Raises:
             ValueError: The attack, or one of its parameters, does not exist.
         """
-        from rolesafe.attacks.registry import look_up
-
         given = {**values, **values.get("parameters", {})}
         given.pop("parameters", None)
         kind = look_up(given.pop("name", ""))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rolesafe.attacks.best_of_n import BestOfNConfig
-from rolesafe.attacks.config import AttackConfig, TextAttackConfig
+from rolesafe.attacks.config import AttackConfig, TextAttackConfig, look_up
 from rolesafe.attacks.encodings import EncodedConfig
 from rolesafe.attacks.forging import RoleForgingConfig
 from rolesafe.attacks.gradient import BeastConfig, GCGConfig, SoftPromptConfig
@@ -57,17 +57,6 @@ ATTACKS: dict[str, type[AttackConfig]] = {kind.name: kind for kind in _ALL}
 
 TEXT_ATTACKS: tuple[str, ...] = tuple(kind.name for kind in _ALL if issubclass(kind, TextAttackConfig))
 """Names of the attacks that need the model's replies only, one per example; includes ``"none"``."""
-
-
-def look_up(name: str) -> type[AttackConfig]:
-    """Return the configuration class of the attack called `name`.
-
-    Raises:
-        ValueError: There is no such attack.
-    """
-    if name not in ATTACKS:
-        raise ValueError(f"`name`: expected one of {sorted(ATTACKS)}, got the unknown attack {name!r}")
-    return ATTACKS[name]
 
 
 def suite(

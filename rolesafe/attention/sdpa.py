@@ -107,7 +107,8 @@ def _with_mass(p: Problem) -> Tensor:
 
 def _is_few(p: Problem) -> bool:
     """Return True for few queries on a CPU of a call that would have to be folded."""
-    if p.q.device.type != "cpu" or p.q.shape[2] > FEW or p.dropout or torch.compiler.is_compiling():
+    # compiling first: a length that is compared becomes a guard, and each length a graph of its own
+    if torch.compiler.is_compiling() or p.q.device.type != "cpu" or p.q.shape[2] > FEW or p.dropout:
         return False
     return p.roles.key_mask is not None or p.mass_target > 0 or not (p.bias is None or _is_zero(p.bias))
 

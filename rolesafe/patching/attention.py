@@ -5,6 +5,7 @@ Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,7 +81,12 @@ def role_attention_forward(
             raise ValueError(
                 f"`{argument}`: {name} passes it to its attention, role-aware attention does not compute it"
             )
-    if query.shape[1] != heads.heads:
+    more: Any = module._modules.get("rolesafe_added")
+    count = 0 if more is None else more.heads
+    if more is not None and query.shape[1] == heads.heads + count:
+        own = (query[:, heads.heads :], key[:, -count:], value[:, -count:])
+        query, key, value = query[:, : heads.heads], key[:, :-count], value[:, :-count]
+    elif query.shape[1] != heads.heads:
         raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
     bias, share = heads(query.device)
     role_inputs.took_part(heads)
@@ -114,6 +120,13 @@ def role_attention_forward(
     if role_inputs.see is not None:
         role_inputs.see(module, problem)
     impl = resolve_problem(problem, role_inputs.impl)
+
+    if more is not None:  # dedicated to the last
+        only = replace(
+            problem.without_roles(), q=own[0], k=own[1][:, :, : key.shape[2]], v=own[2][:, :, : key.shape[2]],
+            dedicated=count, sinks=None,
+        )  # fmt: skip
+        role_inputs.added[more.name] = run(only, impl).transpose(1, 2).flatten(2)
 
     def plain() -> Tensor:
         """Compute attention without roles; with `sdpa` by the base model's own call, bit for bit."""

@@ -30,7 +30,7 @@ MISSING = (
 ENTRY_PARTS = ("rolesafe_data", "rolesafe_embedding")
 """Names of the parts at the input of a decoder layer, in the order in which they act."""
 
-PARTS = ("rolesafe_heads", *ENTRY_PARTS, "rolesafe_last")
+PARTS = ("rolesafe_heads", "rolesafe_added", *ENTRY_PARTS, "rolesafe_last")
 """Names of all parts, as attributes of attention modules and decoder layers."""
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

@@ -34,6 +34,7 @@ class RoleInputs:
         q_positions: (T,) int64 indices of the new tokens.
         q_roles: (B, T) int64 roles of the new tokens.
         strengths: Strength of the parts that took part so far, by name.
+        added: Output of added heads (B, T, A Dv) before their projection, by name.
         entered: Indices of the decoder layers that ran so far.
 
     Raises:
@@ -58,6 +59,7 @@ class RoleInputs:
         self.owner = owner
         self.see = see
         self.strengths: dict[str, float] = {}
+        self.added: dict[str, Tensor] = {}
         self.entered: set[int] = set()
         self._indices: list[tuple[tuple[Any, ...], RoleIndex]] = []
         past = 0 if cache is None else cache.get_seq_length()

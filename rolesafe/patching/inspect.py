@@ -22,6 +22,7 @@ from rolesafe.patching.seal import is_sealed, unseal_config
 
 _PART_OF = {
     "bias": "bias",
+    **{f"{which}_{kind}": "added heads" for which in "qkvo" for kind in ("weight", "bias")},
     "share": "reserved share",
     "weight": "role embeddings",
     "shift_weight": "shift",

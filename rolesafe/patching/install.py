@@ -15,6 +15,7 @@ from rolesafe.attention import resolve_impl
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import DataTransform, RoleEmbedding, RoleHeads, RolePart
 from rolesafe.patching import families
+from rolesafe.patching.added import check_added, enter_attention, leave_attention, make_added, remove_hook
 from rolesafe.patching.attention import NAME, keep_all_queries, register
 from rolesafe.patching.hooks import PARTS, RoleLayers, enter_layer, enter_model, leave_layer, leave_model
 from rolesafe.patching.positions import check_positions
@@ -97,6 +98,13 @@ def _attention_parts(model: Any, config: RoleConfig, layer: families.Layer, i: i
         heads.name = f"{layer.name}.{type(module).__name__}.{nth}"
         module.rolesafe_heads = heads
         parts.append(heads)
+        if config.added_heads and active:
+            added = make_added(module, config.count_added(heads.heads), heads.heads, dtype, device)
+            added.name = f"{heads.name}.added"
+            module.rolesafe_added = added
+            module.register_forward_pre_hook(enter_attention, with_kwargs=True)
+            module.register_forward_hook(leave_attention, with_kwargs=True)
+            parts.append(added)
     return parts
 
 
@@ -108,9 +116,11 @@ def uninstall(model: Any) -> None:
                 del module._modules[name]
         for name in ("_maybe_slice_kv_shared_inputs", "rolesafe_layer", "rolesafe_layers"):
             module.__dict__.pop(name, None)
+        remove_hook(module)
+        enter, leave = (enter_layer, enter_model, enter_attention), (leave_layer, leave_model, leave_attention)
         for hooks, flags, ours in (
-            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, (enter_layer, enter_model)),
-            (module._forward_hooks, module._forward_hooks_with_kwargs, (leave_layer, leave_model)),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, enter),
+            (module._forward_hooks, module._forward_hooks_with_kwargs, leave),
         ):
             for key, hook in list(hooks.items()):
                 if hook in ours:
@@ -170,9 +180,12 @@ def _check_heads(config: RoleConfig, layers: list[families.Layer]) -> None:
     for i in config.layers or ():
         if i >= len(layers):
             raise ValueError(f"`layers`: expected indices below {len(layers)} (the model's layers), got {i}")
-    for layer in layers:
+    for i, layer in enumerate(layers):
         for module in layer.attention:
-            config.count_dedicated(families.count_heads(module))
+            heads = families.count_heads(module)
+            config.count_dedicated(heads)
+            if config.count_added(heads) and (config.layers is None or i in config.layers):
+                check_added(module, heads)
     for i, head in config.steered_heads or ():
         count = max((families.count_heads(m) for m in layers[i].attention), default=0) if i < len(layers) else 0
         if head >= count:

@@ -182,6 +182,7 @@ def test_padding_content_does_not_matter(family: str) -> None:
 @pytest.mark.parametrize("preset", ["channel", "ise"], ids=["two channels", "plain attention"])
 def test_layers_share_one_float_mask(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch would convert the bool mask in every call, with the same result."""
+    monkeypatch.setattr(rolesafe.attention.sdpa, "FEW", 0)
     model = role_model("llama", RoleConfig.preset(preset))
     batch = conversation(BETWEEN, padding=3)
     masks: list[Tensor | None] = []

@@ -5,13 +5,17 @@ Legend: L tokens of the slot, V' allowed tokens, k beams.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from rolesafe.attacks.gradient.config import BeastConfig
 from rolesafe.attacks.gradient.session import session
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attacks.search import CannotSearch, Found, SearchContext
+
+if TYPE_CHECKING:
+    from rolesafe.attacks.gradient.config import BeastConfig
 
 
 def beast(context: SearchContext, config: BeastConfig) -> Found:

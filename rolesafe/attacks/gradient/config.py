@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rolesafe.attacks.config import SearchAttackConfig, option, points
+from rolesafe.attacks.gradient.objective import Objective
 from rolesafe.attacks.search import Found, SearchContext
 
-Objective = Literal["ce", "mellowmax", "attention", "role-shift"]
 Place = Literal["suffix", "prefix"]
 Carrier = Literal["request", "injection"]
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rolesafe.attacks.gradient.config import GCGConfig
 from rolesafe.attacks.gradient.losses import gradient, losses, readable_attention, token_scores
 from rolesafe.attacks.gradient.session import Session, session
 from rolesafe.attacks.gradient.victim import Victim
@@ -33,6 +32,9 @@ from rolesafe.attacks.search import Found, SearchContext
 from rolesafe.config import RoleConfig
 from rolesafe.patching.loading import read_model
 from rolesafe.patching.modes import evaluating
+
+if TYPE_CHECKING:
+    from rolesafe.attacks.gradient.config import GCGConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
-from rolesafe.attacks.gradient.config import Objective
+from rolesafe.attacks.gradient.objective import Objective
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attention import Problem, RoleIndex
 from rolesafe.attention.reference import reference_mass

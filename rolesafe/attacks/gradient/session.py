@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rolesafe.arguments import is_integer
-from rolesafe.attacks.gradient.config import SlotConfig
 from rolesafe.attacks.gradient.losses import Loss, losses, make_loss, readable_attention
 from rolesafe.attacks.gradient.target import Target
 from rolesafe.attacks.gradient.victim import Victim
@@ -22,6 +21,9 @@ from rolesafe.attacks.judge import contains, words
 from rolesafe.attacks.replies import replies
 from rolesafe.attacks.search import SearchContext
 from rolesafe.patching.modes import evaluating
+
+if TYPE_CHECKING:
+    from rolesafe.attacks.gradient.config import SlotConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

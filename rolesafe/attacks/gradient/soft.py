@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rolesafe.attacks.gradient.config import SoftPromptConfig
 from rolesafe.attacks.gradient.session import Ask, session
 from rolesafe.attacks.gradient.victim import Victim
 from rolesafe.attacks.replies import end_ids
 from rolesafe.attacks.search import Found, SearchContext
 from rolesafe.roles.encoding import padding_id
+
+if TYPE_CHECKING:
+    from rolesafe.attacks.gradient.config import SoftPromptConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from rolesafe.attacks.gradient.config import SlotConfig
 from rolesafe.attacks.judge import contains, words
 from rolesafe.attacks.likelihood import reply_ids
 from rolesafe.attacks.replies import context_size, role_config
@@ -23,6 +22,9 @@ from rolesafe.roles.encoding import EncodedConversation, encode_one
 from rolesafe.roles.structure import Structure, structure
 from rolesafe.roles.templates import Part
 from rolesafe.tasks import Message
+
+if TYPE_CHECKING:
+    from rolesafe.attacks.gradient.config import SlotConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -124,10 +124,10 @@ def test_tables_show_values_intervals_and_tests():
 
 def test_page_replaces_blocks_and_keeps_the_rest(tmp_path):
     file = tmp_path / "page.md"
-    file.write_text("before\n<!-- sep -->\nold\n<!-- end -->\nafter\n")
+    file.write_text("before\n<!-- pretrained:sep -->\nold\n<!-- end -->\nafter\n")
     page.write(file, [record("base")])
     text = file.read_text()
-    assert text.startswith("before\n<!-- sep -->\n")
+    assert text.startswith("before\n<!-- pretrained:sep -->\n")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "old" not in text
     assert "executed in the data" in text
@@ -137,14 +137,14 @@ def test_page_replaces_blocks_and_keeps_the_rest(tmp_path):
 
 def test_page_with_an_unknown_marker_is_refused(tmp_path):
     file = tmp_path / "page.md"
-    file.write_text("<!-- nothing -->\n<!-- end -->\n")
+    file.write_text("<!-- pretrained:nothing -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match=r"`file`: expected markers out of .* got 'nothing'"):
         page.write(file, [])
 
 
 def test_committed_page_has_a_marker_for_every_table():
     text = page.PAGE.read_text(encoding="utf-8")
-    assert re.findall(r"<!-- ([a-z-]+) -->", text.replace("<!-- end -->", "")) == list(page.BLOCKS)
+    assert re.findall(r"<!-- pretrained:([a-z-]+) -->", text.replace("<!-- end -->", "")) == list(page.BLOCKS)
 
 
 def test_records_of_other_settings_are_refused():
