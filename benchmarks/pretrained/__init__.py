@@ -3,7 +3,7 @@
     python -m benchmarks.pretrained evaluate MODEL --record FILE
     python -m benchmarks.pretrained page
 
-Works for any checkpoint: plain, retrained plain or role-aware. Reads top to bottom: `settings` (what decides the rows),
+Supports any checkpoint: plain, retrained plain or role-aware. Modules in reading order: `settings` (selection of rows),
 `texts` and `goals` (held-out phrasings), `data` (published test sets), `injections` (attacked messages), `suites` (one
 module each), `answers` (batched replies), `record` (the file), `evaluate`, `measures` and `page` (tables).
 """

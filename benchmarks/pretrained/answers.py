@@ -1,6 +1,6 @@
-"""Greedy replies to many conversations: batches of similar length, left padding, KV cache, resumable.
+"""Greedy replies to many conversations: batches of similar length, left padding, KV cache, resume.
 
-The suites that judge replies give a list of :class:`Asked`; :func:`answer` asks the model what the record lacks.
+Suites that judge replies pass a list of :class:`Asked`; :func:`answer` generates the replies missing from the record.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from rolesafe.roles.templates import Part as Piece
 from rolesafe.tasks import Message
 
 MOST_ROWS = 128
-"""Most conversations in a batch."""
+"""Maximum number of conversations in a batch."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation to answer.
+    """Conversation to answer.
 
     Attributes:
-        source: Row of the published set; intervals take replies of one source together.
-        case: What was asked; unique within the source.
-        messages: The conversation up to the reply.
-        judge: Returns one character for each verdict on a reply.
-        ids: Make typed delimiters structural tokens, in the role of the message that they are typed into.
+        source: Row of the published set; the cluster of its replies in intervals.
+        case: Name of the question, unique within the source.
+        messages: Conversation up to the reply.
+        judge: Function that returns one character for each verdict on a reply.
+        ids: True to encode typed delimiters as structural tokens, in the role of their message.
     """
 
     source: str
@@ -41,17 +41,17 @@ class Asked:
 
 
 def answer(bench: Bench, suite: str, part: Part, asked: Sequence[Asked], new_tokens: int) -> None:
-    """Ask the model everything that `part` lacks, and append a row for each reply.
+    """Generate the replies missing from `part`, and append a row for each.
 
     Args:
-        bench: The evaluation.
+        bench: Evaluation.
         suite: Name of the suite, for progress.
         part: Rows of the suite.
         asked: All conversations of the suite.
-        new_tokens: Longest reply, in tokens.
+        new_tokens: Maximum length of a reply in tokens.
 
     Raises:
-        ValueError: A conversation and its reply do not fit into the model's context.
+        ValueError: A conversation and its reply exceed the model's context.
     """
     done = part.done
     todo = [one for one in asked if (one.source, one.case) not in done]
@@ -61,7 +61,7 @@ def answer(bench: Bench, suite: str, part: Part, asked: Sequence[Asked], new_tok
         if size is not None and len(tokens) + new_tokens > size:
             raise ValueError(
                 f"`model`: expected a context of at least {len(tokens) + new_tokens} tokens for row {one.source} of "
-                f"{suite!r} ({one.case}), got {size}. Leave this suite out, or take fewer rows with --limit."
+                f"{suite!r} ({one.case}), got {size}. Leave this suite out, or lower --limit."
             )
     with bench.filling(suite, part, len(asked)) as add:
         for batch, texts in _replies(bench, [one.source for one in todo], encoded, todo, new_tokens):
@@ -75,7 +75,7 @@ def _replies(
     asked: Sequence[Asked],
     new_tokens: int,
 ) -> Iterator[tuple[list[int], list[str]]]:
-    """Yield indices and replies of batches; what several conversations of a source begin with is run once."""
+    """Yield indices and replies of batches; the common prefix of a source's conversations is run once."""
     left = set(range(len(encoded)))
     found = groups(sources, encoded) if shares(bench.model) else []
     for block in blocks(found, bench.batch_tokens):
@@ -106,12 +106,12 @@ def _replies(
 
 
 def batches(lengths: Sequence[int], new_tokens: int, most: int) -> Iterator[list[int]]:
-    """Yield indices of batches, longest conversations first: what does not fit into memory fails at the start.
+    """Yield indices of batches, longest conversations first, so that running out of memory happens at the start.
 
     Args:
-        lengths: Tokens of each conversation.
-        new_tokens: Longest reply.
-        most: Most tokens in a batch, padding and replies included; one conversation always goes.
+        lengths: Number of tokens of each conversation.
+        new_tokens: Maximum length of a reply in tokens.
+        most: Maximum number of tokens in a batch, padding and replies included; a batch has at least one conversation.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while order:
@@ -121,7 +121,7 @@ def batches(lengths: Sequence[int], new_tokens: int, most: int) -> Iterator[list
 
 
 def encode(bench: Bench, asked: Sequence[Asked]) -> list[EncodedConversation]:
-    """Return the prompts of conversations, with roles."""
+    """Return the tokenized prompts of conversations, with roles."""
     encoded = prompts(bench.model, bench.tokenizer, [one.messages for one in asked]) if asked else []
     return [
         with_structure(bench.tokenizer, tokens, one.messages) if one.ids else tokens
@@ -132,15 +132,15 @@ def encode(bench: Bench, asked: Sequence[Asked]) -> list[EncodedConversation]:
 def with_structure(tokenizer: Any, encoded: EncodedConversation, messages: Sequence[Message]) -> EncodedConversation:
     """Return `encoded` with the delimiters typed into the last message as structural tokens, in that message's role.
 
-    This is what a server sends that renders the chat template to text and tokenises the text.
+    A server that renders the chat template to text and tokenises the text sends these tokens.
 
     Args:
-        tokenizer: The tokenizer.
-        encoded: From `rolesafe.roles.encoding.encode_one`.
-        messages: The conversation; its last message is the untrusted one.
+        tokenizer: Tokenizer with a chat template.
+        encoded: Output of `rolesafe.roles.encoding.encode_one`.
+        messages: Conversation; its last message is the untrusted one.
 
     Raises:
-        ValueError: The template does not print the last message as it is.
+        ValueError: The template does not print the last message unchanged.
     """
     last = len(messages) - 1
     spots = [
@@ -150,7 +150,7 @@ def with_structure(tokenizer: Any, encoded: EncodedConversation, messages: Seque
     ]
     if not spots or spots != list(range(spots[0], spots[-1] + 1)):
         raise ValueError(
-            "`tokenizer`: expected a chat template that prints the content of a message in one piece, got another. "
+            "`tokenizer`: expected a chat template that prints the content of a message unchanged, got another. "
             "Leave out the suite `injection`."
         )
     low, high = spots[0], spots[-1] + 1

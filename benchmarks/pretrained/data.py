@@ -1,4 +1,4 @@
-"""The published test sets, read from a folder; see shared/data/README.md for sources and licences."""
+"""Published test sets, read from a folder; see shared/data/README.md for sources and licences."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FILES = {
 
 @dataclass(frozen=True)
 class Task:
-    """A row of AlpacaFarm.
+    """Row of AlpacaFarm.
 
     Attributes:
         source: Number of the row in its file, from 1.
-        instruction: Trusted.
-        data: Untrusted; empty where the row has no input.
-        reference: The reference reply.
+        instruction: Trusted instruction.
+        data: Untrusted data; empty where the row has no input.
+        reference: Reference reply.
     """
 
     source: str
@@ -43,14 +43,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Constrained:
-    """A row of IFEval.
+    """Row of IFEval.
 
     Attributes:
-        source: Its key.
-        prompt: The published prompt, which some checkers read.
+        source: Key of the row.
+        prompt: Published prompt, an input of some checkers.
         instructions: Ids of the checkers.
-        arguments: Arguments of each.
-        messages: The conversation.
+        arguments: Arguments of each checker.
+        messages: Conversation.
     """
 
     source: str
@@ -62,12 +62,12 @@ class Constrained:
 
 @dataclass(frozen=True)
 class Data:
-    """The test sets in `folder`; each is read when it is asked for.
+    """Test sets in `folder`, each read on use.
 
     Attributes:
-        folder: Has the files of :data:`FILES`.
-        limit: Most rows of each set; None: all.
-        seed: Draws them. The same rows come for every model.
+        folder: Folder with the files of :data:`FILES`.
+        limit: Maximum number of rows of each set; None: all.
+        seed: Seed of the drawn rows, which are the same for every model.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Data:
         """Return the file of a set.
 
         Raises:
-            ValueError: It is not there.
+            ValueError: The file is missing.
         """
         path = self.folder / FILES[name]
         if not path.is_file():
@@ -130,7 +130,9 @@ class Data:
             if row.text("label").strip() == "safe"
         ]
         if not rows:
-            raise ValueError(f"`data`: expected prompts with the label 'safe' in {FILES['xstest']}, got none")
+            raise ValueError(
+                f"`data`: expected prompts with the label 'safe' in {FILES['xstest']}, got none. Check that file."
+            )
         return self._some("xstest", rows)
 
     def wikitext(self) -> str:
@@ -139,7 +141,7 @@ class Data:
 
     def _some(self, name: str, rows: Sequence[T], key: Callable[[T], Any] | None = None) -> list[T]:
         if not rows:
-            raise ValueError(f"`data`: no usable row in {FILES.get(name, name)}. Check that file.")
+            raise ValueError(f"`data`: expected usable rows in {FILES.get(name, name)}, got none. Check that file.")
         if self.limit is None or self.limit >= len(rows):
             return list(rows)
         order = sorted(range(len(rows)), key=lambda i: key(rows[i])) if key else list(range(len(rows)))

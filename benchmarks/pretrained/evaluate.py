@@ -1,4 +1,4 @@
-"""Evaluate one model: load it, run the suites, keep every row."""
+"""Evaluation of one model: loading, suites, record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmarks.pretrained.bench import Bench, Tell
+from benchmarks.pretrained.bench import Bench, Report
 from benchmarks.pretrained.data import Data
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
@@ -30,7 +30,7 @@ from rolesafe.files import check_writable, locked
 from rolesafe.terminal import as_text
 
 SAY_EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 
 def evaluate(
@@ -49,32 +49,31 @@ def evaluate(
     restart: bool = False,
     console: Console | None = None,
 ) -> Record:
-    """Measure what the record of a model lacks.
+    """Run the suites on a model, add the missing rows to its record, and return the record.
 
     Args:
-        model: Directory or hub id, with a role layer or without.
-        path: The record; an existing one is resumed.
+        model: Directory or hub id, with or without a role layer.
+        path: File of the record; an existing one is resumed.
         suites: Names in `SUITES`.
-        settings: What decides the rows.
-        folder: The test sets.
+        settings: Settings of the evaluation.
+        folder: Folder of the test sets.
         arm: Name in tables; default: the model's last path component.
-        training_seed: Of the checkpoint.
-        base: The untouched model, for KL and cost.
-        transfer: Record whose found attacks are sent to this model.
-        device: Default: a GPU where there is one.
-        batch_tokens: Most tokens in a batch, replies included.
-        restart: Measure these suites anew.
-        console: Where progress goes; default: standard error.
+        training_seed: Training seed of the checkpoint.
+        base: Path of the untouched model, for KL and cost.
+        transfer: Record of another model, the source of attacks sent to this one.
+        device: Device of the model; default: a GPU if available, else the CPU.
+        batch_tokens: Maximum number of tokens in a batch, replies included.
+        restart: True to discard the earlier rows of these suites.
+        console: Console of the progress; default: standard error.
 
     Raises:
-        ValueError: An argument is not as described, a set is missing, or the record is of another model or of other
-            settings.
-        ImportError: IFEval is asked for and its checkers are not installed.
+        ValueError: An argument is out of range, a set is missing, or the record has another model or other settings.
+        ImportError: `suites` contains IFEval and its checkers are not installed.
     """
     if unknown := [name for name in suites if name not in SUITES]:
-        raise ValueError(f"`suite`: expected some of {tuple(SUITES)}, got {unknown[0]!r}. Name one of these.")
+        raise ValueError(f"`suite`: expected some of {tuple(SUITES)}, got {unknown[0]!r}. Choose among these.")
     if batch_tokens < 1:
-        raise ValueError(f"`batch_tokens`: expected a number >= 1, got {batch_tokens}")
+        raise ValueError(f"`batch_tokens`: expected a number >= 1, got {batch_tokens}. Raise it.")
     check_writable(path, "--record")
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent / ".locks" / path.name, "record"):
@@ -82,7 +81,7 @@ def evaluate(
         data = Data(folder, settings.limit, settings.seed)
         if not folder.is_dir():
             raise ValueError(f"`data`: expected a folder with the test sets, got {str(folder)!r}. Give it with --data.")
-        for name in suites:  # before hours are spent
+        for name in suites:  # fail before loading and hours of work
             for needed in SUITES[name].needs:
                 data.path(needed)
         if "ifeval" in suites:
@@ -94,8 +93,8 @@ def evaluate(
         console = console or Console(file=sys.stderr)
         for note in record.about["notes"]:
             console.print(as_text(f"note: {note}", "yellow"))
-        with _progress(console) as tell:
-            bench.tell = tell
+        with _progress(console) as report:
+            bench.report = report
             for name in SUITES:
                 if name in suites:
                     SUITES[name].run(bench)
@@ -153,8 +152,8 @@ def _bench(
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Tell]:
-    """A bar for each suite, with the time left."""
+def _progress(console: Console) -> Iterator[Report]:
+    """Show a bar for each suite with the time left, and yield the callback for progress."""
     columns = (
         TextColumn("{task.description:<12}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
@@ -163,13 +162,13 @@ def _progress(console: Console) -> Iterator[Tell]:
         bars: dict[str, TaskID] = {}
         said = time.monotonic()
 
-        def tell(suite: str, done: int, total: int) -> None:
+        def report(suite: str, done: int, total: int) -> None:
             nonlocal said
             if not console.is_terminal and (time.monotonic() - said > SAY_EVERY or done == total):
-                said = time.monotonic()  # a log file gets lines instead of a bar
+                said = time.monotonic()  # lines instead of a bar, for log files
                 console.print(f"{suite}: {done} of {total}")
             if suite not in bars:
                 bars[suite] = progress.add_task(suite, total=total, completed=done)
             progress.update(bars[suite], completed=done, total=total)
 
-        yield tell
+        yield report

@@ -1,4 +1,4 @@
-"""Attacked messages: an order of another goal in the untrusted data of a row, by fixed texts.
+"""Attacked messages: a fixed text inserts the order of another goal into the untrusted data of a row.
 
 Terms of the literature: naive, ignore, escape characters, fake completion and combined as in Liu et al.
 (arXiv 2310.12815) and StruQ (arXiv 2402.06363).
@@ -23,17 +23,17 @@ METHODS: Final = (
     "naive", "ignore", "escape", "completion", "combined", "fake turn", "fake turn ids", "fake system ids",
     "8 times", "32 times",
 )  # fmt: skip
-"""Methods. With ``ids`` typed delimiters become structural tokens, as on a server that tokenises rendered text; the
-others go through `rolesafe.encode`, which makes them ordinary text."""
+"""Names of the methods. With ``ids`` typed delimiters become structural tokens, as on a server that tokenises rendered
+text; otherwise `rolesafe.encode` makes them ordinary text."""
 
 _BOUNDARY: Final = re.compile(r"(?<=[.!?])\s+|\n+")
 _LONGEST_REPLY: Final = 300
-"""Characters of a reference reply that a fake completion uses."""
+"""Maximum number of characters of a reference reply in a fake completion."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One injected text. `method` is one of :data:`METHODS`, or ``"none"``: the clean data."""
+    """Injected text. `method` is one of :data:`METHODS`, or ``"none"`` for clean data."""
 
     method: str
     place: Place = "last"
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def ids(self) -> bool:
-        """Whether typed delimiters become structural tokens."""
+        """True where typed delimiters become structural tokens."""
         return self.method.endswith(" ids")
 
 
@@ -88,7 +88,7 @@ def read_marks(tokenizer: Any, *, tool: bool) -> Marks:
     """Return the delimiters of the tokenizer's chat template.
 
     Raises:
-        ValueError: The template prints no such conversation.
+        ValueError: The template does not support these roles.
     """
     roles = ("system", "user", "tool", "assistant") if tool else ("system", "user", "assistant")
     return Marks("tool" if tool else "user", delimiters(tokenizer, roles))
@@ -98,11 +98,11 @@ def attacked(task: Task, goal: Goal, case: Case, marks: Marks, seed: int) -> tup
     """Return the conversation of a row with an injection.
 
     Args:
-        task: A row with data.
-        goal: What the injection asks for.
-        case: The injected text.
+        task: Row with data.
+        goal: Goal of the injection.
+        case: Injected text.
         marks: Delimiters for fake turns.
-        seed: Draws phrasings, by row: equal for every model.
+        seed: Seed of the phrasings of a row, which are the same for every model.
     """
     rng = Random(f"{seed}/{task.source}/{goal.name}")
     order = rng.choice(goal.orders) if case.styled else goal.destyled
@@ -144,7 +144,7 @@ def _placed(task: Task, order: str, case: Case, marks: Marks, rng: Random) -> st
 
 
 def _split(data: str, place: Place) -> tuple[str, str]:
-    """The data before and after the injection; `middle` cuts at the sentence end, or else word, nearest to it."""
+    """Return the data before and after the injection; `middle` is the nearest sentence end, or else word end."""
     if place == "first":
         return "", data
     if place == "last":

@@ -1,7 +1,7 @@
-"""The tables of several records side by side, with intervals and paired tests; Markdown between markers.
+"""Markdown tables of several records side by side, with intervals and paired tests.
 
-A table stands between `<!-- NAME -->` and `<!-- end -->` in docs/pretrained.md; `python -m benchmarks.pretrained page`
-writes them all anew.
+Each table is between `<!-- NAME -->` and `<!-- end -->` in docs/pretrained.md; `python -m benchmarks.pretrained page`
+replaces all of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rolesafe.report.markdown import escape
 RECORDS: Final = ROOT / "benchmarks" / "results" / "pretrained"
 PAGE: Final = ROOT / "docs" / "pretrained.md"
 BASE: Final = "base"
-"""Arm of the untouched model: its ceiling says which goals count."""
+"""Arm of the untouched model; its ceiling selects the goals that count."""
 NOTHING: Final = "Not yet measured."
 AGAINST: Final[str | None] = "plain SFT"
 """Arm that all others are tested against in docs/pretrained.md."""
@@ -55,12 +55,12 @@ Arms = dict[str, list[Record]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which arms are compared; None: no comparison.
+    """Arms to compare; None: no comparison.
 
     Attributes:
-        against: The arm that all others are tested against: plain training on the same data.
-        candidate: The arm whose targets are checked.
-        published: The best published mechanism.
+        against: Reference arm of the tests: plain training on the same data.
+        candidate: Arm of the mechanism, checked against the targets.
+        published: Arm of the best published mechanism.
     """
 
     against: str | None = None
@@ -79,7 +79,7 @@ def read(folder: Path) -> list[Record]:
     """Return the records in a folder.
 
     Raises:
-        ValueError: A file is no record, or two records are of one arm and seed.
+        ValueError: A file is no record, or two records have the same arm and seed.
     """
     records = [Record.load(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
     seen = set()
@@ -87,7 +87,7 @@ def read(folder: Path) -> list[Record]:
         if (key := (record.arm, record.training_seed)) in seen:
             raise ValueError(
                 f"`records`: expected one record for each arm and training seed, got two of {key} in {str(folder)!r}. "
-                "Name them with --arm and --training-seed."
+                "Evaluate one with another --arm or --training-seed."
             )
         seen.add(key)
     return records
@@ -102,10 +102,10 @@ def arms(records: Sequence[Record]) -> Arms:
 
 
 def check_comparable(records: Sequence[Record]) -> None:
-    """Refuse records whose rows are not the same.
+    """Raise where records have different rows.
 
     Raises:
-        ValueError: Two records have other settings of a suite.
+        ValueError: Two records have different settings of a suite.
     """
     own = {"dtype", "kl", "base", "goal of row", "format of secret"}
     first: dict[str, tuple[Record, Mapping[str, object]]] = {}
@@ -129,7 +129,7 @@ def write(file: Path, records: Sequence[Record], plan: Plan = Plan()) -> None:
     """Write the tables between the markers of a page.
 
     Raises:
-        ValueError: A marker has a name that no table has.
+        ValueError: A marker has the name of no table.
     """
 
     def one(found: re.Match[str]) -> str:
@@ -153,7 +153,7 @@ def block(name: str, records: Sequence[Record], plan: Plan = Plan()) -> str:
     by = arms(records)
     for argument, arm in asdict(plan).items():
         if arm is not None and arm not in by:
-            raise ValueError(f"`{argument}`: expected one of the arms {sorted(by)}, got {arm!r}. Name one of these.")
+            raise ValueError(f"`{argument}`: expected one of the arms {sorted(by)}, got {arm!r}. Choose one.")
     return BLOCKS[name](by, plan)
 
 
@@ -193,7 +193,7 @@ def _goals_note(base: Record | None, goals: Goals) -> str:
 
 
 def _measure(goals: Goals, label: str, read: Read, minus: Read | None = None) -> Measure:
-    """A measure of the injection suite, of the rows whose goal counts."""
+    """Return a measure of the injection suite, limited to the goals that count."""
     return Measure(label, "injection", _among(goals, read), minus=minus and _among(goals, minus))
 
 
@@ -207,17 +207,17 @@ def _growth(goals: Goals, won: Judge) -> Measure:
 
 
 def _of(label: str, judge: Judge) -> Read:
-    """A reader of one case by source, so that two cases of a row can be compared."""
+    """Return a reader of one case by source, so that two cases of a row can be compared."""
     return lambda part: {row[0]: (row[0], float(judge(row[2]))) for row in part.rows if row[1] == label}
 
 
 def _among(goals: Goals, read: Read) -> Read:
-    """`read` of the rows whose goal counts."""
+    """Return `read`, limited to the goals that count."""
     return lambda part: read(restricted(part, goals))
 
 
 def _attacks(where: str) -> Judge:
-    """Choose the attacks of the leak suite with the system turn `where`."""
+    """Return a filter for the attacks of the leak suite with the system turn `where`."""
     return lambda case: case.endswith(where) and not case.startswith("open")
 
 
@@ -284,7 +284,7 @@ def _ceiling(by: Arms, plan: Plan) -> str:
     found = {arm: r for arm, some in by.items() for r in some[:1] if "ceiling" in r.parts}
     if not found:
         return NOTHING
-    head = [f"{escape(arm)}, {case}" for arm in found for case in ("alone", "beside data")]
+    head = [f"{escape(arm)}, {case}" for arm in found for case in ("alone", "after data")]
     lines = [f"| goal | {' | '.join(head)} |", f"| :-- |{' --: |' * len(head)}"]
     values = [ceilings(r.parts["ceiling"], case) for r in found.values() for case in ("alone", "beside")]
     for goal in dict.fromkeys(g for some in values for g in some):
@@ -294,14 +294,14 @@ def _ceiling(by: Arms, plan: Plan) -> str:
 
 
 def _cost(by: Arms, plan: Plan) -> str:
-    lines = ["| | case | median | beside the untouched model |", "| :-- | :-- | --: | --: |"]
+    lines = ["| | case | median | ratio to the untouched model |", "| :-- | :-- | --: | --: |"]
     for arm, records in by.items():
         rows = [row for r in records[:1] if "cost" in r.parts for row in r.parts["cost"].rows]
         for case in dict.fromkeys(row[1] for row in rows):
             some = [row for row in rows if row[1] == case]
             ratios = [row[2] / row[3] for row in some if len(row) > 3]
-            beside = f"x{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
-            lines.append(f"| {escape(arm)} | {case} | {median(row[2] for row in some):,.1f} | {beside} |")
+            ratio = f"x{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "-"
+            lines.append(f"| {escape(arm)} | {case} | {median(row[2] for row in some):,.1f} | {ratio} |")
     return "\n".join(lines) if len(lines) > 2 else NOTHING
 
 
@@ -331,12 +331,12 @@ BLOCKS: Final[dict[str, Table]] = {
     "adaptive": _adaptive,
     "cost": _cost,
 }
-"""Tables by marker."""
+"""Tables by name of the marker."""
 
 
 # ------------------------------------------------------------------------------------------------------------- cells
 def _table(measures: Sequence[Measure], by: Arms, against: str | None) -> str:
-    """The values of every arm and, where `against` is named, a second table of paired differences to it."""
+    """Return a table of the values of every arm and, where `against` is given, one of paired differences to it."""
     suite = measures[0].suite if measures else ""
     with_rows = {arm: some for arm, some in by.items() if any(suite in r.parts for r in some)}
     if not with_rows:

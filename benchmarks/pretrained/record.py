@@ -1,7 +1,7 @@
-"""The record of one model: one JSON file with a row for every reply, written whole after each batch or so.
+"""Record of one model: a JSON file with a row for every reply, written atomically.
 
-A row is `[source, case, verdicts, reply]`: the row of the published set, what was asked, one character for each verdict
-of the suite, and the reply; suites that measure numbers have `[source, case, number, ...]`.
+A row is `[source, case, verdicts, reply]`: the row of the published set, the name of the question, one character for
+each verdict of the suite, and the reply; suites that measure numbers have `[source, case, number, ...]`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ VERSION: Final = 1
 
 @dataclass
 class Part:
-    """The rows of one suite.
+    """Rows of one suite.
 
     Attributes:
-        settings: What decides them.
-        verdicts: Names of the characters, or numbers, of a row.
-        rows: So far.
-        total: Rows of a complete run; 0 before it is known.
-        seconds: Wall time.
+        settings: Settings that determine the rows.
+        verdicts: Names of the verdict characters, or numbers, of a row.
+        rows: Rows so far.
+        total: Number of rows of a complete run; 0 before it is known.
+        seconds: Wall time in seconds.
     """
 
     settings: dict[str, Any]
@@ -38,7 +38,7 @@ class Part:
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
+        """True where all rows are measured."""
         return 0 < self.total <= len(self.rows)
 
     @property
@@ -49,14 +49,14 @@ class Part:
 
 @dataclass
 class Record:
-    """Everything measured on one model.
+    """Measurements of one model.
 
     Attributes:
         arm: Name in tables, such as ``"plain SFT"``; records of one arm are its training seeds.
-        training_seed: Of the checkpoint.
-        model: Path or hub id, as it was given.
+        training_seed: Training seed of the checkpoint.
+        model: Path or hub id, as given.
         about: Facts about the model and the machine.
-        parts: By suite.
+        parts: Rows by suite.
     """
 
     arm: str
@@ -66,22 +66,22 @@ class Record:
     parts: dict[str, Part] = field(default_factory=dict)
 
     def part(self, suite: str, settings: Mapping[str, Any], verdicts: Iterable[str]) -> Part:
-        """Return the rows of a suite, those of an earlier run included.
+        """Return the rows of a suite, including those of an earlier run.
 
         Raises:
-            ValueError: They were measured with other settings.
+            ValueError: The earlier rows have other settings.
         """
         found = self.parts.setdefault(suite, Part(dict(settings), list(verdicts)))
         if different := [k for k in settings if found.settings.get(k) != settings[k]]:
             raise ValueError(
                 f"`record`: expected rows of {suite!r} with equal settings, got other {', '.join(different)}: "
                 f"{[found.settings.get(k) for k in different]} instead of {[settings[k] for k in different]}. "
-                "Give another file, or measure this suite anew with --restart."
+                "Give another file, or discard these rows with --restart."
             )
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the record, a row a line."""
+        """Write the record, one row for each line."""
         head = {"schema_version": VERSION, **{k: getattr(self, k) for k in ("arm", "model", "training_seed", "about")}}
         parts = []
         for name, part in self.parts.items():
@@ -92,11 +92,11 @@ class Record:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Record:
-        """Read what :meth:`save` wrote.
+        """Read a record that :meth:`save` wrote.
 
         Raises:
-            ValueError: It is no such record.
-            OSError: It cannot be read.
+            ValueError: The file is no such record.
+            OSError: The file cannot be read.
         """
         values = read_versioned(read_whole(path), VERSION, f"an evaluation of a model ({path})")
         try:
@@ -109,7 +109,7 @@ class Record:
             ) from error
 
     def without_replies(self) -> Record:
-        """Return a copy without replies, which may quote the test sets: small, for the repository."""
+        """Return a small copy for the repository without the replies, because replies may quote the test sets."""
         parts = {}
         for name, part in self.parts.items():
             rows = [[*row[:3], *(c for c in row[3:] if isinstance(c, (int, float)))] for row in part.rows]

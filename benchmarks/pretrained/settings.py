@@ -1,20 +1,21 @@
-"""What decides the rows of an evaluation. Rows of records with equal settings are comparable, pair by pair."""
+"""Settings of an evaluation, which determine its rows. Records with equal settings are comparable, pair by pair."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from benchmarks.pretrained.goals import DEFAULT, chosen
 from rolesafe.arguments import is_integer
+from rolesafe.audit.load import Dtype
 
 ROOT: Final = Path(__file__).parents[2]
 DATA: Final = ROOT.parent / "shared" / "data"
-"""Where the published sets are, unless `--data` says otherwise."""
+"""Default folder of the published sets."""
 
 CASES: Final = ("core", "all")
-DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+DTYPES: Final = get_args(Dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +23,19 @@ class Settings:
     """Settings of an evaluation.
 
     Args:
-        limit: Most rows of each published set, drawn with the seed; default: all.
-        seed: Draws rows, goals and phrasings. Give the same one for every model that is compared.
+        limit: Maximum number of rows of each published set, drawn with the seed; default: all.
+        seed: Seed of rows, goals and phrasings. A comparison of models requires the same one.
         cases: Injected texts: ``"core"``, or ``"all"`` methods at all places in both styles.
-        tool: Put untrusted data into a tool turn instead of the user turn.
-        goals: Names of the goals that injections ask for.
-        dtype: Of the weights, one of :data:`DTYPES`.
-        secrets: Secrets of the leak suite.
-        ifeval_tokens: Longest IFEval reply, in tokens.
-        adaptive: Examples of each adaptive attack.
-        gcg_steps: Steps of GCG.
-        gcg_width: Candidates of a GCG step.
-        beams: Beams of BEAST, and branches of each.
-        best_of: Variants of best-of-n.
+        tool: True to put untrusted data into a tool turn instead of the user turn.
+        goals: Names of the goals of injections.
+        dtype: Dtype of the weights, one of :data:`DTYPES`.
+        secrets: Number of secrets of the leak suite.
+        ifeval_tokens: Maximum length of an IFEval reply in tokens.
+        adaptive: Number of examples of each adaptive attack.
+        gcg_steps: Number of GCG steps.
+        gcg_width: Number of candidates of a GCG step.
+        beams: Number of BEAST beams, and of branches of each.
+        best_of: Number of variants of best-of-n.
 
     Raises:
         ValueError: A value is out of range.
@@ -45,7 +46,7 @@ class Settings:
     cases: str = "core"
     tool: bool = False
     goals: tuple[str, ...] = DEFAULT
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     secrets: int = 200
     ifeval_tokens: int = 512
     adaptive: int = 8
@@ -56,15 +57,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.limit is not None and not is_integer(self.limit, 1):
-            raise ValueError(f"`limit`: expected a number of rows >= 1, or none for all, got {self.limit!r}")
+            raise ValueError(
+                f"`limit`: expected a number of rows >= 1, or None for all, got {self.limit!r}. Correct it."
+            )
         for name in ("secrets", "ifeval_tokens", "adaptive", "gcg_steps", "gcg_width", "beams", "best_of"):
             if not is_integer(value := getattr(self, name), 1):
-                raise ValueError(f"`{name}`: expected a whole number >= 1, got {value!r}")
+                raise ValueError(f"`{name}`: expected a whole number >= 1, got {value!r}. Correct it.")
         if not is_integer(self.seed, 0):
-            raise ValueError(f"`seed`: expected a whole number >= 0, got {self.seed!r}")
+            raise ValueError(f"`seed`: expected a whole number >= 0, got {self.seed!r}. Correct it.")
         for name, known in (("cases", CASES), ("dtype", DTYPES)):
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"`{name}`: expected one of {known}, got {value!r}")
+                raise ValueError(f"`{name}`: expected one of {known}, got {value!r}. Choose one.")
         object.__setattr__(self, "goals", tuple(self.goals))
         chosen(self.goals)
 

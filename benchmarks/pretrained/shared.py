@@ -1,9 +1,9 @@
-"""Replies to conversations that begin alike: the tokens that those of a source share are run once.
+"""Replies to conversations with a common prefix: the shared tokens of a source are run once.
 
 The keys and values of the shared tokens are computed for several sources in one batch, left-padded, and their rows are
 repeated for each batch of replies.
 
-Shapes: B replies of a batch, P tokens of the longest shared part, S of the longest rest, G sources.
+Legend: B replies of a batch, P tokens of the longest shared part, S tokens of the longest rest, G sources.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rolesafe.patching.modes import evaluating
 from rolesafe.roles.encoding import EncodedConversation, collate, padding_id
 
 LEAST = 24
-"""Fewest tokens that are worth sharing."""
+"""Minimum number of shared tokens of a group."""
 MOST_SOURCES = 32
 
 
 def shares(model: Any) -> bool:
-    """Return True where the model takes positions, and keys and values, from its caller."""
+    """Return True where the model's forward pass takes position ids and a KV cache."""
     parameters = inspect.signature(model.forward).parameters
     return "position_ids" in parameters and any(name in parameters for name in NAMES)
 
@@ -41,7 +41,7 @@ class Group:
 
     Attributes:
         length: Number of shared tokens.
-        members: Their indices.
+        members: Indices of the conversations.
     """
 
     length: int
@@ -49,11 +49,11 @@ class Group:
 
 
 def groups(sources: Sequence[str], encoded: Sequence[EncodedConversation]) -> list[Group]:
-    """Return groups of at least two conversations; whatever is in none shares too little.
+    """Return groups of at least two conversations; those in no group share too few tokens.
 
     Args:
         sources: Source of each conversation.
-        encoded: The conversations. At least one token of each stays unshared.
+        encoded: Tokenized conversations. At least one token of each stays unshared.
     """
     by: dict[str, list[int]] = {}
     for i, source in enumerate(sources):
@@ -64,7 +64,7 @@ def groups(sources: Sequence[str], encoded: Sequence[EncodedConversation]) -> li
         while len(left) > 1:
             first = encoded[left[0]]
             shared = {i: _common(first, encoded[i]) for i in left[1:]}
-            # half of what the best partner shares: others, such as texts with the injection first, go among themselves
+            # half of the longest match: the rest, such as texts with the injection first, form groups of their own
             least = max(LEAST, max(shared.values()) // 2)
             chosen = [i for i, length in shared.items() if length >= least]
             if chosen:
@@ -82,7 +82,7 @@ def _common(one: EncodedConversation, other: EncodedConversation) -> int:
 
 
 def blocks(found: Sequence[Group], most_tokens: int) -> Iterator[list[Group]]:
-    """Yield groups whose shared tokens are run together, longest first."""
+    """Yield lists of groups to run in one batch, longest first."""
     left = sorted(found, key=lambda group: -group.length)
     while left:
         count = max(1, min(MOST_SOURCES, most_tokens // left[0].length))
@@ -91,13 +91,13 @@ def blocks(found: Sequence[Group], most_tokens: int) -> Iterator[list[Group]]:
 
 
 class Prefix:
-    """The keys and values of the shared tokens of some groups.
+    """Keys and values of the shared tokens of several groups.
 
     Args:
-        model: A causal language model, patched or not.
-        tokenizer: Its tokenizer.
-        block: The groups.
-        encoded: All conversations.
+        model: Causal language model, patched or plain.
+        tokenizer: Tokenizer of the model.
+        block: Groups of the batch.
+        encoded: All tokenized conversations.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Prefix:
 
     @property
     def usable(self) -> bool:
-        """Whether the cache is made of full keys and values alone, so that its rows can be repeated."""
+        """True where all layers of the cache have full keys and values, so that its rows can be repeated."""
         return cache_class(self.cache) is DynamicCache and all(type(x) is DynamicLayer for x in self.cache.layers)
 
     def replies(self, batch: Sequence[int], new_tokens: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The targets of a mechanism: the candidate against plain training on the same data, and against a published one."""
+"""Targets of a mechanism: the candidate against plain training on the same data, and against a published one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Interval = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Target:
-    """One target.
+    """Bound on a measured value.
 
     Attributes:
-        label: What has to hold.
-        value: Returns the value with its interval; None where it is not measured.
-        most: Largest value that meets the target, or
-        least: the smallest one.
-        show: Writes a number.
-        no_rise: The target is met where the interval reaches down to 0, whatever the value.
+        label: Condition, as text.
+        value: Function that returns the value with its interval; None where it is not measured.
+        show: Function that formats a number.
+        most: Largest value that meets the target.
+        least: Smallest value that meets the target.
+        no_rise: True where the target is met by any interval that reaches down to 0.
     """
 
     label: str
@@ -49,12 +49,12 @@ class Target:
 
 
 def points(value: float) -> str:
-    """Write a share as points with a sign."""
+    """Return a share as signed percentage points."""
     return f"{100 * value:+.1f}"
 
 
 def times(value: float) -> str:
-    """Write a ratio."""
+    """Return a ratio with two decimals."""
     return "inf" if math.isinf(value) else f"{value:.2f}"
 
 
@@ -69,18 +69,18 @@ def targets(
     plain: Sequence[Record],
     published: Sequence[Record],
 ) -> list[Target]:
-    """Return the targets.
+    """Return the targets of the candidate.
 
     Args:
         worst: Attack success, worst case of each row.
-        growth: From 1 to 32 injections.
-        sep: Of the executed.
-        ifeval: Strict figures.
-        nll: Of references, on clean prompts.
-        benign: Benign requests that are carried out.
+        growth: Growth of attack success from 1 to 32 injections.
+        sep: SEP score of the probes executed in the instruction.
+        ifeval: Strict IFEval figures.
+        nll: NLL of references on clean prompts.
+        benign: Shares of benign requests that are carried out.
         candidate: Records of the mechanism.
-        plain: Of plain training.
-        published: Of the best published mechanism; may be empty.
+        plain: Records of plain training.
+        published: Records of the best published mechanism; may be empty.
     """
 
     def gap(measure: Measure) -> Callable[[], Interval | None]:

@@ -1,1 +1,1 @@
-"""A terminal chat with system, user and tool turns: `rolesafe chat`."""
+"""Terminal chat with system, user and tool turns: `rolesafe chat`."""

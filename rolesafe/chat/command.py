@@ -1,4 +1,4 @@
-"""`rolesafe chat`."""
+"""Command `rolesafe chat`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import typer
 
 def chat(
     model: Annotated[str, typer.Argument(help="Directory or hub id of a chat model, patched or plain.")],
-    compare: Annotated[str | None, typer.Option(help="Second model; its replies are shown beside.")] = None,
+    compare: Annotated[str | None, typer.Option(help="Second model, shown side by side.")] = None,
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Chat with a model in the terminal, with system, user and tool turns in colour.
 
-    /system TEXT, /tool TEXT, /reset and /quit are commands; everything else is a user turn. Lines may come from a pipe.
+    /system TEXT, /tool TEXT, /reset and /quit are commands; everything else is a user turn. Input may be a pipe.
     """
     import sys
 
@@ -30,7 +30,7 @@ def chat(
     from rolesafe.chat.terminal import run_chat, typed_lines
 
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"`--temperature`: expected a number >= 0, got {temperature}")
+        raise ValueError(f"`--temperature`: expected a number >= 0, got {temperature}. Pass 0 for greedy.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     names = [model] if compare is None else [model, compare]
@@ -55,7 +55,7 @@ def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temper
 
     known = ("auto", "float32", "bfloat16", "float16")
     if dtype not in known:
-        raise ValueError(f"`--dtype`: expected one of {known}, got {dtype!r}")
+        raise ValueError(f"`--dtype`: expected one of {known}, got {dtype!r}. Choose one.")
     model, tokenizer = load_retrained(path, dtype)
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -66,7 +66,9 @@ def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temper
     try:
         model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device`: {device!r} cannot be used: {first_line(error)}") from error
+        raise ValueError(
+            f"`--device`: expected a usable device, got {device!r}: {first_line(error)}. Choose cpu or another device."
+        ) from error
     return Speaker(
         name=path, model=model.eval(), tokenizer=tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
     )

@@ -1,4 +1,4 @@
-"""A conversation with one or two models: turns, streaming replies, limits."""
+"""Conversation with one or two models: turns, streaming replies, limits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rolesafe.attacks.replies import context_size, end_ids, role_config
 from rolesafe.tasks import Message
 
 Write = Callable[[str], None]
-"""Called with the reply so far, whenever it has grown."""
+"""Callback for the reply so far, after each new part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
-    """A model that replies.
+    """Model with its tokenizer and generation settings.
 
     Attributes:
-        name: What the terminal calls it.
-        model: A causal language model, patched or plain, in evaluation mode.
-        tokenizer: Its tokenizer, with a chat template.
-        max_new_tokens: Longest reply in tokens.
-        temperature: Of sampling; 0 is greedy.
+        name: Name on the terminal.
+        model: Causal language model, patched or plain, in evaluation mode.
+        tokenizer: Tokenizer of the model, with a chat template.
+        max_new_tokens: Maximum length of a reply in tokens.
+        temperature: Sampling temperature; 0 is greedy.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Speaker:
     temperature: float = 0.0
 
     def reply(self, messages: list[Message], write: Write) -> str:
-        """Return the reply to `messages`, and pass it to `write` as it grows.
+        """Return the reply to `messages`, and stream it to `write`.
 
         Raises:
-            ValueError: The chat template does not print such a conversation, or it does not fit into the context.
+            ValueError: The chat template does not support the conversation, or it exceeds the context.
         """
         import torch
 
@@ -74,7 +74,7 @@ class Speaker:
 
 
 class _Stream:
-    """A streamer of transformers that decodes the reply so far; whole characters only."""
+    """Streamer for `generate` that decodes the reply so far, in whole characters."""
 
     def __init__(self, tokenizer: Any, stop: set[int], write: Write) -> None:
         self.tokenizer, self.stop, self.write = tokenizer, stop, write
@@ -83,7 +83,7 @@ class _Stream:
         self._is_prompt = True
 
     def put(self, value: Any) -> None:
-        """Take the prompt, then one token at a time."""
+        """Skip the prompt, then decode one token at a time."""
         if self._is_prompt:
             self._is_prompt = False
             return
@@ -95,7 +95,7 @@ class _Stream:
             self.write(text)
 
     def end(self) -> None:
-        """Take the end of the reply."""
+        """Write the final reply."""
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip()
         if text != self.text:
             self.text = text
@@ -104,11 +104,11 @@ class _Stream:
 
 @dataclass
 class Session:
-    """The turns of a chat; every speaker has its own replies in its history.
+    """Turns of a chat, with the replies of each speaker kept separately.
 
     Attributes:
-        speakers: One or two.
-        system: The system prompt; empty for none.
+        speakers: One or two speakers.
+        system: System prompt; empty for none.
     """
 
     speakers: tuple[Speaker, ...]
@@ -120,25 +120,25 @@ class Session:
         self._turns.append({"role": role, "content": content})
 
     def undo(self) -> None:
-        """Take the last turn back."""
+        """Remove the last turn."""
         self._turns.pop()
 
     def reset(self) -> None:
-        """Forget all turns; the system prompt stays."""
+        """Remove all turns; the system prompt stays."""
         self._turns.clear()
 
     def messages(self, speaker: int) -> list[Message]:
-        """Return the conversation as the speaker with this index sees it."""
+        """Return the conversation with the replies of the speaker at this index."""
         found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         return found + [
             turn if isinstance(turn, dict) else {"role": "assistant", "content": turn[speaker]} for turn in self._turns
         ]
 
     def answer(self, write: Callable[[int, str], None]) -> tuple[str, ...]:
-        """Let every speaker reply, and add the replies as a turn.
+        """Generate a reply of every speaker, add the replies as a turn, and return them.
 
         Args:
-            write: Called with the index of the speaker and its reply so far.
+            write: Callback for the index of the speaker and its reply so far.
 
         Raises:
             ValueError: As :meth:`Speaker.reply`; no turn is added.

@@ -1,4 +1,4 @@
-"""The chat on a terminal: commands, colours, streaming. Lines may also come from a pipe."""
+"""Terminal interface of the chat: commands, colours, streaming. Supports piped input."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rolesafe.terminal import as_text, visible
 HELP = (
     "/system TEXT  set the system prompt, /system alone removes it\n"
     "/tool TEXT    add a tool's result and get a reply\n"
-    "/reset        forget the conversation, keep the system prompt\n"
+    "/reset        clear the conversation, keep the system prompt\n"
     "/quit         end"
 )
 
 
 def typed_lines(console: Console) -> Iterator[str]:
-    """Yield lines of standard input, with a prompt on a terminal; end at its end."""
+    """Yield the lines of standard input, with a prompt on a terminal."""
     if not sys.stdin.isatty():
         for line in sys.stdin:
             yield line.rstrip("\n")
@@ -38,10 +38,10 @@ def run_chat(session: Session, lines: Iterable[str], console: Console, *, echo: 
     """Answer line after line until ``/quit`` or the end of the lines.
 
     Args:
-        session: The conversation.
-        lines: What was typed.
-        console: Where to.
-        echo: Print user turns, too, where no terminal shows what was typed.
+        session: Conversation.
+        lines: Input lines.
+        console: Console of the output.
+        echo: True to print user turns, for input from a pipe.
     """
     if session.system:
         console.print(role_text("system", session.system), soft_wrap=True)
@@ -60,7 +60,7 @@ def run_chat(session: Session, lines: Iterable[str], console: Console, *, echo: 
             console.print(role_text("system", rest or "(none)"), soft_wrap=True)
         elif command == "/tool":
             if not rest:
-                console.print(Text("error: /tool: expected the tool's result after it", "red"))
+                console.print(Text("error: /tool: expected the tool's result, got none", "red"))
                 continue
             _turn(session, "tool", rest, console, show=True)
         elif command.startswith("/"):
@@ -76,7 +76,7 @@ def _turn(session: Session, role: str, content: str, console: Console, *, show: 
     texts = [""] * len(session.speakers)
     try:
         if console.is_terminal:
-            # the part that no longer fits on the screen is printed at the end
+            # text beyond the screen height is printed at the end
             with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
 
                 def write(i: int, text: str) -> None:
@@ -94,11 +94,11 @@ def _turn(session: Session, role: str, content: str, console: Console, *, show: 
         console.print(Text("error: ", "bold red") + as_text(error), soft_wrap=True)
     except KeyboardInterrupt:
         session.undo()
-        console.print("Reply stopped; the turn is taken back. /quit ends the chat.", style="yellow")
+        console.print("Reply stopped; the turn is removed. /quit ends the chat.", style="yellow")
 
 
 def _drawn(session: Session, texts: list[str]) -> Text | Table:
-    """The replies so far, beside each other where there are two."""
+    """Return the replies so far, side by side where there are two."""
     if len(texts) == 1:
         return role_text("assistant", texts[0])
     table = Table(expand=True)

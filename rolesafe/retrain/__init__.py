@@ -1,7 +1,7 @@
 """Retrain a chat checkpoint with roles: data preparation, training that resumes, a model card.
 
-``retrain(RetrainConfig(model=..., data=...), out)`` is the whole of it; the command is ``rolesafe retrain``. Everything
-heavy is imported on first use.
+Call ``retrain(RetrainConfig(model=..., data=...), out)``, or run ``rolesafe retrain``. Submodules are imported on first
+use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encoded rows in the order of training."""
+"""Tokenization of prepared rows, and their order in training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rolesafe.retrain.row import PreparedRow
 from rolesafe.training import RoleCollator
 
 _WINDOW: Final = 32
-"""Batches whose rows are sorted by length together: less padding, nearly the order of the epochs."""
+"""Number of batches that are sorted by length together: less padding, nearly the order of the epochs."""
 
 Encoded = dict[str, list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedRows:
-    """Rows as tokens.
+    """Tokenized rows.
 
     Attributes:
         rows: `input_ids`, `attention_mask`, `role_ids` and `labels` of each row.
         counts: Number of rows of each kind.
-        dropped: Why others were left out; each names its row.
+        dropped: Reasons for the rows left out; each names its row.
     """
 
     rows: tuple[Encoded, ...]
@@ -40,16 +40,17 @@ def encode_rows(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodedRows:
-    """Encode rows once, for all epochs.
+    """Tokenize rows once, for all epochs, and return them with the reasons for those left out.
 
     Args:
-        rows: With replies.
-        config: The recipe; `max_length` and `bad_rows` say what becomes of long rows.
-        tokenizer: With a chat template.
-        progress: Called with the number of rows done and their total.
+        rows: Prepared rows with replies.
+        config: Recipe; `bad_rows` selects between an error and dropping rows longer than `max_length`.
+        tokenizer: Tokenizer with a chat template.
+        progress: Callback for the number of rows done and their total.
 
     Raises:
-        ValueError: A row is longer than `max_length`, or the chat template does not print it.
+        ValueError: A row is longer than `max_length` or is not supported by the chat template, with `bad_rows` "error";
+            or no row is left.
     """
     roles = config.roles()
     collator = RoleCollator(tokenizer=tokenizer, config=roles or RoleConfig())
@@ -74,15 +75,15 @@ def encode_rows(
             progress(i + 1, len(rows))
     if dropped and (config.bad_rows == "error" or not found):
         raise ValueError(
-            f"`max_length`: expected rows of at most {config.max_length} tokens that the chat template prints, but "
-            f"{dropped[0]}, and {len(dropped) - 1} others do not fit. Raise max_length (the model's context is the "
-            "limit), shorten the rows, or leave them out (bad_rows: drop)."
+            f"`max_length`: expected rows of at most {config.max_length} tokens that the chat template prints, got: "
+            f"{dropped[0]}, and {len(dropped) - 1} more. Raise max_length up to the model's context, shorten the rows, "
+            "or leave them out (bad_rows: drop)."
         )
     return EncodedRows(rows=tuple(found), counts=counts, dropped=tuple(dropped))
 
 
 def count_steps(config: RetrainConfig, rows: int) -> int:
-    """Return the optimizer steps of a run over `rows` prepared rows."""
+    """Return the number of optimizer steps of a run over `rows` prepared rows."""
     if config.steps is not None:
         return config.steps
     each = config.batch_size * config.gradient_accumulation
@@ -90,14 +91,14 @@ def count_steps(config: RetrainConfig, rows: int) -> int:
 
 
 def schedule(lengths: Sequence[int], config: RetrainConfig, steps: int) -> list[int]:
-    """Return the indices of the rows of all forward passes in order, ``steps * batch * accumulation`` of them.
+    """Return the row indices of all forward passes in order, ``steps * batch * accumulation`` of them.
 
     Every epoch is a permutation of all rows. Rows of similar length share a batch.
 
     Args:
-        lengths: Tokens of each row.
-        config: The recipe.
-        steps: Optimizer steps.
+        lengths: Number of tokens of each row.
+        config: Recipe.
+        steps: Number of optimizer steps.
     """
     rng = Random(f"retrain/order/{config.seed}")
     count = steps * config.batch_size * config.gradient_accumulation

@@ -1,6 +1,6 @@
-"""Benign twins: data with an instruction that the trusted text asks to follow, or to process as data.
+"""Processing tasks of benign rows: the data contain an instruction, which is text to process.
 
-Replies of the processing tasks follow from a rule, word for word, so nobody has to write or check them.
+Each reply follows from a rule, word for word, and needs no review.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from rolesafe.retrain import phrasing
 
 _SENTENCE: Final = re.compile(r".+?(?:[.!?](?=\s|$)|$)", re.DOTALL)
 _SHORT: Final = 40
-"""Most words of a text whose words are counted or that is written in capitals."""
+"""Maximum number of words of a text for the tasks "count" and "upper"."""
 
 
 @dataclass(frozen=True)
 class Processed:
-    """A processing task.
+    """Processing task of a benign row.
 
     Attributes:
-        name: Of the task.
-        order: The trusted text.
-        data: The text to process; it holds an instruction.
-        reply: The exact reply.
+        name: Name of the task, such as ``"repeat"``.
+        order: Trusted text of the system turn.
+        data: Text to process, with an instruction in it.
+        reply: Exact reply.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Processed:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of `text`, without white space around them."""
+    """Return the sentences of `text`, stripped of surrounding white space."""
     return [found.strip() for found in _SENTENCE.findall(text) if found.strip()]
 
 
 def process(passage: str, instruction: str, rng: Random) -> Processed:
-    """Make a task that processes a passage with an instruction in it.
+    """Return a task that processes a passage with an instruction in it.
 
     Args:
-        passage: A text of at least one sentence. White space is made single spaces.
-        instruction: Goes in as a sentence of its own, at a random place.
-        rng: Draws the task, the place and the phrasing.
+        passage: Text of at least one sentence. Runs of white space become single spaces.
+        instruction: Text inserted as its own sentence, at a random place.
+        rng: Random generator of the task, the place and the phrasing.
     """
     parts = [_closed(" ".join(part.split())) for part in sentences(passage)]
     parts.insert(rng.randint(0, len(parts)), _closed(" ".join(instruction.split())))

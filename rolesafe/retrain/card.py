@@ -1,4 +1,4 @@
-"""The model card of a retraining: README.md beside the checkpoint."""
+"""Model card of a retraining: README.md in the checkpoint directory."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ CARD_NAME = "README.md"
 STATE_NAME = "retrain_state.json"
 
 _LIMITS = (
-    "Resistance is that of the tests above, no more: an attack that is not listed was not tried.",
+    "Resistance is measured only for the tests above; other attacks were not tried.",
     "Fixed attack texts are easier to resist than attacks that adapt to the model.",
 )
 _ROLE_LIMITS = (
-    "Text in a privileged turn is obeyed: whoever can write there has control.",
+    "The model follows text in a privileged turn: write access to that turn gives control.",
     "The guarantees of the role layer (`rolesafe mechanisms`) are about attention, not about replies.",
-    "Roles come from the messages: call the model with `role_ids` of `rolesafe.encode`, never with one text that "
-    "holds all turns.",
+    "Roles come from the messages: call the model with `role_ids` of `rolesafe.encode`, never with one text "
+    "of all turns.",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CardResult:
-    """A measured figure of a model card.
+    """Measured figure of a model card.
 
     Attributes:
-        name: What was measured, with the test set, such as ``"AlpacaFarm, naive injection: success"``.
-        value: The figure.
+        name: Name of the measure, with the test set, such as ``"AlpacaFarm, naive injection: success"``.
+        value: Measured value.
         low: Lower end of its 95% interval.
-        high: Upper end.
+        high: Upper end of its 95% interval.
         n: Number of trials.
-        base: The same figure of the base model, where it was measured.
+        base: Same figure of the base model; ``None`` where it is not measured.
+
+    Raises:
+        ValueError: A field has the wrong type, or `value` is outside of its interval.
     """
 
     name: str
@@ -52,29 +55,33 @@ class CardResult:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"`name`: expected a text, got {self.name!r}")
+            raise ValueError(f"`name`: expected a text, got {self.name!r}. Name the measure and the test set.")
         for name in ("value", "low", "high"):
             if not is_number(getattr(self, name)):
-                raise ValueError(f"`{name}`: expected a number, got {getattr(self, name)!r}")
+                raise ValueError(f"`{name}`: expected a number, got {getattr(self, name)!r}. Give a finite one.")
         if not self.low <= self.value <= self.high:
-            raise ValueError(f"`value`: expected one in its interval [{self.low}, {self.high}], got {self.value}")
+            raise ValueError(
+                f"`value`: expected a number in its interval [{self.low}, {self.high}], got {self.value}. Correct the "
+                "interval."
+            )
         if not is_integer(self.n, 1):
-            raise ValueError(f"`n`: expected an integer >= 1, got {self.n!r}")
+            raise ValueError(f"`n`: expected an integer >= 1, got {self.n!r}. Give the number of trials.")
         if self.base is not None and not is_number(self.base):
-            raise ValueError(f"`base`: expected a number or None, got {self.base!r}")
+            raise ValueError(f"`base`: expected a number or None, got {self.base!r}. Leave it out if unknown.")
 
 
 def read_results(path: str | os.PathLike[str]) -> list[CardResult]:
     """Read results from a JSON file: ``{"results": [{"name", "value", "low", "high", "n", "base"}, ...]}``.
 
     Raises:
-        ValueError: It is no such file.
-        OSError: It cannot be read.
+        ValueError: The file has another format.
+        OSError: The file cannot be read.
     """
     found = read_json(path, "results of a model card").get("results")
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(
-            f"`results`: expected a list of objects under 'results' in {os.fspath(path)!r}, got {found!r:.80}"
+            f"`results`: expected a list of objects under 'results' in {os.fspath(path)!r}, got {found!r:.80}. "
+            "Correct the file."
         )
     try:
         return [CardResult(**entry) for entry in found]
@@ -83,25 +90,25 @@ def read_results(path: str | os.PathLike[str]) -> list[CardResult]:
 
 
 def write_card(out: str | os.PathLike[str], results: Sequence[CardResult] = ()) -> Path:
-    """Write the model card of a finished retraining, in place of an earlier one.
+    """Write the model card of a finished retraining, replacing an earlier one.
 
     Args:
         out: Directory that :func:`rolesafe.retrain.retrain` wrote.
-        results: What was measured with the model; without any, the card says so.
+        results: Measured figures; without any, the card states "Not yet measured".
 
     Returns:
-        The file.
+        Path of the card.
 
     Raises:
-        ValueError: There is no finished retraining in `out`.
+        ValueError: `out` contains no finished retraining.
         OSError: The card cannot be written.
     """
     folder = Path(out)
     if not (folder / STATE_NAME).is_file() or not (folder / RECIPE_NAME).is_file():
-        raise ValueError(f"`out`: expected the directory of a retraining, got {str(folder)!r}. Name another one.")
+        raise ValueError(f"`out`: expected the directory of a retraining, got {str(folder)!r}. Give another directory.")
     state = read_json(folder / STATE_NAME, "the state of a retraining")
     if state.get("status") != "complete":
-        raise ValueError(f"`out`: expected a finished retraining in {str(folder)!r}, got one that is not. Resume it.")
+        raise ValueError(f"`out`: expected a finished retraining in {str(folder)!r}, got an unfinished one. Resume it.")
     text = card_text(RetrainConfig.load(folder / RECIPE_NAME), state, results)
     return write_whole(folder / CARD_NAME, text)
 
@@ -110,9 +117,9 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
     """Return the Markdown of a model card.
 
     Args:
-        config: The recipe.
-        state: The state that the retraining wrote.
-        results: What was measured.
+        config: Recipe.
+        state: State that the retraining wrote.
+        results: Measured figures.
     """
     roles = config.preset != PLAIN
     front: dict[str, Any] = {
@@ -122,7 +129,7 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
     if not Path(config.model).exists():
         front["base_model"] = config.model
     front["tags"] = ["rolesafe", "prompt-injection"] if roles else ["rolesafe"]
-    what = f"with the role layer `{config.preset}`" if roles else "without a role layer (plain supervised fine-tuning)"
+    layer = f"with the role layer `{config.preset}`" if roles else "without a role layer (plain supervised fine-tuning)"
     how = f"LoRA of rank {config.lora}" if config.lora else "all weights"
     counts = state["counts"]
     total = sum(counts.values())
@@ -130,7 +137,7 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
     lines = [
         f"---\n{dump_yaml(front)}---",
         f"# {_code(Path(config.model).name or config.model)} retrained with rolesafe",
-        f"{_code(config.model)}, retrained {what}: {how}, {state['steps']:,} steps, {state['tokens']:,} tokens, "
+        f"{_code(config.model)}, retrained {layer}: {how}, {state['steps']:,} steps, {state['tokens']:,} tokens, "
         f"{state['seconds']:,.0f} seconds, last loss {state['loss']:.3f}. The license of the base model and "
         "of the data applies.",
         "## How to load",
@@ -204,6 +211,6 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of a retraining.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     write_whole(folder / STATE_NAME, json.dumps(dict(state), indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""`rolesafe retrain`."""
+"""Command `rolesafe retrain`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def retrain(
     ] = None,
     replies: Annotated[str | None, typer.Option(help="'given' by the data, or written by the model: 'self'.")] = None,
     replies_file: Annotated[Path | None, typer.Option(help="Keep the model's own replies in this file.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of preparation, order and training.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of preparation, order and training.")] = None,
     save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.", min=1)] = None,
     results: Annotated[Path | None, typer.Option(help="JSON with figures for the model card.")] = None,
     dry_run: Annotated[
@@ -43,7 +43,7 @@ def retrain(
 ) -> None:
     """Retrain a chat model with roles on your data, and write a checkpoint with a model card.
 
-    Ctrl-C saves a checkpoint and exits with 130; the same command resumes. docs/retrain.md has formats and costs.
+    Ctrl-C saves a checkpoint and exits with 130; the same command resumes. Formats and costs: docs/retrain-command.md.
     """
     from rolesafe.retrain.config import RECIPE_NAME, RetrainConfig
 
@@ -68,7 +68,7 @@ def retrain(
         "save_steps": save_steps,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    # a recipe with the other of the two must not clash with the option
+    # an option for one of the two replaces the recipe's value of the other
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if name in changes and other not in changes:
             changes[other] = None
@@ -81,7 +81,7 @@ def retrain(
         _preview(config)
         return
     if out is None:
-        raise ValueError("`--out`: expected a directory for the result, got none. Name one, or pass --dry-run.")
+        raise ValueError("`--out`: expected a directory for the result, got none. Give one, or pass --dry-run.")
     _train(config, out, results, replies_file)
 
 
@@ -91,7 +91,9 @@ def _load(recipe: Path, changes: dict[str, Any]) -> Any:
     try:
         return RetrainConfig.load(recipe, **changes)
     except OSError as error:
-        raise ValueError(f"`--recipe`: expected a YAML file, got {str(recipe)!r}: {error.strerror}") from error
+        raise ValueError(
+            f"`--recipe`: expected a YAML file, got {str(recipe)!r}: {error.strerror}. Check the path."
+        ) from error
 
 
 def _preview(config: Any) -> None:
@@ -114,8 +116,8 @@ def _preview(config: Any) -> None:
     console = Console()
     print_preview(console, sources, prepared)
     known = [row for row in prepared.rows if row.reply is not None]
-    with counting(Console(stderr=True), "encoding rows") as tell:
-        encoded = encode_rows(known, replace(config, bad_rows="drop"), tokenizer, progress=tell)
+    with counting(Console(stderr=True), "encoding rows") as report:
+        encoded = encode_rows(known, replace(config, bad_rows="drop"), tokenizer, progress=report)
     tokens = sum(len(row["input_ids"]) for row in encoded.rows)
     console.print(
         f"{len(encoded.rows):,} rows with a reply fit into {config.max_length} tokens, {tokens:,} tokens in all"
@@ -149,4 +151,6 @@ def _results(path: Path, read: Any) -> Any:
     try:
         return read(path)
     except OSError as error:
-        raise ValueError(f"`--results`: expected a JSON file, got {str(path)!r}: {error.strerror}") from error
+        raise ValueError(
+            f"`--results`: expected a JSON file, got {str(path)!r}: {error.strerror}. Check the path."
+        ) from error

@@ -1,4 +1,4 @@
-"""`RetrainConfig`: everything that decides the outcome of a retraining, in one frozen value with a YAML form."""
+"""`RetrainConfig`: all settings of a retraining in one frozen value, readable and writable as YAML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rolesafe.retrain.recipe import dump_yaml, load_yaml
 
 FORMAT_VERSION: Final = 1
 RECIPE_NAME: Final = "recipe.yaml"
-"""File of the recipe beside the checkpoint."""
+"""File name of the recipe in the checkpoint directory."""
 PLAIN: Final = "plain"
 """Preset that adds no role layer: supervised fine-tuning on the same rows in the same order."""
 
@@ -33,43 +33,44 @@ class RetrainConfig:
     """Recipe of a retraining.
 
     Args:
-        model: Directory or hub id of a chat model without a role layer, or a ``.gguf`` file, which is unpacked.
+        model: Directory or hub id of a chat model without a role layer, or a ``.gguf`` file, which is dequantized.
         data: File (.json, .jsonl, .csv), directory of such files, or hub id as ``owner/name[@revision][:split]``. The
             formats are those of :mod:`rolesafe.retrain.sources`.
         preset: Preset of :class:`rolesafe.RoleConfig`, or ``"plain"`` for no role layer.
         role_config: Fields of `RoleConfig` that differ from those of the preset.
-        rows: Rows to prepare; ``None``: as many as the data has.
-        steps: Optimizer steps; ``None``: as `epochs` says.
-        epochs: Passes over the prepared rows; ``None``: 1, or as `steps` says.
-        batch_size: Rows of a forward pass.
-        gradient_accumulation: Forward passes of an optimizer step.
-        learning_rate: Peak learning rate of the base parameters, or of LoRA; it falls linearly to 0.
+        rows: Number of rows to prepare; ``None``: as many as the data has.
+        steps: Number of optimizer steps; ``None``: derived from `epochs`.
+        epochs: Number of passes over the prepared rows; ``None``: 1, or derived from `steps`.
+        batch_size: Number of rows of a forward pass.
+        gradient_accumulation: Number of forward passes of an optimizer step.
+        learning_rate: Peak learning rate of the base parameters, or of LoRA; decays linearly to 0.
         role_learning_rate: Peak learning rate of the role parameters.
-        warmup: Share of the steps in [0, 1) over which the rates rise.
-        weight_decay: Of the base parameters. Role parameters have none.
-        max_length: Longest row in tokens; at most the model's context.
-        bad_rows: What rows in no known format, without a reply, or longer than `max_length` are: ``"error"``, or
-            ``"drop"`` to leave them out, counted.
-        dtype: What the model computes in: ``"bfloat16"``, ``"float32"``, or ``"auto"`` for bfloat16 where the processor
+        warmup: Share of the steps in [0, 1) with rising learning rates.
+        weight_decay: Weight decay of the base parameters. Role parameters have none.
+        max_length: Maximum row length in tokens; at most the model's context.
+        bad_rows: Treatment of rows in no known format, without a reply, or longer than `max_length`: ``"error"``, or
+            ``"drop"`` to leave them out and count them.
+        dtype: Dtype of the computation: ``"bfloat16"``, ``"float32"``, or ``"auto"`` for bfloat16 where the processor
             or GPU has instructions for it. Trained weights stay in fp32 during training.
         lora: Rank of LoRA matrices in all linear layers; ``None``: all weights train. The role layer trains in both.
-        gradient_checkpointing: Compute activations again in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: True to recompute activations in the backward pass: less memory, about a third more
+            time.
         anneal: Share of the steps in (0, 1] over which the strength of the role layer rises from 0 to 1, 0 for none, or
             ``"auto"``: 0.5 where the role layer changes the untrained model's outputs, else 0.
-        seed: Of preparation, order and training.
+        seed: Seed of preparation, order and training.
         shares: Shares of the kinds of rows; see :mod:`rolesafe.retrain.preparation`. They are divided by their sum; a
-            kind that is left out has the share 0.
-        tool_share: Share of the rows with data where the data are a tool's result instead of the user's message;
-            ``None``: 0.25 where the chat template prints such a conversation, else 0.
-        replies: ``"given"``: those of the data. ``"self"``: the untouched model's own greedy replies, so that what it
-            can do is kept.
-        max_new_tokens: Longest own reply in tokens, for `replies` "self". Replies that do not end by then are left out.
-        generation_batch_size: Prompts of a generation batch, for `replies` "self".
-        save_steps: Steps between checkpoints.
-        logging_steps: Steps between entries of the loss log.
+            missing kind has the share 0.
+        tool_share: Share of the rows with data where the data are a tool result instead of the user message; ``None``:
+            0.25 where the chat template supports tool turns, else 0.
+        replies: Source of the replies: ``"given"`` for those of the data, ``"self"`` for greedy replies of the
+            untouched model, which preserve its ability.
+        max_new_tokens: Maximum length of a generated reply in tokens, for `replies` "self". Longer ones are left out.
+        generation_batch_size: Number of prompts of a generation batch, for `replies` "self".
+        save_steps: Number of steps between checkpoints.
+        logging_steps: Number of steps between entries of the loss log.
 
     Raises:
-        ValueError: A value is not as described, or `preset` and `role_config` make no role configuration.
+        ValueError: A value is out of its range, or `preset` and `role_config` give no valid role configuration.
     """
 
     model: str
@@ -116,12 +117,14 @@ class RetrainConfig:
             if isinstance(value, os.PathLike):
                 object.__setattr__(self, name, value := os.fspath(value))
             if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"`{name}`: expected a path or hub id, got {value!r}. Name one.")
+                raise ValueError(f"`{name}`: expected a path or hub id, got {value!r}. Give one.")
         for name, known in (("dtype", DTYPES), ("replies", REPLIES), ("bad_rows", BAD_ROWS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"`{name}`: expected one of {known}, got {getattr(self, name)!r}")
+                raise ValueError(f"`{name}`: expected one of {known}, got {getattr(self, name)!r}. Choose one.")
         if not isinstance(self.gradient_checkpointing, bool):
-            raise ValueError(f"`gradient_checkpointing`: expected True or False, got {self.gradient_checkpointing!r}")
+            raise ValueError(
+                f"`gradient_checkpointing`: expected True or False, got {self.gradient_checkpointing!r}. Pass a bool."
+            )
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "gradient_accumulation", "save_steps", "logging_steps", "generation_batch_size"):
@@ -146,22 +149,22 @@ class RetrainConfig:
     def _check_shares(self) -> None:
         given = self.shares
         if not isinstance(given, Mapping) or set(given) - set(KINDS):
-            raise ValueError(f"`shares`: expected a mapping of some of {KINDS} to numbers, got {given!r}")
+            raise ValueError(f"`shares`: expected a mapping of some of {KINDS} to numbers, got {given!r}. Correct it.")
         for kind, value in given.items():
             _check(is_number(value) and value >= 0, f"shares[{kind!r}]", "a number >= 0", value)
         if not sum(given.values()) > 0:
-            raise ValueError(f"`shares`: expected a share > 0 of at least one of {KINDS}, got {dict(given)}")
+            raise ValueError(f"`shares`: expected a share > 0 of one of {KINDS}, got {dict(given)}. Raise one.")
         object.__setattr__(self, "shares", {kind: float(given.get(kind, 0.0)) for kind in KINDS})
 
     def roles(self) -> RoleConfig | None:
         """Return the role configuration; None for the preset ``"plain"``.
 
         Raises:
-            ValueError: `preset` and `role_config` make none.
+            ValueError: `preset` and `role_config` give no valid role configuration.
         """
         changes = self.role_config
         if not isinstance(changes, Mapping):
-            raise ValueError(f"`role_config`: expected a mapping of fields of RoleConfig, got {changes!r}")
+            raise ValueError(f"`role_config`: expected a mapping of fields of RoleConfig, got {changes!r}. Correct it.")
         if self.preset == PLAIN:
             if changes:
                 raise ValueError(
@@ -170,32 +173,32 @@ class RetrainConfig:
                 )
             return None
         if self.preset not in RoleConfig.presets():
-            raise ValueError(f"`preset`: expected one of {sorted((PLAIN, *RoleConfig.presets()))}, got {self.preset!r}")
+            names = sorted((PLAIN, *RoleConfig.presets()))
+            raise ValueError(f"`preset`: expected one of {names}, got {self.preset!r}. Choose one.")
         known = {f.name for f in fields(RoleConfig)}
         if unknown := sorted(set(changes) - known):
-            raise ValueError(f"`role_config`: expected some of {sorted(known)}, got {unknown[0]!r}")
+            raise ValueError(f"`role_config`: expected some of {sorted(known)}, got {unknown[0]!r}. Remove it.")
         config = RoleConfig.preset(self.preset, **changes)
         if not {"system", "user"} <= set(config.roles) or config.generated != "assistant":
             raise ValueError(
                 "`role_config`: expected the roles 'system' and 'user' and the generated role 'assistant', got "
-                f"{config.roles} and {config.generated!r}. Rows are prepared with these."
+                f"{config.roles} and {config.generated!r}. Keep these roles: rows are prepared with them."
             )
         return config
 
     # ----------------------------------------------------------------------------------------------------------- YAML
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary of plain values that :meth:`from_dict` reads back to an equal configuration."""
+        """Return a dictionary of plain values; :meth:`from_dict` reads it back to an equal configuration."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"format_version": FORMAT_VERSION, **{name: _plain(value) for name, value in values.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> RetrainConfig:
-        """Make a configuration from what :meth:`to_dict` wrote, with `changes` to it.
+        """Return a configuration from the output of :meth:`to_dict`, with `changes` to it.
 
         Raises:
-            ValueError: A key that this version does not know, a missing one, a newer format, or a value that does not
-                fit.
+            ValueError: A key is unknown or missing, the format is newer than this version, or a value is out of range.
         """
         values = dict(values)
         version = values.pop("format_version", FORMAT_VERSION)
@@ -207,10 +210,10 @@ class RetrainConfig:
         values = {**values, **changes}
         known = [f.name for f in fields(cls)]
         if unknown := sorted(map(str, set(values) - set(known))):
-            raise ValueError(f"`{unknown[0]}`: expected a key of a recipe, one of {known}, got this one. Remove it.")
+            raise ValueError(f"`{unknown[0]}`: expected a key of a recipe, one of {known}, got another. Remove it.")
         for name in ("model", "data"):
             if name not in values:
-                raise ValueError(f"`{name}`: expected a path or hub id, got none. Name one.")
+                raise ValueError(f"`{name}`: expected a path or hub id, got none. Give one.")
         return cls(**values)
 
     def to_yaml(self) -> str:
@@ -219,18 +222,18 @@ class RetrainConfig:
 
     @classmethod
     def from_yaml(cls, text: str, **changes: Any) -> RetrainConfig:
-        """Read what :meth:`to_yaml` wrote, with `changes` to it.
+        """Return a configuration from the output of :meth:`to_yaml`, with `changes` to it.
 
         Raises:
-            ValueError: It is no YAML mapping, a key comes twice, or as :meth:`from_dict`.
+            ValueError: The text is no YAML mapping, has a key twice, or as :meth:`from_dict`.
         """
         return cls.from_dict(load_yaml(text), **changes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recipe to a file, whole or not at all.
+        """Write the recipe to a file atomically.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         write_whole(path, self.to_yaml())
 
@@ -240,7 +243,7 @@ class RetrainConfig:
 
         Raises:
             ValueError: As :meth:`from_yaml`; the error names the file.
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         try:
             return cls.from_yaml(read_whole(path), **changes)
@@ -252,9 +255,9 @@ def _above(value: Any) -> bool:
     return is_number(value) and value > 0
 
 
-def _check(fits: bool, name: str, what: str, value: Any) -> None:
+def _check(fits: bool, name: str, expected: str, value: Any) -> None:
     if not fits:
-        raise ValueError(f"`{name}`: expected {what}, got {value!r}")
+        raise ValueError(f"`{name}`: expected {expected}, got {value!r}. Correct it.")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Injected twins: another row's instruction written into untrusted data."""
+"""Injections of training rows: another row's instruction inserted into untrusted data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rolesafe.retrain import phrasing
 METHODS: Final = ("naive", "ignore", "fake completion", "fake turn", "several")
 PLACES: Final = ("first", "middle", "last")
 MOST: Final = 4
-"""Most injections of the method "several"."""
+"""Maximum number of injections of the method "several"."""
 
 _LONG: Final = 8
-"""Words from which on a sentence has a middle."""
+"""Minimum number of words of a sentence for an injection at its middle."""
 
 _SPACE: Final = re.compile(r"\s+")
 _BOUNDARY: Final = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -29,8 +29,8 @@ class Marks:
     """Delimiters of a chat template for fake turns.
 
     Attributes:
-        user: With turns system, user and assistant.
-        tool: The same with a tool's turn; ``None`` where the template prints no such conversation.
+        user: Delimiters of a conversation of the turns system, user and assistant.
+        tool: Delimiters of a conversation with a tool turn; ``None`` where the template does not support it.
     """
 
     user: Delimiters
@@ -42,10 +42,10 @@ class Marks:
 
 
 def read_marks(tokenizer: Any, config: RoleConfig) -> Marks:
-    """Read the delimiters off the tokenizer's chat template.
+    """Return the delimiters of the tokenizer's chat template.
 
     Raises:
-        ValueError: It prints no conversation of the roles system, user and assistant.
+        ValueError: The template does not support a conversation of the roles system, user and assistant.
     """
     user = delimiters(tokenizer, ("system", "user", config.generated), config)
     try:
@@ -56,14 +56,14 @@ def read_marks(tokenizer: Any, config: RoleConfig) -> Marks:
 
 
 def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random) -> tuple[str, str]:
-    """Write injections into `data`.
+    """Insert injections into `data` and return the result with a description.
 
     Args:
-        data: The clean data.
-        goals: What the injections ask for; all are used by the method "several", else the first.
-        role: Role of the turn that the data are in, ``"user"`` or ``"tool"``.
+        data: Clean data.
+        goals: Goals of the injections; the method "several" uses all of them, the others the first.
+        role: Role of the turn with the data, ``"user"`` or ``"tool"``.
         marks: Delimiters for fake turns.
-        rng: Draws method, place and phrasing.
+        rng: Random generator of method, place and phrasing.
 
     Returns:
         The injected data, and method and place in words.
@@ -85,7 +85,7 @@ def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random
         return insert(data, goal, place, rng), f"{method}, {place}"
     if method == "ignore":
         return insert(data, f"{rng.choice(phrasing.OPENINGS)} {goal}", place, rng), f"{method}, {place}"
-    # a fake reply needs something that it replies to
+    # a fake reply has to follow a part of the data
     place = "last" if place == "first" else place
     if method == "fake completion":
         before, again = rng.choice(phrasing.COMPLETIONS)
@@ -96,7 +96,7 @@ def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random
 
 
 def _fake_turn(goal: str, role: str, marks: Delimiters, rng: Random) -> str:
-    """Close the data's turn and open another with the template's own delimiters."""
+    """Return text that closes the data's turn and opens another with the template's own delimiters."""
     headers = dict(marks.headers)
     generated = next(name for name in reversed(headers) if name not in ("system", "user", "tool"))
     opened = rng.choice(("user", "system", role))
@@ -108,13 +108,13 @@ def _fake_turn(goal: str, role: str, marks: Delimiters, rng: Random) -> str:
 
 
 def insert(data: str, text: str, place: str, rng: Random, *, glue: str | None = None) -> str:
-    """Put `text` first, in the middle or last in `data`; the middle is between two sentences, lines or words.
+    """Return `data` with `text` first, in the middle (between two sentences, lines or words) or last.
 
     Args:
-        data: The text around.
-        text: What to put in.
-        place: One of :data:`PLACES`; short data of one sentence have no middle, and `text` goes last.
-        rng: Draws the boundary and the white space.
+        data: Surrounding text.
+        text: Text to insert.
+        place: One of :data:`PLACES`; short data of one sentence have no middle, and `text` is appended.
+        rng: Random generator of the boundary and the white space.
         glue: White space between the two; default: a space or line breaks.
     """
     gap = rng.choice((" ", "\n", "\n\n")) if glue is None else glue
@@ -128,7 +128,7 @@ def insert(data: str, text: str, place: str, rng: Random, *, glue: str | None = 
 
 
 def _boundaries(data: str) -> list[tuple[int, int]]:
-    """Spans of the white space between sentences and lines; between words, where data have one long sentence."""
+    """Return the spans of white space between sentences and lines, or between words of one long sentence."""
     for pattern in (_BOUNDARY, _SPACE):
         spans = [found.span() for found in pattern.finditer(data) if found.start() > 0 and found.end() < len(data)]
         if spans or len(data.split()) < _LONG:

@@ -1,4 +1,4 @@
-"""Base model and tokenizer of a retraining, checked before hours are spent; and what a retraining wrote."""
+"""Loading of the base model and its tokenizer, with checks before training, and of retrained models."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ADAPTER_NAME = "adapter_config.json"
 
 
 def is_gguf(path: str) -> bool:
-    """Return whether `path` names a GGUF file."""
+    """Return True where `path` names a GGUF file."""
     return path.lower().endswith(".gguf")
 
 
 def load_tokenizer(path: str) -> Any:
-    """Load the tokenizer of a chat model, with a padding token.
+    """Load the tokenizer of a chat model and return it with a padding token.
 
-    A tokenizer without a padding token pads with its end-of-sequence token: padding is masked, so its id is free.
+    A tokenizer without a padding token pads with its end-of-sequence token, because padding is masked.
 
     Raises:
-        ValueError: There is none, it has no chat template, or neither a padding nor an end-of-sequence token.
+        ValueError: The tokenizer is missing, has no chat template, or neither a padding nor an end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
@@ -37,9 +37,8 @@ def load_tokenizer(path: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"`model`: expected a tokenizer with a chat template in {path!r}, got none: a model without one was not "
-            "trained to chat. Choose a chat model, or save the template with the tokenizer "
-            "(tokenizer.chat_template = ...; tokenizer.save_pretrained(directory))."
+            f"`model`: expected a tokenizer with a chat template in {path!r}, got none. Choose a chat model, or save "
+            "a template with the tokenizer (tokenizer.chat_template = ...; tokenizer.save_pretrained(directory))."
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -52,36 +51,36 @@ def load_tokenizer(path: str) -> Any:
 
 
 def check_base(config: RetrainConfig) -> dict[str, Any]:
-    """Check the base model by its configuration alone.
+    """Check the base model by its configuration alone, and return that configuration.
 
     Returns:
-        Its ``config.json``; empty for a GGUF file.
+        Content of ``config.json``; empty for a GGUF file.
 
     Raises:
-        ValueError: It cannot be read, has a role layer or packed weights, or a context shorter than `max_length`.
+        ValueError: The model cannot be read, has a role layer or quantized weights, or a context shorter than
+            `max_length`.
     """
     path = config.model
     if is_gguf(path):
         if not Path(path).is_file():
-            raise ValueError(f"`model`: expected a GGUF file, found none at {path!r}. Give its path.")
+            raise ValueError(f"`model`: expected a GGUF file, got none at {path!r}. Check the path.")
         return {}
     with reading(path):
         about = read_config(path)
     if about is None:
         files = sorted(f.name for f in Path(path).glob("*.gguf")) if Path(path).is_dir() else []
-        way_out = f" Name the file: {str(Path(path) / files[0])!r}." if files else " Give another path or hub id."
-        raise ValueError(f"`model`: expected a checkpoint with config.json in {path!r}, found none.{way_out}")
+        remedy = f" Give the file: {str(Path(path) / files[0])!r}." if files else " Give another path or hub id."
+        raise ValueError(f"`model`: expected a checkpoint with config.json in {path!r}, got none.{remedy}")
     if is_sealed(about):
         raise ValueError(
-            f"`model`: expected a model without a role layer, got {path!r}, which has one. Give the base model that it "
-            "was made from."
+            f"`model`: expected a model without a role layer, got {path!r}, which has one. Give its base model."
         )
     packed = about.get("quantization_config")
     if packed is not None:
         kind = packed.get("quant_method", "unknown") if isinstance(packed, dict) else packed
         raise ValueError(
-            f"`model`: expected weights that can be trained, got packed ones ({kind}) in {path!r}. Load them "
-            "dequantized and save that, or name the .gguf file itself, which is unpacked."
+            f"`model`: expected trainable weights, got quantized ones ({kind}) in {path!r}. Save a dequantized copy, "
+            "or give the .gguf file itself, which is dequantized on loading."
         )
     _check_context(about, config)
     return dict(about)
@@ -102,11 +101,11 @@ def load_base(config: RetrainConfig, dtype: Any) -> Any:
     """Load the base model on the CPU.
 
     Args:
-        config: The recipe.
-        dtype: Of the weights, a torch dtype.
+        config: Recipe.
+        dtype: Torch dtype of the weights.
 
     Raises:
-        ValueError: It cannot be read, or its weights are packed.
+        ValueError: The model cannot be read, or its weights are quantized.
     """
     if not is_gguf(config.model):
         model = read_model(config.model, dtype)
@@ -123,8 +122,7 @@ def load_base(config: RetrainConfig, dtype: Any) -> Any:
             model.is_quantized = False
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         raise ValueError(
-            f"`model`: expected weights that can be trained, got packed ones in {config.model!r}. Load them "
-            "dequantized and save that."
+            f"`model`: expected trainable weights, got quantized ones in {config.model!r}. Save a dequantized copy."
         )
     about: Any = model.config
     _check_context(about.get_text_config().to_dict(), config)
@@ -134,16 +132,18 @@ def load_base(config: RetrainConfig, dtype: Any) -> Any:
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """As `reading`, for the errors of GGUF files, too."""
+    """Translate errors as `reading` does, including those of GGUF files."""
     try:
         with reading(path):
             yield
     except struct.error as error:
-        raise ValueError(f"`model`: expected a whole GGUF file, got {path!r}: struct.error: {error}") from error
+        raise ValueError(
+            f"`model`: expected a whole GGUF file, got {path!r}: struct.error: {error}. Download the file again."
+        ) from error
 
 
 def _place(path: str) -> tuple[str, dict[str, Any]]:
-    """The folder of a model, and the arguments that name a GGUF file in it."""
+    """Return the directory of a model, and the arguments that select a GGUF file in it."""
     if not is_gguf(path):
         return path, {}
     file = Path(path)
@@ -151,25 +151,25 @@ def _place(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def is_adapter(path: str) -> bool:
-    """Return whether there is an adapter of a retraining in the directory `path`."""
+    """Return True where the directory `path` contains an adapter of a retraining."""
     return (Path(path) / ADAPTER_NAME).is_file() and (Path(path) / RECIPE_NAME).is_file()
 
 
 def load_retrained(path: str, dtype: str = "auto") -> tuple[Any, Any]:
-    """Load what :func:`rolesafe.retrain.retrain` wrote, whole model or adapter, with its tokenizer.
+    """Load a retrained model, full weights or an adapter, with its tokenizer.
 
-    Other checkpoints load, too, patched or plain.
+    Other checkpoints, patched or plain, are supported too.
 
     Args:
-        path: Directory, or hub id of a whole model.
+        path: Directory that :func:`rolesafe.retrain.retrain` wrote, or hub id of a full model.
         dtype: ``"auto"`` (as saved) or the name of a torch dtype.
 
     Returns:
         The model in evaluation mode, and the tokenizer.
 
     Raises:
-        ValueError: There is no such model, or no tokenizer beside it.
-        ImportError: It is an adapter and `peft` is not installed.
+        ValueError: The model or its tokenizer cannot be read.
+        ImportError: `path` is an adapter and `peft` is not installed.
     """
     from transformers import AutoTokenizer
 
@@ -192,7 +192,9 @@ def load_retrained(path: str, dtype: str = "auto") -> tuple[Any, Any]:
     except UNREADABLE as error:
         base = getattr(model.config, "name_or_path", "")
         if not base or base == path:
-            raise ValueError(f"`model`: expected a tokenizer in {path!r}, found none: {first_line(error)}") from error
+            raise ValueError(
+                f"`model`: expected a tokenizer in {path!r}, got none: {first_line(error)}. Save the tokenizer there."
+            ) from error
         with reading(base):
             tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     return model, tokenizer
@@ -202,17 +204,19 @@ def import_peft() -> Any:
     """Import `peft`.
 
     Raises:
-        ImportError: It is not installed.
+        ImportError: `peft` is not installed.
     """
     try:
         import peft
     except ImportError as error:
-        raise ImportError('`lora`: needs the package peft: pip install "rolesafe[peft]"') from error
+        raise ImportError(
+            '`lora`: expected the package peft, got none. Install it with pip install "rolesafe[peft]".'
+        ) from error
     return peft
 
 
 def add_lora(model: Any, rank: int) -> Any:
-    """Wrap `model` with LoRA matrices in all linear layers, the role layer trained and saved with them.
+    """Return `model` with LoRA matrices in all linear layers; the role layer is trained and saved with them.
 
     Raises:
         ImportError: `peft` is not installed.

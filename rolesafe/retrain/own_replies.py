@@ -1,4 +1,4 @@
-"""Replies that the untouched model writes itself, greedily, kept on disk and resumed from there."""
+"""Greedy replies of the untouched model as training targets, cached on disk and resumable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rolesafe.retrain.preparation import Prepared
 from rolesafe.tasks import Message
 
 Progress = Callable[[int, int], None]
-"""Called with the number of prompts done and their total."""
+"""Callback for the number of prompts done and their total."""
 
 
 def write_replies(
@@ -31,25 +31,25 @@ def write_replies(
     max_length: int,
     progress: Progress | None = None,
 ) -> tuple[Prepared, int]:
-    """Fill in the replies that the model is to write.
+    """Generate the missing replies of `prepared` and return the completed rows.
 
     Equal prompts get one reply. Replies are appended to `path` batch by batch; a later call with the same model,
-    prompts and length takes them from there.
+    prompts and length reads them from there.
 
     Args:
         prepared: Rows, some with a `prompt` in place of a reply.
-        model: A plain causal language model; the untouched base.
-        tokenizer: Its tokenizer.
-        path: JSON lines with the replies.
-        identity: What else decides a reply, JSON values: the model, its weights' dtype.
-        max_new_tokens: Longest reply in tokens.
-        batch_size: Most prompts in a batch; halved where memory runs out.
-        max_length: Prompts of more tokens get no reply.
-        progress: Called after each batch.
+        model: Plain causal language model: the untouched base.
+        tokenizer: Tokenizer of the model.
+        path: JSON lines file of the replies.
+        identity: Other inputs that determine a reply, as JSON values: the model, the dtype of its weights.
+        max_new_tokens: Maximum length of a reply in tokens.
+        batch_size: Maximum number of prompts in a batch; halved where memory runs out.
+        max_length: Maximum length of a prompt in tokens; longer ones get no reply.
+        progress: Callback after each batch.
 
     Returns:
-        The rows with replies, and how many rows were left out because their reply did not end within
-        `max_new_tokens`, was empty, or their prompt is too long.
+        The rows with replies, and the number of rows left out because the reply did not end within `max_new_tokens`,
+        was empty, or the prompt is too long.
 
     Raises:
         OSError: `path` cannot be written.
@@ -91,8 +91,8 @@ def write_replies(
     filled = prepared.with_replies([row.reply if key is None else known[key] for row, key in pairs])
     if not filled.rows:
         raise ValueError(
-            f"`max_new_tokens`: expected replies that end within it, none of {len(prompts)} did within "
-            f"{max_new_tokens} tokens. Raise it."
+            f"`max_new_tokens`: expected replies that end within {max_new_tokens} tokens, got none from {len(prompts)} "
+            "prompts. Raise it."
         )
     return filled, len(prepared.rows) - len(filled.rows)
 
@@ -103,7 +103,7 @@ def _key(prompt: Sequence[Message], about: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, str | None]:
-    """Replies on disk; a last line that was cut off by an interruption is skipped."""
+    """Return the replies on disk; a truncated last line is skipped."""
     found: dict[str, str | None] = {}
     if not path.exists():
         return found
@@ -119,7 +119,7 @@ def _read(path: Path) -> dict[str, str | None]:
 
 
 def _end_line(file: Any) -> None:
-    """Begin a new line where the last one was cut off."""
+    """Write a line break where the last line is truncated."""
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
@@ -135,7 +135,7 @@ def _encode(tokenizer: Any, prompt: Any) -> Any:
 def _generate(
     model: Any, tokenizer: Any, encoded: Sequence[Any], ends: list[int], max_new_tokens: int
 ) -> list[str | None]:
-    """Greedy replies; None where one is empty or does not end."""
+    """Return greedy replies; None where one is empty or does not end."""
     import torch
 
     from rolesafe.config import RoleConfig

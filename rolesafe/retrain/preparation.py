@@ -1,14 +1,14 @@
-"""Data preparation: rows of data into conversations with a trusted instruction and untrusted data.
+"""Data preparation: conversion of rows of data to conversations with a trusted instruction and untrusted data.
 
 The trusted instruction goes into the system turn, untrusted data into the user's or a tool's turn. Kinds of rows:
 
-- ``clean``: instruction and data as they are; some data get a harmless sentence with the words of attacks.
+- ``clean``: unchanged instruction and data; some data get a harmless sentence with trigger words of attacks.
 - ``injected``: a clean row with injections in its data (naive, after an order to ignore, after a fake reply, in fake
   turns with the template's own delimiters, several; first, in the middle, last). The injected goal is the instruction
   of another row, and the reply is that of the clean row.
 - ``benign``: data with an instruction that the trusted text asks to follow (the reply is that of this instruction), or
   to process as data (copy, count, quote, replace words, ...; the replies follow from a rule).
-- ``plain``: conversations as they are, and instructions in the user's turn, so that ability is kept.
+- ``plain``: unchanged conversations, and instructions in the user's turn, to preserve ability.
 
 Equal rows, recipe and tokenizer give equal results. Phrasings are in :mod:`rolesafe.retrain.phrasing`.
 """
@@ -34,11 +34,11 @@ from rolesafe.tasks import Message
 
 TOOL_SHARE: Final = 0.25
 _BARE: Final = 0.4
-"""Share of the trusted turns that are the instruction alone."""
+"""Share of the trusted turns with the bare instruction."""
 _DECOYED: Final = 0.25
-"""Share of the clean rows with a harmless sentence that has the words of attacks."""
+"""Share of the clean rows with a harmless sentence that has trigger words of attacks."""
 _FOLLOWED: Final = 0.5
-"""Share of the benign rows whose instruction is to be followed."""
+"""Share of the benign rows that ask to follow the instruction in the data."""
 _GOAL_WORDS: Final = 60
 _PASSAGE_WORDS: Final = 80
 
@@ -48,8 +48,8 @@ class Prepared:
     """Prepared rows, in training order before batching.
 
     Attributes:
-        rows: The rows.
-        tool_share: Share of the rows with data whose data are a tool's result, as it was used.
+        rows: Prepared rows.
+        tool_share: Share that was used for data in tool turns.
     """
 
     rows: tuple[PreparedRow, ...]
@@ -73,29 +73,29 @@ class Prepared:
         return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def with_replies(self, replies: Sequence[str | None]) -> Prepared:
-        """Return the rows with the given replies; rows whose reply is None are left out.
+        """Return the rows with the given replies, without the rows that have the reply None.
 
         Args:
-            replies: One for each row.
+            replies: One reply or None for each row.
         """
         pairs = zip(self.rows, replies, strict=True)
         return replace(self, rows=tuple(replace(row, reply=reply) for row, reply in pairs if reply is not None))
 
 
 def prepare(rows: Sequence[Source], config: RetrainConfig, tokenizer: Any) -> Prepared:
-    """Prepare `rows` for training as the recipe says.
+    """Prepare `rows` for training according to the recipe.
 
     Args:
-        rows: What :func:`rolesafe.retrain.read_sources` returns.
-        config: The recipe.
-        tokenizer: With a chat template; fake turns take its delimiters.
+        rows: Rows that :func:`rolesafe.retrain.read_sources` returned.
+        config: Recipe.
+        tokenizer: Tokenizer with a chat template; fake turns use its delimiters.
 
     Returns:
         ``config.rows`` prepared rows (default: as many as `rows`). With ``replies="self"`` some have no reply yet.
 
     Raises:
-        ValueError: No row can become one of a kind that has a share, or the chat template prints no conversation of the
-            roles system, user and assistant.
+        ValueError: The data have no row for a kind with a share > 0, or the chat template does not support a
+            conversation of the roles system, user and assistant.
     """
     if not rows:
         raise ValueError("`rows`: expected at least one row, got none. Give data with rows.")
@@ -104,7 +104,7 @@ def prepare(rows: Sequence[Source], config: RetrainConfig, tokenizer: Any) -> Pr
 
 @dataclass(frozen=True)
 class _Task:
-    """An instruction with its reply, which rows are made of."""
+    """Instruction text with its source row."""
 
     source: Source
     text: str
@@ -120,7 +120,7 @@ class _Preparation:
         share = config.tool_share
         if share and self.marks.tool is None:
             raise ValueError(
-                f"`tool_share`: expected 0 with this chat template, which prints no tool's turn, got {share}. Set it "
+                f"`tool_share`: expected 0 with a chat template that has no tool turns, got {share}. Set it "
                 "to 0, or use another chat template."
             )
         self.tool_share = (TOOL_SHARE if self.marks.tool else 0.0) if share is None else share
@@ -133,7 +133,7 @@ class _Preparation:
         self._decks: dict[str, list[Any]] = {}
 
     def run(self) -> Prepared:
-        """Make all rows and shuffle them."""
+        """Return all rows, shuffled."""
         counts = _apportion(self.count, [self.config.shares[kind] for kind in KINDS])
         self._check(dict(zip(KINDS, counts, strict=True)))
         found = []
@@ -144,14 +144,14 @@ class _Preparation:
         return Prepared(rows=tuple(found), tool_share=self.tool_share)
 
     def _check(self, counts: dict[str, int]) -> None:
-        without = "none of the rows has any. Give data with `input`, or set the share of this kind to 0."
+        none = "got none. Give data with `input`, or set the share of this kind to 0."
         for kind in ("clean", "injected"):
             if counts[kind] and not self.with_data:
-                raise ValueError(f"`data`: expected rows with an input or a tool's result for {kind!r} rows, {without}")
+                raise ValueError(f"`data`: expected rows with an input or a tool's result for {kind!r} rows, {none}")
         if counts["injected"] and len({goal.text for goal in self.goals}) < 2:
             raise ValueError(
-                "`data`: expected at least two different instructions for 'injected' rows, whose goal is another row's "
-                f"instruction of at most {_GOAL_WORDS} words, got {len(self.goals)}. Give more rows."
+                f"`data`: expected at least two different instructions of at most {_GOAL_WORDS} words for 'injected' "
+                f"rows, got {len(self.goals)}. Give more rows."
             )
         if counts["benign"] and not (self.goals and self.passages):
             raise ValueError(
@@ -161,7 +161,7 @@ class _Preparation:
             )
 
     def _draw(self, name: str, pool: Sequence[Any]) -> Any:
-        """Return the next entry of a shuffled pool, which is shuffled again when it is used up."""
+        """Return the next entry of a shuffled pool, reshuffled when it is used up."""
         deck = self._decks.setdefault(name, [])
         if not deck:
             deck.extend(pool)
@@ -249,7 +249,7 @@ class _Preparation:
         )
 
     def _conversation(self, source: Source) -> tuple[tuple[Message, ...], int]:
-        """The clean conversation of a row with data, and the index of the message with the data."""
+        """Return the clean conversation of a row with data, and the index of the message with the data."""
         if source.messages:
             at = max(i for i, m in enumerate(source.messages) if m["role"] == "tool")
             return source.messages, at
@@ -258,7 +258,7 @@ class _Preparation:
         return self._turns(frame.replace("{instruction}", source.instruction), source.data)
 
     def _turns(self, trusted: str, data: str) -> tuple[tuple[Message, ...], int]:
-        """A system turn with the trusted text, and a turn with the data, the user's or a tool's."""
+        """Return a system turn with the trusted text and a user or tool turn with the data, and the data's index."""
         system: Message = {"role": "system", "content": trusted}
         if self.rng.random() < self.tool_share:
             asked: Message = {"role": "user", "content": self.rng.choice(phrasing.LOOKUPS)}
@@ -267,7 +267,7 @@ class _Preparation:
 
 
 def _request(source: Source) -> str:
-    """What a row asks for, in one text; empty where its conversation has several turns."""
+    """Return the request of a row as one text; empty where its conversation has several user turns."""
     if source.instruction:
         return source.instruction
     users = [m["content"].strip() for m in source.messages if m["role"] == "user"]
@@ -275,7 +275,7 @@ def _request(source: Source) -> str:
 
 
 def _passage(source: Source) -> str:
-    """A short text of a row that can be processed; empty where it has none."""
+    """Return a short text of a row to process; empty where it has none."""
     results = (m["content"] for m in source.messages if m["role"] == "tool")
     for text in (source.data, *results, source.reply or "", source.instruction):
         if 3 <= len(text.split()) <= _PASSAGE_WORDS:

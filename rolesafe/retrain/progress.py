@@ -1,4 +1,4 @@
-"""Progress of a training: a bar with loss, tokens per second and time left; Ctrl-C at the end of a step."""
+"""Progress of a training: a bar with loss, tokens per second and time left; a clean stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 MARKER = "complete"
-"""File in a checkpoint that was written to its end."""
+"""File name that marks a complete checkpoint."""
 
 
 class TrainingProgress(TrainerCallback):
-    """Draw a bar on a terminal; write a line for each logged loss elsewhere.
+    """Progress bar on a terminal; elsewhere a line for each logged loss.
 
     Args:
-        console: Where to.
-        trainer: Returns the trainer, which counts the tokens.
+        console: Console of the output.
+        trainer: Callable that returns the trainer, the source of the token count.
     """
 
     def __init__(self, console: Console, trainer: Any) -> None:
@@ -73,19 +73,19 @@ class TrainingProgress(TrainerCallback):
         self.stop()
 
     def stop(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Remove the bar and restore the terminal, also after an error."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     @property
     def rate(self) -> float:
-        """Tokens per second since the training began or was resumed."""
+        """Number of tokens per second since the training started or resumed."""
         return float(self.trainer().tokens_seen / max(1e-9, time.perf_counter() - self._started))
 
 
 class MarkCheckpoints(TrainerCallback):
-    """Mark checkpoints that were written to their end, so that a half one is never resumed."""
+    """Mark complete checkpoints, so that an incomplete one is never resumed."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER).touch()
@@ -104,7 +104,7 @@ class StopOnInterrupt(TrainerCallback):
 
     @contextmanager
     def listening(self, console: Console) -> Iterator[None]:
-        """Catch Ctrl-C; a second one ends the program at once. Does nothing outside of the main thread."""
+        """Catch Ctrl-C; a second one ends the program at once. No effect outside of the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -124,7 +124,7 @@ class StopOnInterrupt(TrainerCallback):
 
 @contextmanager
 def counting(console: Console, text: str) -> Iterator[Any]:
-    """Show a bar for `text` and yield what to call with the number done and the total."""
+    """Show a bar labelled `text` and yield a callback for the number done and the total."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

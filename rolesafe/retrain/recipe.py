@@ -1,4 +1,4 @@
-"""YAML of recipes: numbers as in YAML 1.2, no key twice, no objects."""
+"""YAML of recipes: numbers as in YAML 1.2, no duplicate keys, no objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which also reads ``1e-4`` as a number and refuses a key that comes twice."""
+    """Safe loader that reads ``1e-4`` as a number and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(name, str):
                 raise yaml.YAMLError(f"expected names as keys, got {name!r} in line {key.start_mark.line + 1}")
             if name in seen:
-                raise yaml.YAMLError(f"the key {name!r} comes twice, again in line {key.start_mark.line + 1}")
+                raise yaml.YAMLError(f"expected each key once, got {name!r} again in line {key.start_mark.line + 1}")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -35,17 +35,21 @@ def load_yaml(text: str) -> dict[str, Any]:
     """Return the mapping in a YAML document.
 
     Raises:
-        ValueError: It is no YAML, no mapping, or has a key twice.
+        ValueError: The text is no YAML, no mapping, or has a key twice.
     """
     try:
         found = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"`recipe`: expected YAML, got something else: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"`recipe`: expected YAML, got something else: {' '.join(str(error).split())}. Correct the file."
+        ) from error
     if not isinstance(found, dict):
-        raise ValueError(f"`recipe`: expected a YAML mapping of names to values, got {type(found).__name__}")
+        raise ValueError(
+            f"`recipe`: expected a YAML mapping of names to values, got {type(found).__name__}. Correct the file."
+        )
     return found
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Return `values` as a YAML document, keys in their order."""
+    """Return `values` as a YAML document, in their order."""
     return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120))

@@ -1,4 +1,4 @@
-"""One prepared training row."""
+"""`PreparedRow`: one training row."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from rolesafe.tasks import Message
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRow:
-    """A conversation to train on.
+    """Conversation to train on.
 
     Attributes:
         id: Kind and number, such as ``"injected/17"``; unique in a preparation.
         kind: ``"clean"``, ``"injected"``, ``"benign"`` or ``"plain"``.
-        detail: What was done, in words, such as ``"fake turn, middle, tool"``.
+        detail: Description of the preparation, such as ``"fake turn, middle, tool"``.
         source: Place of the source row, such as ``"alpaca.json, row 12"``.
-        messages: The conversation up to the reply.
-        reply: The reply to learn; ``None`` until the model has written it.
-        prompt: Conversation whose greedy reply by the untouched model is the reply, where the recipe asks for that;
-            ``None`` where the reply is exact by rule or given. For an injected row it is the clean twin.
+        messages: Conversation up to the reply.
+        reply: Reply to learn; ``None`` until the model has generated it.
+        prompt: Conversation that the untouched model answers to get the reply, with `replies` "self"; ``None`` where
+            the reply is given or follows from a rule. For an injected row it is the clean twin.
     """
 
     id: str
@@ -32,11 +32,11 @@ class PreparedRow:
 
     @property
     def conversation(self) -> list[Message]:
-        """The messages with the reply.
+        """Messages with the reply.
 
         Raises:
-            ValueError: There is no reply yet.
+            ValueError: The reply is not generated yet.
         """
         if self.reply is None:
-            raise ValueError(f"`reply`: expected the reply of row {self.id!r}, got None. Write the replies first.")
+            raise ValueError(f"`reply`: expected the reply of row {self.id!r}, got None. Generate the replies first.")
         return [*self.messages, {"role": "assistant", "content": self.reply}]

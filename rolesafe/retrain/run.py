@@ -1,4 +1,4 @@
-"""`retrain`: a chat checkpoint in, a role-aware checkpoint out."""
+"""`retrain`: convert a chat checkpoint to a role-aware checkpoint."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class RetrainResult:
 
     Attributes:
         path: Directory with the checkpoint.
-        complete: False where Ctrl-C stopped it; the same call resumes.
-        steps: Optimizer steps done.
+        complete: False after Ctrl-C; the same call resumes.
+        steps: Number of optimizer steps done.
         loss: Mean loss of the last logged steps; ``None`` before the first ones.
-        tokens: Tokens trained on, padding not counted.
-        seconds: Time of training.
+        tokens: Number of tokens trained on, without padding.
+        seconds: Training time in seconds.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def load_data(config: RetrainConfig, tokenizer: Any) -> tuple[Sources, Prepared]
 
     Raises:
         ValueError: As :func:`read_sources` and :func:`prepare`.
-        ImportError: The data are on the hub and `datasets` is not installed.
+        ImportError: `data` is a hub id and `datasets` is not installed.
     """
     given = config.replies == "given"
     sources = read_sources(config.data, need_replies=given, drop_bad=config.bad_rows == "drop")
@@ -80,24 +80,24 @@ def retrain(
     replies_path: str | os.PathLike[str] | None = None,
     console: Console | None = None,
 ) -> RetrainResult:
-    """Retrain a model as the recipe says and write the checkpoint to `out`.
+    """Retrain a model according to the recipe and write the checkpoint to `out`.
 
     `out` gets the model (a sealed role-aware checkpoint, a plain one, or an adapter), the tokenizer, ``recipe.yaml``,
     ``losses.csv`` and the model card ``README.md``. A call with the directory of an interrupted run resumes it from the
     last checkpoint, with the same result; with that of a finished run it only writes the card again.
 
     Args:
-        config: The recipe.
-        out: A new or empty directory, or that of an earlier call with the same recipe.
+        config: Recipe.
+        out: New or empty directory, or that of an earlier call with the same recipe.
         results: Figures for the model card.
-        replies_path: File of the model's own replies, for several recipes with the same base; default: in `out`.
-        console: Where progress goes; default: standard error.
+        replies_path: File of generated replies, for several recipes with the same base; default: in `out`.
+        console: Console of the progress; default: standard error.
 
     Raises:
-        ValueError: Model, data and recipe do not fit together, `out` belongs to something else, or there is not enough
-            space. All of that is found before training starts.
-        ImportError: `peft` or `datasets` is needed and not installed.
-        OSError: A file cannot be written. Checkpoints that are whole stay.
+        ValueError: Model, data and recipe do not fit together, `out` contains other files, or the disk is too full.
+            Raised before training starts.
+        ImportError: `peft` or `datasets` is required and not installed.
+        OSError: A file cannot be written. Complete checkpoints are kept.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -121,15 +121,15 @@ def retrain(
         except Exception as error:
             if any(sign in str(error).lower() for sign in _FULL):
                 raise OSError(
-                    f"`out`: no space left in {str(folder)!r} ({error}). Free some and repeat the call: it resumes "
-                    "from the last checkpoint."
+                    f"`out`: expected free space in {str(folder)!r}, got none ({error}). Free some and repeat the "
+                    "call, which resumes from the last checkpoint."
                 ) from error
             raise
         return found
 
 
 class _Run:
-    """One call of :func:`retrain`."""
+    """State of one call of :func:`retrain`."""
 
     def __init__(self, config: RetrainConfig, out: Path, console: Console) -> None:
         import torch
@@ -148,7 +148,7 @@ class _Run:
     # --------------------------------------------------------------------------------------------------------- before
 
     def prepare(self, state: dict[str, Any] | None, replies_path: Path) -> None:
-        """Load and check everything, write the replies, and encode the rows."""
+        """Load and check model and data, generate the replies, and tokenize the rows."""
         from rolesafe.retrain.trainer import fingerprint
 
         config = self.config
@@ -187,13 +187,13 @@ class _Run:
     def _load_model(self) -> Any:
         import torch
 
-        # with LoRA the base is frozen: it needs no master weights
+        # with LoRA the base is frozen and needs no master weights
         return load_base(self.config, self.compute if self.config.lora else torch.float32)
 
     def _check_space(self) -> None:
         size = sum(p.numel() * p.element_size() for p in self.model.parameters())
         adapter = bool(self.config.lora)
-        # LoRA of all linear layers is a few percent at usual ranks; 10% is on the safe side
+        # LoRA of all linear layers is a few percent at usual ranks; 10% is a safe bound
         check_space(self.out, size // 10 if adapter else size, size if adapter else 0, saves_all=not adapter)
 
     def _write_replies(self, prepared: Prepared, path: Path, base: str) -> tuple[Prepared, int]:
@@ -201,7 +201,7 @@ class _Run:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load_base(self.config, self.compute).to(device)
-        with counting(self.console, "writing replies") as tell:
+        with counting(self.console, "writing replies") as report:
             return write_replies(
                 prepared,
                 model,
@@ -211,12 +211,12 @@ class _Run:
                 max_new_tokens=self.config.max_new_tokens,
                 batch_size=self.config.generation_batch_size,
                 max_length=self.config.max_length,
-                progress=tell,
+                progress=report,
             )
 
     def _encode(self, prepared: Prepared) -> EncodedRows:
-        with counting(self.console, "encoding rows") as tell:
-            return encode_rows(prepared.rows, self.config, self.tokenizer, progress=tell)
+        with counting(self.console, "encoding rows") as report:
+            return encode_rows(prepared.rows, self.config, self.tokenizer, progress=report)
 
     def _add_roles(self, model: Any) -> Any:
         import torch
@@ -233,7 +233,7 @@ class _Run:
             if config.anneal == AUTO and changes_outputs(model, self.tokenizer):
                 self.anneal = AUTO_SHARE
         if config.gradient_checkpointing:
-            # transformers renames it; the old name warns
+            # newer transformers renames it and warns at the old name
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         return add_lora(model, config.lora) if config.lora else model
@@ -241,7 +241,7 @@ class _Run:
     # -------------------------------------------------------------------------------------------------------- training
 
     def train(self) -> RetrainResult:
-        """Train from the last checkpoint on; stop early on Ctrl-C."""
+        """Train from the last checkpoint and return the outcome; stop early on Ctrl-C."""
         from transformers import PrinterCallback, ProgressCallback
 
         from rolesafe.config import RoleConfig
@@ -305,7 +305,7 @@ class _Run:
             save_steps=config.save_steps,
             save_total_limit=KEPT,
             logging_steps=min(config.logging_steps, steps),
-            logging_nan_inf_filter=False,  # it waits for the device in every step
+            logging_nan_inf_filter=False,  # the filter syncs with the device in every step
             bf16=self.compute == torch.bfloat16,
             use_cpu=not torch.cuda.is_available(),
             report_to=[],
@@ -328,7 +328,7 @@ class _Run:
     # ------------------------------------------------------------------------------------------------------------ after
 
     def save(self, found: RetrainResult) -> None:
-        """Write the result into `out`, file by file whole, and delete the checkpoints."""
+        """Write the result into `out`, each file atomically, and delete the checkpoints."""
         import torch
 
         scratch = self.out / SAVING

@@ -1,4 +1,4 @@
-"""Conversations on a terminal, with roles in colour."""
+"""Terminal output of conversations, with roles in colour."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ROLE_STYLES: Final[Mapping[str, str]] = {
 """Colour of each role."""
 
 PREVIEW: Final = 5
-"""Rows that a dry run prints."""
+"""Number of rows that a dry run prints."""
 
 
 def role_text(role: str, content: str = "") -> Text:
-    """Return a role's name and a content in the role's colour; control characters are spelled out, line feeds stay."""
+    """Return a role's name and a content in the role's colour, with control characters escaped except line feeds."""
     style = ROLE_STYLES.get(role, "white")
     return Text.assemble((f"{role:>9} ", f"bold {style}"), (visible(content), style))
 
@@ -45,13 +45,13 @@ def print_row(console: Console, row: PreparedRow) -> None:
 
 
 def print_preview(console: Console, sources: Sources, prepared: Prepared, rows: int = PREVIEW) -> None:
-    """Print some rows, one of each kind first, and the counts of all kinds.
+    """Print a few rows, one of each kind first, and the counts of all kinds.
 
     Args:
-        console: Where to.
-        sources: The data.
-        prepared: The prepared rows.
-        rows: How many to print.
+        console: Console of the output.
+        sources: Source data.
+        prepared: Prepared rows.
+        rows: Number of rows to print.
     """
     firsts = [next((row for row in prepared.rows if row.kind == kind), None) for kind in KINDS]
     chosen = [row for row in firsts if row is not None]

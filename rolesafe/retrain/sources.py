@@ -1,4 +1,4 @@
-"""Training data: rows of files, directories or the hub, in the formats that chat data come in.
+"""Training data: rows of files, directories or the hub, in the common formats of chat data.
 
 | format | fields |
 | --- | --- |
@@ -6,7 +6,7 @@
 | conversations (OpenAI, ShareGPT) | `messages` or `conversations`: a list of `role` and `content`, or `from`, `value` |
 | prompts | `prompt`, a text or messages; `completion` or `response`, a text or messages |
 
-A file may mix them. Nothing in a file is ever run.
+A file may mix them. No code of a file is executed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _FORMATS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A row of training data.
+    """Row of training data.
 
     Attributes:
-        where: Its place, such as ``"alpaca.json, row 12"``.
-        instruction: What to do; empty for a conversation.
-        data: What to do it with; empty where the instruction needs nothing.
-        messages: The conversation up to the reply; empty for an instruction.
-        reply: The reply; ``None`` where the row has none and the model is to write it.
+        where: Place of the row, such as ``"alpaca.json, row 12"``.
+        instruction: Instruction; empty for a conversation.
+        data: Input of the instruction; empty where it has none.
+        messages: Conversation up to the reply; empty for an instruction.
+        reply: Reply; ``None`` where the model is to generate it.
     """
 
     where: str
@@ -55,9 +55,9 @@ class Sources:
     """Training data.
 
     Attributes:
-        rows: The rows in order.
-        digest: SHA-256 of the content of all rows, the left out ones too, in hexadecimal.
-        dropped: Reasons why rows were left out; each names its row.
+        rows: Rows in order.
+        digest: SHA-256 of the content of all rows, including dropped ones, in hexadecimal.
+        dropped: Reasons for the rows left out; each names its row.
     """
 
     rows: tuple[Source, ...]
@@ -66,17 +66,17 @@ class Sources:
 
 
 def read_sources(data: str, *, need_replies: bool = True, drop_bad: bool = False) -> Sources:
-    """Read training data.
+    """Read training data and return its rows.
 
     Args:
         data: File, directory or hub id, as in :attr:`RetrainConfig.data`.
-        need_replies: Count rows without a reply as bad.
-        drop_bad: Leave bad rows out instead of raising.
+        need_replies: True to count rows without a reply as bad.
+        drop_bad: True to leave bad rows out instead of raising.
 
     Raises:
-        ValueError: There are no such data, no rows, or a row is in no known format or lacks its reply. The error names
-            the row.
-        ImportError: The hub is asked for and `datasets` is not installed.
+        ValueError: The data cannot be read or have no rows, or a row is in no known format or has no reply. The error
+            names the row.
+        ImportError: `data` is a hub id and `datasets` is not installed.
     """
     try:
         rows = read(data)
@@ -95,7 +95,7 @@ def read_sources(data: str, *, need_replies: bool = True, drop_bad: bool = False
                 raise ValueError(f"`data`: {error} Or leave such rows out (bad_rows: drop).") from error
             dropped.append(str(error))
     if not found:
-        raise ValueError(f"`data`: expected rows to train on, got none of {len(rows)}: {dropped[0]}")
+        raise ValueError(f"`data`: expected rows to train on, got none of {len(rows)}: {dropped[0]} Correct the rows.")
     return Sources(rows=tuple(found), digest=digest.hexdigest(), dropped=tuple(dropped))
 
 
@@ -135,7 +135,7 @@ def _reply(row: Row, names: Sequence[str], needed: bool) -> str | None:
     if needed:
         raise RowError(
             f"{row.where}: expected a reply in {' or '.join(f'`{name}`' for name in names)}, got none. Remove the row, "
-            "or let the model write the replies (replies: self)."
+            "or let the model generate the replies (replies: self)."
         )
     return None
 
@@ -145,20 +145,20 @@ def _messages(row: Row, name: str) -> list[Message]:
     if isinstance(value, list) and value and all(isinstance(m, Mapping) and "from" in m for m in value):
         value = [{"role": _SHAREGPT.get(m["from"], m["from"]), "content": m.get("value")} for m in value]
     if not isinstance(value, list) or not value:
-        raise RowError(f"{row.where}: `{name}`: expected a list of messages that is not empty, got {value!r:.80}")
+        raise RowError(f"{row.where}: `{name}`: expected a list of messages that is not empty, got {value!r:.80}.")
     return [_message(row, f"{name}[{i}]", message) for i, message in enumerate(value)]
 
 
 def _message(row: Row, name: str, message: Any) -> Message:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise RowError(f"{row.where}: `{name}`: expected a message with `role` and `content`, got {message!r:.80}")
+        raise RowError(f"{row.where}: `{name}`: expected a message with `role` and `content`, got {message!r:.80}.")
     content, role = message.get("content"), message["role"].lower()
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
         content = "".join(p["text"] for p in content)
     if not isinstance(content, str):
-        raise RowError(f"{row.where}: `{name}`: expected a text as `content`, got {content!r:.80}")
+        raise RowError(f"{row.where}: `{name}`: expected a text as `content`, got {content!r:.80}.")
     if role not in DEFAULT_ROLES:
-        raise RowError(f"{row.where}: `{name}`: expected a role of {DEFAULT_ROLES}, got {role!r:.80}")
+        raise RowError(f"{row.where}: `{name}`: expected a role of {DEFAULT_ROLES}, got {role!r:.80}.")
     return {"role": role, "content": content}
 
 
@@ -173,9 +173,8 @@ def _conversation(row: Row, messages: list[Message], need_replies: bool) -> Sour
     if reply is None and need_replies:
         raise RowError(
             f"{row.where}: expected a conversation that ends with a reply of the role 'assistant', got the roles "
-            f"{[m['role'] for m in messages]}. Remove the row, or let "
-            "the model write the replies (replies: self)."
+            f"{[m['role'] for m in messages]}. Remove the row, or let the model generate the replies (replies: self)."
         )
     if not any(m["role"] in ("user", "tool") for m in messages):
-        raise RowError(f"{row.where}: expected a message of the role 'user' before the reply, got none")
+        raise RowError(f"{row.where}: expected a message of the role 'user' before the reply, got none.")
     return Source(where=row.where, messages=tuple(messages), reply=reply)

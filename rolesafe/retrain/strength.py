@@ -1,4 +1,4 @@
-"""Whether a role layer changes what an untrained model computes, and so has to be annealed in."""
+"""Check for role layers that change the outputs of an untrained model and need annealing."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _PROBE = (
     {"role": "assistant", "content": "Blue."},
 )
 AUTO_SHARE = 0.5
-"""Share of the steps that ``anneal: auto`` spends on raising the strength where it is needed."""
+"""Share of the steps with rising strength for ``anneal: auto``, where annealing is needed."""
 
 
 def changes_outputs(model: Any, tokenizer: Any) -> bool:
-    """Return whether the role layer of `model` at full strength gives other logits than at strength 0.
+    """Return True where the role layer of `model` gives other logits at strength 1 than at strength 0.
 
-    Measured on one short conversation, bit for bit, so it holds for every mechanism: zero tables and zero output
-    projections give False; dedicated heads, a reserved share, integrity and moved positions give True. Call it with the
-    model on the CPU, where a role layer at rest is bit-exact.
+    Logits are compared bit for bit on one short conversation. Zero tables and zero output projections give False;
+    dedicated heads, a reserved share, integrity and moved positions give True. Requires the model on the CPU, where a
+    role layer at strength 0 is bit-exact.
 
     Args:
-        model: A patched model.
-        tokenizer: Its tokenizer.
+        model: Patched model.
+        tokenizer: Tokenizer of the model.
     """
     import torch
 

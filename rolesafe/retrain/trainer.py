@@ -1,4 +1,4 @@
-"""`ReplyTrainer`: the Trainer with a loss that makes logits at the labelled positions only.
+"""`ReplyTrainer`: a Trainer with a loss that computes logits at the labelled positions only.
 
 Legend: B rows, T tokens, d hidden size, V vocabulary, N labelled positions.
 """
@@ -18,14 +18,14 @@ from rolesafe.training.collator import IGNORED
 
 
 class ReplyTrainer(RoleTrainer):
-    """A `RoleTrainer` whose loss is the ordinary one, with less memory.
+    """`RoleTrainer` with the same loss in less memory.
 
-    The hidden states (B, T, d) are reduced to those (1, N, d) whose next token is a label before they reach the output
-    layer, so that the logits over the vocabulary (B, T, V) are never made for the prompt. What a family does to its
-    logits afterwards (soft caps, scales) is kept. Works for models that PEFT wraps.
+    The hidden states (B, T, d) are reduced to the N positions before a label, (1, N, d), in front of the output layer,
+    so the logits of the prompt, a part of (B, T, V), are never computed. Soft caps and scales of the logits are
+    preserved. Supports models wrapped by PEFT.
 
     Attributes:
-        tokens_seen: Tokens of the batches so far in this process, padding not counted.
+        tokens_seen: Number of tokens of the batches so far in this process, without padding.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +50,7 @@ class ReplyTrainer(RoleTrainer):
         """Return the cross-entropy of the labels, summed and divided by their number in the whole step.
 
         Raises:
-            ValueError: The output layer is not called once, as it is in causal language models.
+            ValueError: The model does not call its output layer exactly once.
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
@@ -62,16 +62,16 @@ class ReplyTrainer(RoleTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does, with the tokens and seconds of the whole training up to here."""
+        """Log as the Trainer does, with the tokens and seconds of the whole training so far."""
         if "loss" in logs:
-            if self._earlier is None:  # what the process before a resume has logged
+            if self._earlier is None:  # counters of the process before a resume
                 self._earlier = next((entry for entry in reversed(self.state.log_history) if "seconds" in entry), {})
             logs["tokens"] = self.tokens_seen + self._earlier.get("tokens", 0)
             logs["seconds"] = round(time.perf_counter() - self._began + self._earlier.get("seconds", 0.0), 1)
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: counting walks through all modules in every step, and nothing here reads the number."""
+        """Return 0, because counting visits all modules in every step and the number is not used."""
         return 0
 
 
@@ -81,11 +81,11 @@ def reply_loss(
     """Return the loss of the labelled positions, and the outputs with logits (1, N, V).
 
     Args:
-        model: What is called with `inputs`.
-        unwrapped: The same without DDP; its output layer is found with `get_output_embeddings`.
+        model: Model to call with `inputs`.
+        unwrapped: Same model without DDP; `get_output_embeddings` returns its output layer.
         inputs: Arguments of the model without labels.
-        labels: (B, T), -100 where nothing is learned.
-        count: What the sum is divided by; ``None``: the number of labels.
+        labels: Labels (B, T), -100 at ignored positions.
+        count: Divisor of the sum; ``None``: the number of labels.
 
     Raises:
         ValueError: The model has no output layer, or does not call it exactly once.
@@ -93,7 +93,8 @@ def reply_loss(
     head = unwrapped.get_output_embeddings()
     if head is None:
         raise ValueError(
-            f"`model`: expected a causal language model with an output layer, got {type(unwrapped).__name__}"
+            f"`model`: expected a causal language model with an output layer, got {type(unwrapped).__name__}. Load it "
+            "with AutoModelForCausalLM."
         )
     # position t predicts token t + 1
     next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
@@ -126,7 +127,7 @@ def reply_loss(
 
 
 def has_bf16() -> bool:
-    """Return whether the GPU, or without one the processor, has instructions for bfloat16."""
+    """Return True where the GPU, or the processor without a GPU, has instructions for bfloat16."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     cpu: Any = torch.cpu
@@ -135,7 +136,7 @@ def has_bf16() -> bool:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 of names, shapes and some values of all parameters, to tell base models apart."""
+    """Return a SHA-256 of names, shapes and some values of all parameters, as an identifier of the base model."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()

@@ -67,7 +67,7 @@ def test_sampling_draws(checkpoint):  # noqa: F811
 
 
 class Echo(Speaker):
-    """A speaker that says what it was given."""
+    """Speaker that replies with its input."""
 
     def reply(self, messages, write):
         text = f"{self.name}:" + ",".join(f"{m['role'][0]}={m['content']}" for m in messages)
@@ -113,21 +113,21 @@ def test_each_speaker_has_its_own_history():
     assert "[B] B:u=hi" in text
 
 
-def test_refused_turn_is_taken_back():
+def test_turn_with_error_is_removed():
     text, session = chat(["hi", "a long one", "ok"])
     assert "error: `messages`: too \\x1b[31mlong" in text
     assert [m["role"] for m in session.messages(0)] == ["user", "assistant", "user", "assistant"]
 
 
 @pytest.mark.parametrize("names", [("A",), ("A", "B")])
-def test_chat_on_a_terminal_has_colours_and_no_foreign_escapes(names):
+def test_chat_on_a_terminal_escapes_control_characters(names):
     text, _ = chat(["evil\x1b]0;x\x07"], names=names, terminal=True)
     assert "\x1b[33m" in text
     assert "\x1b]0" not in text
     assert "\\x1b]0;x\\x07" in text
 
 
-def test_conversation_beyond_the_context_says_so(checkpoint):  # noqa: F811
+def test_conversation_beyond_the_context_raises(checkpoint):  # noqa: F811
     one = speaker(checkpoint)
     with pytest.raises(ValueError, match="expected a conversation shorter than the context of 2048 tokens"):
         one.reply([{"role": "user", "content": "house " * 2100}], lambda text: None)
@@ -152,7 +152,7 @@ def test_chat_command_reads_lines_from_a_pipe(aware, checkpoint):  # noqa: F811
         (("CHECKPOINT", "--compare", "/no/such/model"), "`model`"),
     ],
 )
-def test_chat_argument_that_cannot_be_used_is_one_line(checkpoint, arguments, named):  # noqa: F811
+def test_chat_bad_argument_prints_one_line(checkpoint, arguments, named):  # noqa: F811
     given = [str(checkpoint) if argument == "CHECKPOINT" else argument for argument in arguments]
     result = CliRunner().invoke(app, ["chat", *given])
     assert result.exit_code == 2, result.output

@@ -1,4 +1,4 @@
-"""A tiny chat checkpoint and a small data file."""
+"""Fixtures: a tiny chat checkpoint, a small data file and short recipes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = [
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Directory of a tiny chat model without a role layer."""
+    """Return the directory of a tiny chat model without a role layer."""
     folder = tmp_path_factory.mktemp("base") / "tiny-chat"
     tokenizer = text_tokenizer([" ".join(row.values()) for row in ROWS], 512)
     tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4).save_pretrained(folder)
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """File with Alpaca rows."""
+    """Return the path of a file with Alpaca rows."""
     path = tmp_path_factory.mktemp("data") / "rows.json"
     path.write_text(json.dumps(ROWS))
     return path
@@ -48,7 +48,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def recipe(checkpoint, data):
-    """Make a short recipe, with changes."""
+    """Return a function that makes a short recipe, with changes."""
 
     def make(**changes) -> RetrainConfig:
         values = {

@@ -1,4 +1,4 @@
-"""The model card: figures, what is not measured, hostile names."""
+"""Model card: figures, missing measurements, hostile names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULT = {"name": "SEP", "value": 0.5, "low": 0.4, "high": 0.6, "n": 1000}
         ({"replies": "self"}, ("the base model's own",)),
     ],
 )
-def test_card_says_what_was_done(changes, texts):
+def test_card_describes_the_training(changes, texts):
     card = card_text(RetrainConfig(model="org/chat", data="d.json", **changes), STATE)
     for text in (*texts, "7,000 tokens", "| injected | 2 |", "5 rows were left out", "Not yet measured", "torch 2"):
         assert text in card
@@ -50,7 +50,7 @@ def test_card_escapes_names():
 @pytest.mark.parametrize(
     "changes", [{"name": ""}, {"value": 0.7}, {"low": float("nan")}, {"n": 0}, {"base": "x"}, {"extra": 1}]
 )
-def test_results_that_do_not_fit_are_named(tmp_path, changes):
+def test_results_with_bad_field_name_it(tmp_path, changes):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"results": [{**RESULT, **changes}]}))
     with pytest.raises(
@@ -68,7 +68,7 @@ def test_results_are_read(tmp_path):
         read_results(path)
 
 
-def test_card_of_an_unfinished_run_is_refused(tmp_path):
+def test_card_of_an_unfinished_run_raises(tmp_path):
     with pytest.raises(ValueError, match="`out`: expected the directory of a retraining"):
         write_card(tmp_path)
     (tmp_path / "recipe.yaml").write_text("model: m\ndata: d\n")

@@ -20,7 +20,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def captured(monkeypatch):
-    """Replace the training; keep what it was called with."""
+    """Replace the training and return the list of its calls."""
     calls = []
 
     def fake(config, out, **options):
@@ -86,7 +86,7 @@ def test_out_alone_takes_the_recipe_from_there(run, captured, tmp_path):
         (("/no/such/model", "--data", "d", "--dry-run"), "`model`"),
     ],
 )
-def test_argument_that_cannot_be_used_is_one_line(run, captured, arguments, named):
+def test_command_bad_argument_prints_one_line(run, captured, arguments, named):
     result = run(*arguments)
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()

@@ -1,4 +1,4 @@
-"""Recipes: checks, YAML."""
+"""Recipes: validation and YAML."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_yaml_number_without_a_point_is_a_number():
     ("text", "said"),
     [
         ("model: m\ndata: d\nlerning_rate: 1\n", "`lerning_rate`: expected a key of a recipe"),
-        ("model: m\ndata: d\nmodel: n\n", "the key 'model' comes twice"),
+        ("model: m\ndata: d\nmodel: n\n", "expected each key once, got 'model'"),
         ("model: m\n", "`data`: expected a path or hub id, got none"),
         ("- model\n", "expected a YAML mapping"),
         ("model: !!python/object/apply:os.system [ls]\n", "expected YAML"),
@@ -74,13 +74,13 @@ def test_load_names_the_file(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_config_value_that_does_not_fit_is_named(changes):
+def test_config_bad_value_is_named(changes):
     (name,) = changes
     with pytest.raises(ValueError, match=f"`{name}"):
         config(**changes)
 
 
-def test_config_refuses_what_contradicts_itself():
+def test_config_contradiction_raises():
     with pytest.raises(ValueError, match="`epochs`: expected None with steps=3"):
         config(steps=3, epochs=1)
     with pytest.raises(ValueError, match="`role_config`: expected none with preset='plain'"):

@@ -1,4 +1,4 @@
-"""Replies of the untouched model: batches, files, interruptions."""
+"""Generated replies of the untouched model: batches, files, interruptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def loaded(checkpoint):
 
 @pytest.fixture
 def generated(monkeypatch):
-    """Replace generation: the reply is the number of tokens of the prompt; every fifth does not end."""
+    """Replace generation: the reply is the number of tokens of the prompt, None at multiples of five."""
     batches = []
 
     def generate(model, tokenizer, encoded, ends, max_new_tokens):
@@ -43,10 +43,10 @@ def prepared(recipe, data, loaded):
 
 def test_own_replies_are_written_once(prepared, loaded, tmp_path, generated):
     path = tmp_path / "replies.jsonl"
-    told = []
-    filled, dropped = write_replies(prepared, *loaded, **options(path, progress=lambda *done: told.append(done)))
+    calls = []
+    filled, dropped = write_replies(prepared, *loaded, **options(path, progress=lambda *done: calls.append(done)))
     prompts = {json.dumps(row.prompt) for row in prepared.rows if row.prompt is not None}
-    assert sum(generated) == len(prompts) == told[-1][0] == told[-1][1]
+    assert sum(generated) == len(prompts) == calls[-1][0] == calls[-1][1]
     assert len(filled.rows) + dropped == len(prepared.rows)
     assert 0 < dropped < 30
     assert all(row.reply for row in filled.rows)
@@ -79,7 +79,7 @@ def test_own_replies_of_another_model_do_not_count(prepared, loaded, tmp_path, g
     assert generated
 
 
-def test_own_replies_halve_the_batch_where_memory_runs_out(prepared, loaded, tmp_path, monkeypatch):
+def test_own_replies_out_of_memory_halves_the_batch(prepared, loaded, tmp_path, monkeypatch):
     sizes = []
 
     def generate(model, tokenizer, encoded, ends, max_new_tokens):
@@ -124,7 +124,7 @@ def test_other_replies_do_not_resume(recipe, tmp_path, generated, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "out" / "own_replies.jsonl").unlink()
     monkeypatch.setattr(module, "_generate", lambda model, tokenizer, encoded, *rest: ["other"] * len(encoded))
-    with pytest.raises(ValueError, match="`out`: expected the replies that the run was begun with"):
+    with pytest.raises(ValueError, match="`out`: expected the replies of the start of the run"):
         retrain(config, tmp_path / "out")
 
 

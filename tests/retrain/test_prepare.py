@@ -1,4 +1,4 @@
-"""Prepared rows: determinism, roles, replies, phrasings that tests do not use."""
+"""Prepared rows: determinism, roles, replies, phrasings disjoint from those of tests."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_fake_turn_has_the_delimiters_of_the_template(many):
         assert "</s><|" in row.messages[-1]["content"]
 
 
-def test_follow_row_has_the_reply_of_the_embedded_instruction(many):
+def test_follow_row_has_the_reply_of_its_instruction(many):
     replies = {row["instruction"]: row["output"] for row in ROWS}
     rows = [row for row in many.rows if row.detail == "follow"]
     assert len(rows) > 50
@@ -152,7 +152,7 @@ def test_insert_keeps_the_data(place):
     assert not text.endswith("X")
 
 
-def test_conversations_are_plain_and_tool_results_are_data(tokenizer):
+def test_prepare_tool_results_are_data(tokenizer):
     user, tool = {"role": "user", "content": "What is up?"}, {"role": "tool", "content": "Sun. All day."}
     rows = [Source(where=f"r{i}", messages=({**user, "content": f"Question {i}?"},), reply="A") for i in range(4)]
     with pytest.raises(ValueError, match=r"`data`: expected rows with an input or a tool's result for 'clean' rows"):
@@ -193,7 +193,7 @@ def test_template_without_tool_turns_gets_none(sources, tokenizer, monkeypatch):
 
 
 def fixed_test_texts() -> set[str]:
-    """Phrasings of the fixed attacks, and of the benchmark of pretrained models where it is there."""
+    """Return the phrasings of the fixed attacks, and of the benchmark of pretrained models if available."""
     texts = [*ORDERS, *IGNORE["test"], *TRIGGER["test"], *(text for group in PERSONAS.values() for text in group)]
     with suppress(ModuleNotFoundError):  # the benchmark is no part of the package
         texts += importlib.import_module("benchmarks.pretrained.texts").all_texts()

@@ -1,4 +1,4 @@
-"""Whole retrainings: results, resuming, refusals before work starts."""
+"""Complete retrainings: results, resuming, errors before training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def break_at(monkeypatch):
-    """Make the training fail in the middle of a step, as a kill would."""
+    """Return a function that makes the training fail in the middle of a step, like a kill."""
 
     def install(step: int, error: BaseException) -> None:
         def fail(self, args, state, control, **kwargs):
@@ -76,7 +76,7 @@ def test_interrupted_run_resumes_with_the_same_result(recipe, tmp_path, break_at
     monkeypatch.undo()
     kept = {f.name for f in (tmp_path / "broken" / "checkpoints").iterdir()}
     assert kept == {"checkpoint-2", "checkpoint-3"}
-    # a checkpoint that a kill cut off is not resumed
+    # an incomplete checkpoint is not resumed
     half = tmp_path / "broken" / "checkpoints" / "checkpoint-9"
     shutil.copytree(half.with_name("checkpoint-3"), half)
     (half / MARKER).unlink()
@@ -130,7 +130,7 @@ def test_changed_data_do_not_resume(recipe, tmp_path, data, break_at, monkeypatc
     monkeypatch.undo()
     rows = json.loads(copy.read_text())
     copy.write_text(json.dumps([*rows[:-1], {**rows[-1], "output": "Other."}]))
-    with pytest.raises(ValueError, match="`out`: expected the data that the run was begun with"):
+    with pytest.raises(ValueError, match="`out`: expected the data of the start of the run"):
         run(config, tmp_path / "out")
 
 
@@ -184,7 +184,7 @@ def no_training(monkeypatch):
 
 @pytest.fixture
 def broken_model(checkpoint, tmp_path):
-    """Copy the checkpoint and change its files."""
+    """Return a function that copies the checkpoint and changes its files."""
 
     def make(name="config.json", **changes) -> str:
         folder = tmp_path / "broken"
@@ -203,7 +203,7 @@ def test_model_without_chat_template_is_refused(recipe, tmp_path, broken_model, 
         run(recipe(model=model), tmp_path / "out")
 
 
-def test_tokenizer_without_padding_token_pads_with_its_end(recipe, tmp_path, broken_model):
+def test_tokenizer_without_padding_token_pads_with_eos(recipe, tmp_path, broken_model):
     run(recipe(model=broken_model("tokenizer_config.json", pad_token=None), steps=1), tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.pad_token == tokenizer.eos_token
@@ -220,7 +220,7 @@ def test_context_shorter_than_max_length_is_refused(recipe, tmp_path, broken_mod
         run(recipe(model=broken_model(max_position_embeddings=100)), tmp_path / "out")
 
 
-def test_rows_longer_than_max_length_are_refused_or_dropped(recipe, tmp_path, no_training, monkeypatch):
+def test_rows_over_max_length_raise_or_are_dropped(recipe, tmp_path, no_training, monkeypatch):
     with pytest.raises(
         ValueError, match=r"`max_length`: expected rows of at most 90 tokens .* row '.*' .* has \d+ tokens"
     ):
@@ -234,15 +234,15 @@ def test_rows_longer_than_max_length_are_refused_or_dropped(recipe, tmp_path, no
 
 def test_packed_weights_are_refused(recipe, tmp_path, broken_model, no_training):
     model = broken_model(quantization_config={"quant_method": "gguf"})
-    with pytest.raises(ValueError, match=r"`model`: expected weights that can be trained, got packed ones \(gguf\)"):
+    with pytest.raises(ValueError, match=r"`model`: expected trainable weights, got quantized ones \(gguf\)"):
         run(recipe(model=model), tmp_path / "out")
 
 
 def test_gguf_directory_names_the_file(recipe, tmp_path, no_training):
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"found none. Name the file: '.*model-q4.gguf'"):
+    with pytest.raises(ValueError, match=r"got none. Give the file: '.*model-q4.gguf'"):
         run(recipe(model=str(tmp_path)), tmp_path / "out")
-    with pytest.raises(ValueError, match="`model`: expected a GGUF file, found none"):
+    with pytest.raises(ValueError, match="`model`: expected a GGUF file, got none"):
         run(recipe(model=str(tmp_path / "no.gguf")), tmp_path / "out1")
     with pytest.raises(ValueError, match=r"`model`: .*model-q4\.gguf.*error"):
         run(recipe(model=str(tmp_path / "model-q4.gguf")), tmp_path / "out2")
@@ -262,23 +262,23 @@ def test_full_disk_is_found_before_training(recipe, tmp_path, no_training, monke
         run(recipe(), tmp_path / "out")
 
 
-def test_full_disk_in_the_middle_keeps_the_last_checkpoint(recipe, tmp_path, break_at, monkeypatch):
+def test_full_disk_in_training_keeps_the_checkpoint(recipe, tmp_path, break_at, monkeypatch):
     config = recipe(steps=3)
     break_at(2, RuntimeError("I/O error: No space left on device (os error 28)"))
-    with pytest.raises(OSError, match=r"`out`: no space left .* resumes from the last checkpoint"):
+    with pytest.raises(OSError, match=r"`out`: expected free space .* resumes from the last checkpoint"):
         run(config, tmp_path / "out")
     monkeypatch.undo()
     assert run(config, tmp_path / "out").complete
 
 
-def test_full_disk_at_the_end_saves_without_training_again(recipe, tmp_path, monkeypatch):
+def test_full_disk_at_the_end_resumes_without_training(recipe, tmp_path, monkeypatch):
     config = recipe(steps=2)
 
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rolesafe.retrain.run.move_in", fail)
-    with pytest.raises(OSError, match="`out`: no space left"):
+    with pytest.raises(OSError, match="`out`: expected free space"):
         run(config, tmp_path / "out")
     monkeypatch.undo()
     monkeypatch.setattr("rolesafe.retrain.trainer.reply_loss", lambda *args: pytest.fail("trained again"))
@@ -297,5 +297,5 @@ def test_missing_peft_is_found_before_training(recipe, tmp_path, no_training, mo
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match=r"`lora`: needs the package peft"):
+    with pytest.raises(ImportError, match="`lora`: expected the package peft"):
         run(recipe(lora=2), tmp_path / "out")

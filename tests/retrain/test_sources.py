@@ -1,4 +1,4 @@
-"""Training data: formats and refusals."""
+"""Training data: formats and errors."""
 
 from __future__ import annotations
 

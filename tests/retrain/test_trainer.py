@@ -1,4 +1,4 @@
-"""The loss of labelled positions: the ordinary loss, its gradients, its scaling; and what has to be annealed."""
+"""Loss of labelled positions: value, gradients and scaling; presets that need annealing."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_reply_trainer_trains_as_the_role_trainer(tmp_path, accumulation):
         *((name, True) for name in ("channel", "dedicated", "share", "integrity", "aside", "pft")),
     ],
 )
-def test_changes_outputs_finds_presets_that_need_annealing(name, changes):
+def test_changes_outputs_by_preset(name, changes):
     tokenizer = tiny_tokenizer(vocabulary())
     config = RoleConfig.preset(name)
     model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), config).train()
@@ -120,6 +120,6 @@ def test_changes_outputs_finds_presets_that_need_annealing(name, changes):
     assert model.training
 
 
-def test_fingerprint_tells_models_apart():
+def test_fingerprint_differs_between_models():
     one, same, other = (tiny_llama(30, seed=seed, hidden=32, layers=1, heads=2) for seed in (0, 0, 1))
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)

@@ -1,7 +1,7 @@
-"""The suites by name. Each is resumable.
+"""Suites by name. Each is resumable.
 
-The times are for SmolLM2-135M in float32 on one CPU core of its own: tokens of the suite over 590 prompt tokens and 90
-new tokens a second, as measured.
+Times are estimates for SmolLM2-135M in float32 on one idle CPU core: the tokens of a suite at the measured 590 prompt
+tokens/s and 90 new tokens/s.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from benchmarks.pretrained.suites import (
 
 @dataclass(frozen=True)
 class Suite:
-    """One suite.
+    """Suite of the evaluation.
 
     Attributes:
-        run: Measures what the record lacks.
-        about: One line for ``--help``.
-        time: Estimate for the whole suite.
-        needs: Names of the sets that it reads.
+        run: Function that measures the rows missing from the record.
+        about: Description in one line, for ``--help``.
+        time: Estimated time of the whole suite.
+        needs: Names of the required test sets.
     """
 
     run: Callable[[Bench], None]
@@ -56,9 +56,9 @@ SUITES = {
     "overdefence": Suite(
         overdefence.run, "benign tasks with the look of attacks, XSTest", "9 min", ("alpacafarm", "xstest")
     ),
-    "cost": Suite(cost.run, "tokens/s and memory, beside --base", "2 min", ()),
+    "cost": Suite(cost.run, "tokens/s and memory, against --base", "2 min", ()),
     "adaptive": Suite(
         adaptive.run, "GCG, BEAST, best-of-n, transfer", "10 to 20 min for each example", ("alpacafarm",)
     ),
 }
-"""All suites, in the order they are run in."""
+"""All suites, in the order of execution."""

@@ -3,7 +3,7 @@
 Rows are `[source, case, mean per token in nats, tokens]`. Cases: ``reference``: the reference reply to a clean
 AlpacaFarm row with an input (instruction in the system turn, data in the user turn); ``reply``: the same for rows
 without an input, in the user turn; ``kl``: KL(base || model) over those replies; ``wikitext``: windows of raw text in
-the role that the model writes in, of which the second half is scored.
+the assistant role; the second half of each is scored.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from rolesafe.roles.templates import Part
 
 NAME = "ability"
 WINDOW = 1024
-"""Tokens of a WikiText window; half of it is context."""
+"""Number of tokens of a WikiText window; half of them are context."""
 WINDOWS = 128
-"""Windows, drawn with the seed, unless the text or `limit` has fewer."""
+"""Maximum number of windows, drawn with the seed."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A text to score.
+    """Text to score.
 
     Attributes:
         source: Row of the set.
-        case: See above.
+        case: Case, as in the module docstring.
         encoded: Tokens with roles.
         spots: Positions of the scored tokens.
     """
@@ -48,7 +48,7 @@ class Scored:
 
 
 def run(bench: Bench) -> None:
-    """Score everything that the record lacks."""
+    """Score the texts missing from the record."""
     part = bench.part(NAME, ("limit", "seed", "tool", "dtype"), ("nats per token", "tokens"), kl=bench.base is not None)
     scored = [*_references(bench), *_windows(bench)]
     done = part.done
@@ -68,7 +68,7 @@ def run(bench: Bench) -> None:
 
 
 def log_probabilities(model: Any, tokenizer: Any, one: Scored) -> Tensor:
-    """Return (n, V) float32 log-probabilities of the scored positions' tokens."""
+    """Return the log-probabilities (n, V) float32 at the scored positions."""
     config = role_config(model)
     inputs = dict(collate(tokenizer, [one.encoded], config or RoleConfig(), padding_side="right"))
     if config is None:
@@ -86,7 +86,11 @@ def nll(log_probs: Tensor, one: Scored) -> float:
 
 
 def kl(base: Tensor, other: Tensor) -> float:
-    """Return the mean KL(base || other) of (n, V) log-probabilities, in nats."""
+    """Return the mean KL(base || other) of log-probabilities (n, V), in nats.
+
+    Raises:
+        ValueError: The vocabularies have different sizes.
+    """
     if base.shape != other.shape:
         raise ValueError(
             f"`base`: expected a model with the vocabulary of the evaluated one, {other.shape[1]} entries, got "
@@ -140,13 +144,13 @@ def _windows(bench: Bench) -> list[Scored]:
         if spots:
             out.append(Scored(f"window {start}", "wikitext", encoded, spots))
     if not out:
-        raise ValueError("`data`: expected a WikiText file of at least two tokens, got less. Check that file.")
+        raise ValueError("`data`: expected a WikiText file of at least two tokens, got fewer. Check that file.")
     return out
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
     found: list[int] = []
-    for line in text.splitlines(keepends=True):  # in one piece it would exceed the tokenizer's limit, with a warning
+    for line in text.splitlines(keepends=True):  # the whole text exceeds the tokenizer's limit, with a warning
         found += tokenizer(line, add_special_tokens=False).input_ids
     return found
 

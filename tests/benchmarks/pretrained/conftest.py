@@ -1,4 +1,4 @@
-"""Made-up sets and tiny models, written once."""
+"""Fixtures: made-up sets and tiny models, written once."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TASKS = (
 
 
 def write_sets(folder: Path) -> Path:
-    """Write small files of every set into `folder`."""
+    """Write small files of every set into `folder` and return it."""
     rows = [
         {"instruction": f"{i}\n\n{d}", "instruction_only": i, "input": d, "output": o, "generator": "x"}
         for i, d, o in TASKS
@@ -68,7 +68,7 @@ def write(path: Path, text: str) -> None:
 
 
 def save_model(folder: Path, preset: str | None = None, seed: int = 0) -> str:
-    """Save a tiny random chat model, plain or with the role layer of a preset."""
+    """Save a tiny random chat model, plain or with the role layer of a preset, and return its directory."""
     tokenizer = text_tokenizer([" ".join(task) for task in TASKS], 400)
     model = tiny_llama(len(tokenizer), seed=seed, hidden=32, layers=1, heads=2)
     if preset is not None:
@@ -79,7 +79,7 @@ def save_model(folder: Path, preset: str | None = None, seed: int = 0) -> str:
 
 
 def bench(model: str, data: Path, path: Path, **settings: object) -> Bench:
-    """An evaluation of a saved model, not started."""
+    """Return an evaluation of a saved model, not started."""
     from rolesafe.audit.load import load
 
     chosen = Settings(**{"secrets": 2, "ifeval_tokens": 4, "adaptive": 1, **settings})  # type: ignore[arg-type]

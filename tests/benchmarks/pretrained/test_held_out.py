@@ -1,4 +1,4 @@
-"""Nothing that is tested occurs in training: phrasings, and rows of the published sets."""
+"""Phrasings and rows of the published sets are disjoint from the training data."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rolesafe.tasks import phrasing
 
 TRAINING = ("alpaca_5000.json", "benign_instructions.json")
 KNOWN = {"what color is the sky"}
-"""Rows of AlpacaFarm that Alpaca has, too: they have no input, so no injection; only NLL and KL read them."""
+"""Rows shared by AlpacaFarm and Alpaca. They have no input and no injection; only NLL and KL use them."""
 
 
 def training_files():
-    """Normalised instruction, input, and both together, of every training row."""
+    """Return the normalised instructions, inputs, and both joined, of all training rows."""
     if not DATA.is_dir():
         pytest.skip("the published sets are not here")
     found = {"instruction": set(), "input": set(), "both": set()}

@@ -1,4 +1,4 @@
-"""Attacked messages: what each text changes, and what it does not."""
+"""Attacked messages: changed and preserved parts of each text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goals, refusals, SEP outcomes: verdicts on replies."""
+"""Verdicts on replies: goals, refusals, SEP outcomes, secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures out of rows, and the tables of a page."""
+"""Figures of rows, and the tables of a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CASES = ("none", "naive, last", "32 times, last", "naive, last, destyled")
 
 
 def record(arm, share=0.5, *, seed=0, sources=40, goal="france"):
-    """A record in which the attacker wins the first `share` of the sources, and twice as many with 32 injections."""
+    """Return a record with attack success on the first `share` of the sources, twice as many at 32 injections."""
     won = [round(sources * share * factor) for factor in (0, 1, 2, 0.5)]
     rows = [[str(i), case, f"0{i < n:d}", "text"] for case, n in zip(CASES, won, strict=True) for i in range(sources)]
     injection = Part({"seed": 0, "goal of row": {str(i): goal for i in range(sources)}}, [], rows, len(rows))
@@ -69,7 +69,7 @@ def test_sep_denominators():
     assert [x for _, x in separated(among_all=True)(part).values()] == [0.0, 1.0, 0.0]
 
 
-def test_ifeval_instructions_are_told_apart():
+def test_ifeval_instructions_are_separate_examples():
     part = Part({}, [], [["7", "user", "010110", "x"]])
     assert [x for _, x in each_instruction("user", 0)(part).values()] == [0.0, 1.0]
     assert [x for _, x in each_instruction("user", 1)(part).values()] == [1.0, 0.0]

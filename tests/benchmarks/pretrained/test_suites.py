@@ -1,4 +1,4 @@
-"""Every suite on tiny models and made-up sets: rows, resuming, refusals of wrong input."""
+"""All suites on tiny models and made-up sets: rows, resuming, input validation."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_settings_bad_value_is_named(name, value):
         Settings(**{name: value})
 
 
-def test_context_too_short_is_told_before_the_first_reply(plain, sets, tmp_path, monkeypatch):
+def test_context_too_short_raises_before_generation(plain, sets, tmp_path, monkeypatch):
     one = bench(plain, sets, tmp_path / "record.json")
     one.model.config.max_position_embeddings = 40
     monkeypatch.setattr(answers, "replies", None)
@@ -148,7 +148,7 @@ def test_answers_equal_those_one_by_one(plain, sets, tmp_path):
 
 
 def talkative(model):
-    """Give the model a random output layer: it says many things, where tied weights repeat the last token."""
+    """Give the model a random output layer, because tied weights only repeat the last token."""
     torch.manual_seed(0)
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
 
@@ -228,7 +228,7 @@ def test_adaptive_texts_contain_the_order(sets):
     assert source in example.id
 
 
-def test_missing_file_is_told_before_the_model_is_loaded(tmp_path, sets):
+def test_missing_file_raises_before_loading(tmp_path, sets):
     folder = tmp_path / "sets"
     shutil.copytree(sets, folder)
     (folder / "wikitext2_valid.txt").unlink()
@@ -236,17 +236,17 @@ def test_missing_file_is_told_before_the_model_is_loaded(tmp_path, sets):
         evaluate.evaluate("no such model", tmp_path / "record.json", ["sep", "ability"], QUICK, folder=folder)
 
 
-def test_model_without_a_cache_of_keys_is_asked_one_batch_after_the_other():
+def test_shares_without_kv_cache_is_false():
     assert not shares(torch.nn.Linear(1, 1))
 
 
-def test_ifeval_without_checkers_says_what_to_install(monkeypatch):
+def test_ifeval_without_checkers_names_the_package(monkeypatch):
     def missing(name, *rest, **more):
         raise ImportError(f"No module named {name!r}")
 
     ifeval.checkers.cache_clear()
     monkeypatch.setattr(ifeval, "import_module", missing)
-    with pytest.raises(ImportError, match=r"`suite`: 'ifeval' needs the reference checkers.*rolesafe\[ifeval\]"):
+    with pytest.raises(ImportError, match=r"`suite`: expected the reference checkers.*rolesafe\[ifeval\]"):
         ifeval.checkers()
 
 
