@@ -122,7 +122,8 @@ def batches(lengths: Sequence[int], new_tokens: int, most: int) -> Iterator[list
 
 def encode(bench: Bench, asked: Sequence[Asked]) -> list[EncodedConversation]:
     """Return the tokenized prompts of conversations, with roles."""
-    encoded = prompts(bench.model, bench.tokenizer, [one.messages for one in asked]) if asked else []
+    messages = [one.messages for one in asked]
+    encoded = prompts(bench.model, bench.tokenizer, messages, live_markers=False) if asked else []
     return [
         with_structure(bench.tokenizer, tokens, one.messages) if one.ids else tokens
         for one, tokens in zip(asked, encoded, strict=True)

@@ -27,12 +27,17 @@ def role_config(model: PreTrainedModel) -> RoleConfig | None:
 
 
 def prompts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    live_markers: bool = True,
 ) -> list[EncodedConversation]:
     """Encode each conversation with the generation prompt, as tokens with roles.
 
-    Typed delimiters are structural tokens in the role of their message: the attacker of a server that tokenises with
-    ``apply_chat_template``. :func:`rolesafe.encode` would make them ordinary text.
+    Args:
+        live_markers: Make typed delimiters structural tokens in the role of their message: the attacker of a server
+            that tokenises with ``apply_chat_template``. False: ordinary text, as :func:`rolesafe.encode` does.
 
     Raises:
         ValueError: The tokenizer returns ids that the model has no embedding for.
@@ -40,7 +45,7 @@ def prompts(
     from rolesafe.roles.encoding import encode_one
 
     config = role_config(model)
-    options: dict[str, Any] = {"config": config, "add_generation_prompt": True, "live_markers": True}
+    options: dict[str, Any] = {"config": config, "add_generation_prompt": True, "live_markers": live_markers}
     encoded = [encode_one(tokenizer, c, **options) for c in conversations]
     _check_vocabulary(model, tokenizer, [one.input_ids for one in encoded])
     return encoded
