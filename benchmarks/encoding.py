@@ -31,6 +31,7 @@ MARKER = re.compile(
     r"<\|[^<>|'\"{}%\s]{1,40}\|>|<\uff5c[^\uff5c]{1,30}\uff5c>|</?[a-z_]+_[a-z_]+>|</?think>|\[/?[A-Z_]{3,}\]"
     r"|</?(?:s|bos|eos|image|tools|tool|IMG)>|<[A-Z_|]{3,40}>"
 )
+COMMENT = re.compile(r"\{#.*?#\}", re.S)  # what only a comment names is no marker
 PLAIN = re.compile(r"</?(think|tool_call|tool_response|tools|image)>")  # not special where they occur
 CONTENTS = (
     *("Hello there, how are you?", " leading", "trailing ", "\nline\n", "\n\nlines\n\n", "\ttab\t", "a  b   c"),
@@ -186,7 +187,7 @@ def main() -> None:
     try:
         for path in sorted(given.templates.glob("*.jinja")):
             template = path.read_text(encoding="utf-8")
-            markers = sorted(set(MARKER.findall(template)))
+            markers = sorted(set(MARKER.findall(COMMENT.sub("", template))))
             tokenizer = with_markers(given.tokenizer, markers, given.pieces)
             tokenizer.chat_template = template
             before = equality["DIFFERENT"] + hostile["FORGED ROLES"] + hostile["GAINED IDS"]

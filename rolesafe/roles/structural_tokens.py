@@ -3,12 +3,14 @@
 *Structural* are tokens with a meaning beyond their text: the special tokens, added tokens named like parts of a
 conversation (``<|name|>``, ``[NAME]``, ``<tool_call>``, ``<think>``), and every token that the chat template prints as
 one, wherever the tokenizer keeps it: an added token, flagged special or not, or a piece of the vocabulary that plain
-text is not merged to. Words, digits, white space and single characters are never structural unless flagged special, nor
-are other added tokens that the template does not print (a vocabulary of one's own, Gemma's HTML tags).
+text is not merged to. Pieces of the vocabulary called ``<|name|>`` count whether the template prints them or not.
+Words, digits, white space and single characters are never structural unless flagged special, nor are other added
+tokens that the template does not print (a vocabulary of one's own, Gemma's HTML tags).
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>|\[/?[A-Z][A-Z0-9_]*\]|<</?[A-Z]+>>")
+_PIPED = re.compile(r"<[|\uff5c][^<>]+[|\uff5c]>")
 _CONVERSATION = re.compile(
     r"[<\[{]+/?[^\s]*(system|developer|user|human|assistant|model|tool|function|think|reason|turn|message|role|channel)"
     r"[^\s]*[>\]}]+",
@@ -58,14 +61,21 @@ def _pieces(
 ) -> Iterator[tuple[str, int]]:
     """Iterate over vocabulary pieces that the template prints as one token and that plain text is not merged to."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
+    backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
+
+    @functools.cache
+    def merged() -> set[str]:
+        return set() if backend is None else _merged_pieces(backend.model)
+
     for piece, i in vocabulary.items():
         named = _COMPLETE.fullmatch(piece) and not BYTE_PIECE.fullmatch(piece)
-        if named and prints(piece) and piece in tokenizer.tokenize(piece):
+        printed = bool(named) and prints(piece)
+        if not printed and not _PIPED.fullmatch(piece):
+            continue
+        if piece in tokenizer.tokenize(piece) and (printed or piece not in merged()):
             yield piece, i
-    backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
     if backend is None:
         return
-    merged: set[str] | None = None
     for literal in literals:
         for piece in tokenizer.tokenize(literal):
             text = piece.strip(_BLANK)
@@ -73,9 +83,7 @@ def _pieces(
                 continue
             if len(text) < 2 or _NATURAL.fullmatch(text) or _COMPLETE.fullmatch(piece):
                 continue
-            if merged is None:
-                merged = _merged_pieces(backend.model)
-            if piece not in merged:
+            if piece not in merged():
                 yield piece, vocabulary[piece]
 
 

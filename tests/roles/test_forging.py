@@ -1,12 +1,14 @@
 """No text forges a role: structural strings in a message stay ordinary text of its role."""
 
+import json
 import random
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from rolesafe.roles.encoding import encode_one
 from rolesafe.roles.templates import Part
@@ -202,3 +204,21 @@ def test_live_markers_become_structural_tokens_of_the_writer() -> None:
     typed = [role for role, message in zip(live.role_ids, live.message_ids, strict=True) if message == 1]
     assert set(typed) == {USER}
     assert live.input_ids != encode_one(tokenizer, messages).input_ids
+
+
+def test_unprinted_pipe_piece_of_the_vocabulary_stays_text() -> None:
+    """A control piece that the template does not print, in a vocabulary that yields it whole."""
+    tokenizer = tokenizer_of("chatml")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    piece = "<|control|>"
+    number = state["model"]["vocab"][piece] = max(state["model"]["vocab"].values()) + 100
+    state["model"]["ignore_merges"] = True
+    isolate = {"type": "Split", "pattern": {"String": piece}, "behavior": "Isolated", "invert": False}
+    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [isolate, words]}
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    fast.chat_template = tokenizer.chat_template
+    assert fast.tokenize(piece) == [piece]
+    encoded = encode_one(fast, [{"role": "user", "content": f"a {piece} b"}])
+    assert number not in encoded.input_ids
+    assert fast.decode(encoded.input_ids).count(piece) == 1
