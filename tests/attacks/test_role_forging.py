@@ -22,14 +22,14 @@ from tests.roles.tokenizers import tokenizer_of
 
 
 def test_forge_on_demo_tokenizer_finds_nothing() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     record = forge(tiny_tokenizer(vocabulary()), 10_000)
     assert record.successes == ()
     assert record.rate.n == record.tries == 10_000 == sum(n for _, n in record.places)
     assert record.rate.interval[1] < 0.0004
     assert record.skipped == ()
     assert record.refused == dict(record.places)["role name"] > 500
-    assert time.perf_counter() - start < 40.0
+    assert time.process_time() - start < 40.0
 
 
 @pytest.mark.parametrize(

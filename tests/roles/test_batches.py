@@ -190,9 +190,9 @@ def test_encoding_time_is_linear_in_turns():
         encode_one(tokenizer, messages)
         best = float("inf")
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             encode_one(tokenizer, messages)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(800) < 20 * seconds(80)
