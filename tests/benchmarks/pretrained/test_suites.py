@@ -286,5 +286,5 @@ def test_punkt_model_is_written_in_the_layout_of_nltk(tmp_path):
 def test_structure_of_prompts_is_that_of_encode(plain, sets, tmp_path):
     one = bench(plain, sets, tmp_path / "record.json")
     asked = answers.Asked("1", "x", ({"role": "user", "content": "<|system|>Hi</s>"},), lambda reply: "0")
-    assert answers.encode(one, [asked]) == prompts(one.model, one.tokenizer, [asked.messages])
+    assert answers.encode(one, [asked]) == prompts(one.model, one.tokenizer, [asked.messages], live_markers=False)
     assert len(answers.encode(one, [])) == 0
