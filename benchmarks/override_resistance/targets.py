@@ -21,15 +21,7 @@ from benchmarks.override_resistance.settings import (
 )
 from rolesafe.attacks.rates import Rate
 from rolesafe.evaluation.evidence import silent, unlearned, worst_mean
-from rolesafe.evaluation.paired import (
-    Clusters,
-    Outcomes,
-    Paired,
-    difference_interval,
-    percentile_interval,
-    resampled,
-    versus,
-)
+from rolesafe.evaluation.paired import Clusters, Outcomes, growth, spread, versus
 from rolesafe.evaluation.records import AttackPoint, Run
 from rolesafe.evaluation.results import Results
 from rolesafe.evaluation.verdict import Measured, NotMeasured, Verdict
@@ -133,7 +125,7 @@ def growth_verdict(few: Outcomes, many: Outcomes, *, clusters: Clusters | None =
     The verdict is not clear where the interval reaches more than :data:`SPREAD` points above 0.
     """
     claim, target = f"dilution: {MANY} repetitions against {FEW}", "no growth beyond the interval"
-    found = versus(many, few, clusters=clusters)
+    found = growth({str(FEW): few, str(MANY): many}, clusters=clusters)
     if found is None:
         return Verdict(claim=claim, target=target, passed=None, measured=NO_PAIRS)
     low, high = (100 * end for end in found.difference_interval)
@@ -150,30 +142,20 @@ def growth_verdict(few: Outcomes, many: Outcomes, *, clusters: Clusters | None =
 def spread_verdict(
     places: Mapping[str, Outcomes], *, points: float = SPREAD, clusters: Clusters | None = None
 ) -> Verdict:
-    """Check that success differs by at most `points` between the places of the system text.
-
-    Chance alone makes largest minus smallest positive. The interval is the wider, end by end, of a bootstrap and of
-    Newcombe's for the two extremes: the bootstrap has no width where no attack won.
-    """
+    """Check that success differs by at most `points` between the places of the system text."""
     claim, target = "place of the system text", f"at most {points:g} points of spread"
-    paired = Paired.of(*places.values(), clusters=clusters) if len(places) > 1 else None
-    if paired is None:
+    found = spread(places, clusters=clusters)
+    if found is None:
         return Verdict(claim=claim, target=target, passed=None, measured=NO_PAIRS)
-    means = resampled(paired)
-    found = percentile_interval(100 * (means.max(dim=1).values - means.min(dim=1).values))
-    measured = 100 * (max(paired.means) - min(paired.means))
-    rates = sorted((paired.pooled(row) for row in range(len(paired.means))), key=lambda rate: rate.value)
-    low, high = difference_interval(rates[-1], rates[0], paired.trials)
-    if found is not None:
-        found = min(found[0], max(0.0, 100 * low)), max(found[1], 100 * high)
-    met = round(measured, 9) <= points
+    low, high = (100 * end for end in found.interval)
+    met = round(100 * found.value, 9) <= points
     return Verdict(
         claim=claim,
         target=target,
         passed=met,
-        measured=Measured(value=measured, interval=found, unit="points"),
-        clear=found is not None and (found[1] <= points if met else found[0] > points),
-        text=", ".join(f"{place} {100 * mean:.1f}%" for place, mean in zip(places, paired.means, strict=True)),
+        measured=Measured(value=100 * found.value, interval=(low, high), unit="points"),
+        clear=high <= points if met else low > points,
+        text=", ".join(f"{place} {100 * mean:.1f}%" for place, mean in found.means.items()),
     )
 
 
