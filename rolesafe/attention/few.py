@@ -85,7 +85,7 @@ class FewQueries:
             empty = empty if bool(empty.any()) else None
         mass = torch.softmax(scores if empty is None else scores.masked_fill(empty, 0.0), dim=-1)
         mass = mass if empty is None else mass.masked_fill(empty, 0.0)
-        out = torch.matmul(mass.to(v.dtype).view(*by_group, -1), v).view(batch, heads, length, -1)
+        out = torch.matmul(mass.to(v.dtype).reshape(*by_group, -1), v).view(batch, heads, length, -1)
         if counted is None:
             return out
         return torch.cat([out, (mass * counted).sum(-1, keepdim=True).to(out.dtype)], dim=-1)

@@ -83,11 +83,13 @@ def role_attention_forward(
             )
     more: Any = module._modules.get("rolesafe_added")
     count = 0 if more is None else more.heads
-    if more is not None and query.shape[1] == heads.heads + count:
+    if query.shape[1] != heads.heads + count:
+        raise RuntimeError(
+            f"{name} has {query.shape[1]} heads, its role layer {heads.heads} and {count} added: patch the model again"
+        )
+    if more is not None:
         own = (query[:, heads.heads :], key[:, -count:], value[:, -count:])
         query, key, value = query[:, : heads.heads], key[:, :-count], value[:, :-count]
-    elif query.shape[1] != heads.heads:
-        raise RuntimeError(f"{name} has {query.shape[1]} heads, its role layer {heads.heads}: patch the model again")
     bias, share = heads(query.device)
     role_inputs.took_part(heads)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

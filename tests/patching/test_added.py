@@ -169,6 +169,15 @@ def test_added_heads_unpatched_leave_no_trace() -> None:
         assert torch.equal(logits(model, plain(batch)), logits(base, plain(batch)))
 
 
+def test_added_heads_projection_without_its_hook_raises() -> None:
+    model, batch = role_model("llama", CONFIG), random_batch()
+    with torch.no_grad():
+        logits(model, batch)
+        model.model.layers[1].self_attn.q_proj._forward_hooks.clear()
+        with pytest.raises(RuntimeError, match="4 heads, its role layer 4 and 2 added"):
+            model(**batch)
+
+
 def test_added_heads_copy_of_a_model_has_its_own() -> None:
     model, batch = role_model("llama", CONFIG), random_batch()
     other = copy.deepcopy(model)

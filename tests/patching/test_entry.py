@@ -34,8 +34,6 @@ def expected(model: Any, batch: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("config", [RoleConfig(), FULL, SEPARATE], ids=["bias", "channel", "separate"])
 @families
 def test_inner_model_takes_roles(family: str, config: RoleConfig) -> None:
-    if family == "opt" and config is SEPARATE:
-        pytest.skip("its positions are not moved")
     model, batch = role_model(family, config), random_batch()
     with torch.no_grad():
         hidden = model(**batch, output_hidden_states=True).hidden_states[-1]
