@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rolesafe.attention.problem import Problem, RoleIndex
 from rolesafe.attention.reference import reference_attention
-from rolesafe.attention.sdpa import sdpa_attention
+from rolesafe.attention.sdpa import in_pieces, sdpa_attention
 from rolesafe.config import IMPLEMENTATIONS
 from rolesafe.roles.role import MAX_ROLES
 
@@ -246,6 +246,8 @@ def _run(p: Problem, backend: str) -> Tensor:
         from rolesafe.attention.triton import triton_attention  # late: it imports triton
 
         return triton_attention(p)
+    if p.documents is not None and backend == "sdpa" and (out := in_pieces(p)) is not None:
+        return out
     if p.documents is not None:
         p = replace(p, mask=_same_document(p), documents=None)
     return reference_attention(p) if backend == "reference" else sdpa_attention(p)

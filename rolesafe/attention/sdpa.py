@@ -10,9 +10,10 @@ FlashBias (Wu et al., NeurIPS 2025, arXiv 2505.12044) folds biases of low rank i
 
 The privileged channel is a second, short call over the privileged keys alone. Dedicated heads make only that one.
 Where a mass target is set, one more column of v, 1 at privileged keys, adds their mass to the output.
-Folding copies keys and values. On a CPU, calls of few queries (decoding) add the bias to the scores instead.
-Sliding windows, and several queries that continue a cache (1 < T < S), need the (T, S) mask that PyTorch's op asks for,
-one for all heads. Nothing here is per head and (T, S).
+Folding copies keys and values. On a CPU, calls of few queries (decoding) add the bias to the scores instead, and longer
+ones are computed in pieces of one role where these are not too small.
+Folded, sliding windows and several queries that continue a cache (1 < T < S) need the (T, S) mask that PyTorch's op
+asks for, one for all heads. Nothing here is per head and (T, S).
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ from einops import rearrange
 from torch import Tensor
 
 from rolesafe.attention.few import FEW, FewQueries
+from rolesafe.attention.pieces import pieces_attention
 from rolesafe.attention.problem import PrivilegedKeys, Problem, RoleIndex
+from rolesafe.attention.stretches import stretches_of
 
-_HIDE = -1e30
-"""Finite replacement of -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0."""
+_HIDE = -(2.0**100)
+"""Finite replacement of -inf inside a dot product, where 0 * -inf would be NaN; its exponential is exactly 0.
+
+A power of two is exact in every dtype and order of summation, so that a row that sees nothing gets the same score
+forward and backward.
+"""
 _HALF_UNIT = 256.0
 """Value of k' in place of 1 in fp16, whose largest number is 65504: the range of a column of q' is 256 times that."""
 
@@ -47,6 +54,8 @@ def sdpa_attention(problem: Problem) -> Tensor:
     p = problem
     dim, heads, first = p.v.shape[-1], p.q.shape[1], p.dedicated
     few = _is_few(p)
+    if not few and (out := in_pieces(p)) is not None:
+        return out
     if p.mass_target and not few:
         p = replace(p, v=_with_mass(p))
     hidden = p.hidden_pairs()
@@ -78,6 +87,16 @@ def sdpa_attention(problem: Problem) -> Tensor:
             ordinary = torch.lerp(ordinary, privileged[:, first:], torch.where(seen, p.weight_to_target(mass), 0.0))
         ordinary = _mix(p, ordinary, privileged[:, first:], seen)
     return ordinary if not first else torch.cat([privileged[:, :first], ordinary], dim=1)
+
+
+def in_pieces(p: Problem) -> Tensor | None:
+    """Compute a problem in pieces of one role; None where it is plain attention or has to be folded."""
+    bias = None if p.bias is None or _is_zero(p.bias) else p.bias
+    shares = p.share is not None and not (p.share_is_fixed and _is_zero(p.share))
+    if bias is None and not (shares or p.dedicated or p.integrity):
+        return None
+    plan = stretches_of(p, bias)
+    return None if plan is None else pieces_attention(p, bias, plan)
 
 
 def _mix(p: Problem, ordinary: Tensor, privileged: Tensor, seen: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from rolesafe.attention.api import resolve_problem, run
 from rolesafe.attention.sdpa import added
 from rolesafe.patching.families import cache_layer
 from rolesafe.patching.inputs import RoleInputs
-from rolesafe.patching.masks import role_mask
+from rolesafe.patching.masks import padding_of, role_mask
 
 NAME = "rolesafe"
 """Value of ``config._attn_implementation`` in a patched model."""
@@ -98,22 +98,25 @@ def role_attention_forward(
     padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
     if padding is not None and not is_causal:
         raise ValueError(f"`attention_mask`: {name} is not causal but was given a causal mask as padding (B, S)")
-    causal = bool(is_causal) and (attention_mask is None or padding is not None) and length > 1
+    real = padding  # as `padding`, also where the base model needs a mask of pairs
+    if real is None and attention_mask is not None and is_causal:
+        real = padding_of(attention_mask)
+    causal = bool(is_causal) and (attention_mask is None or real is not None) and length > 1
     # prefill of a static cache: keys after the new tokens are unused
-    if causal and padding is None and key.shape[2] > length:
+    if causal and real is None and key.shape[2] > length:
         key, value = key[:, :, :length], value[:, :, :length]
     problem = Problem(
         q=query,
         k=key,
         v=value,
-        roles=role_inputs.index(cache_layer(module), key.shape[2], key.device, padding),
+        roles=role_inputs.index(cache_layer(module), key.shape[2], key.device, real),
         bias=bias,
         share=share,
         dedicated=heads.dedicated,
         integrity=heads.integrity,
         mass_target=heads.mass_target,
         causal=causal,
-        mask=None if padding is not None else _bool_mask(attention_mask, name),
+        mask=None if real is not None else _bool_mask(attention_mask, name),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sinks=s_aux,

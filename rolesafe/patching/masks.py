@@ -34,18 +34,19 @@ def role_mask(
 
     (B, S) means "causal, aligned at the bottom right, without the keys that are False": nothing of size T x S is
     allocated. Windows, chunks, packed or bidirectional sequences, static caches that are not full, and families that
-    read the mask before attention keep their (B, 1, T, S) mask.
+    read the mask before attention keep their (B, 1, T, S) mask. On a CPU all keep it, for the base model's own call;
+    `padding_of` returns the (B, S) bool that it was made from.
     """
     compact = (
-        torch.device(device).type in COMPACT_DEVICES
-        and getattr(config, "model_type", None) not in CHOOSES_KEYS
+        getattr(config, "model_type", None) not in CHOOSES_KEYS
         and mask_function is causal_mask_function
         and q_length > 1
         and kwargs.get("allow_is_causal_skip", True)
         and isinstance(q_offset, int)
         and q_offset + q_length == kv_offset + kv_length
     )
-    if not compact:
+    on_device = torch.device(device).type in COMPACT_DEVICES
+    if not compact or not on_device:
         full: Tensor | None = sdpa_mask(
             batch_size,
             q_length,
@@ -58,10 +59,36 @@ def role_mask(
             config=config,
             **kwargs,
         )
+        if compact and full is not None and not torch.compiler.is_compiling() and not full.is_inference():
+            padding = _padding(batch_size, q_length, kv_length, kv_offset, attention_mask, full.device)
+            full.rolesafe_padding = (padding, full._version)  # type: ignore[attr-defined]
         return full
+    return _padding(batch_size, q_length, kv_length, kv_offset, attention_mask, device)
+
+
+def _padding(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    kv_offset: int,
+    attention_mask: Tensor | None,
+    device: torch.device | str,
+) -> Tensor | None:
+    """Return (B, S) bool, False at padding; None where causal order alone is meant, aligned at the top left."""
     padding: Tensor | None = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     if padding is not None:
         return padding[:, kv_offset : kv_offset + kv_length].to(torch.bool)
     if q_length == kv_length:
         return None
     return torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
+
+
+def padding_of(mask: Tensor) -> Tensor | None:
+    """Return the padding (B, S) bool that a mask (B, 1, T, S) of :func:`role_mask` adds to causal order, or None.
+
+    None where the mask holds more, or was copied or changed on its way.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    padding, version = getattr(mask, "rolesafe_padding", (None, None))
+    return padding if padding is not None and mask._version == version else None

@@ -1,10 +1,14 @@
-"""Each test of this folder, and those few queries are computed in two ways by `sdpa`: in two products, and folded."""
+"""Each test of this folder runs `sdpa` in its three ways on a CPU: few queries, stretches of one role, and folded."""
 
 import pytest
 
-from rolesafe.attention import sdpa
+from rolesafe.attention import sdpa, stretches
 
 
-@pytest.fixture(params=[sdpa.FEW, 0], ids=["few", "folded"], autouse=True)
-def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdpa, "FEW", request.param)
+@pytest.fixture(params=["few", "stretches", "folded"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make `sdpa` use one way wherever it supports the call."""
+    chosen: str = request.param
+    monkeypatch.setattr(sdpa, "FEW", 16 if chosen == "few" else 0)
+    monkeypatch.setattr(stretches, "LEAST_AREA", 0 if chosen == "stretches" else 2**62)
+    return chosen

@@ -71,7 +71,7 @@ def test_masks_are_shared_by_all_heads(changes: dict[str, Any]) -> None:
 
 
 def test_dedicated_heads_read_privileged_keys_only() -> None:
-    """All heads dedicated: 32 of 512 keys are privileged, and no product over all keys is made."""
+    """All heads dedicated: 32 of 512 keys are privileged, and no other key is in a product."""
     case = replace(chat(512), share=None, bias=None, options={"dedicated": 8})
     lengths = []
 
@@ -83,7 +83,7 @@ def test_dedicated_heads_read_privileged_keys_only() -> None:
 
     with Keys():
         case.run("sdpa")
-    assert lengths == [32]
+    assert set(lengths) == {32}
 
 
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])
