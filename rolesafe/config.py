@@ -51,6 +51,9 @@ class RoleConfig:
         share: Reserved share in [0, 1] of every other head: the attention mass on visible privileged keys is at least
             this, however much other text is in the context.
         learn_share: True: `share` is the initial value of a learned parameter per head. False: it is constant.
+        share_floor: Least reserved share in [0, share] that training can reach: the share is learned above it only. For
+            a pretrained model anneal the strength (:class:`rolesafe.training.AnnealRoles`): the reserved share then
+            rises from 0, where the model is unchanged, to the floor.
         integrity: Privileged queries see privileged keys only: other text cannot change the privileged channel's
             states. CIV, arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's
             provenance.
@@ -96,6 +99,7 @@ class RoleConfig:
     dedicated_heads: float | int = 0
     share: float = 0.0
     learn_share: bool = True
+    share_floor: float = 0.0
     integrity: bool = False
     layers: tuple[int, ...] | None = None
     impl: Implementation = "auto"
@@ -157,6 +161,7 @@ class RoleConfig:
         for name, expected, fits in (
             ("embedding_std", "a finite number >= 0", lambda x: 0 <= x < math.inf),
             ("share", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+            ("share_floor", "a number in [0, 1]", lambda x: 0 <= x <= 1),
             ("rotation", "a finite angle in radians", math.isfinite),
             ("boost", "a finite number >= 1", lambda x: 1 <= x < math.inf),
             ("dampen", "a number in (0, 1]", lambda x: 0 < x <= 1),
@@ -165,6 +170,16 @@ class RoleConfig:
             value = getattr(self, name)
             if not is_number(value) or not fits(value):
                 raise ValueError(f"`{name}`: expected {expected}, got {value!r}")
+        if self.share_floor > self.share:
+            raise ValueError(
+                f"`share`: expected at least share_floor={self.share_floor}, got {self.share}. Raise the initial "
+                "share, or lower the floor."
+            )
+        if self.share_floor and not self.learn_share:
+            raise ValueError(
+                f"`share_floor`: expected 0 with learn_share=False, got {self.share_floor}. A constant share is its "
+                "own floor."
+            )
         if not is_integer(self.position_gap, 0):
             raise ValueError(f"`position_gap`: expected a whole number of positions >= 0, got {self.position_gap!r}")
         if self.data_roles is not None:

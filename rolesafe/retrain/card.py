@@ -130,6 +130,8 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
         front["base_model"] = config.model
     front["tags"] = ["rolesafe", "prompt-injection"] if roles else ["rolesafe"]
     layer = f"with the role layer `{config.preset}`" if roles else "without a role layer (plain supervised fine-tuning)"
+    if roles and (floor := config.roles().share_floor):  # type: ignore[union-attr]
+        layer += f" and a reserved share of at least {floor:g} in each head that is not dedicated"
     how = f"LoRA of rank {config.lora}" if config.lora else "all weights"
     counts = state["counts"]
     total = sum(counts.values())

@@ -67,6 +67,31 @@ def test_retrain_writes_a_checkpoint_that_loads(recipe, tmp_path):
         assert text in card
 
 
+def test_share_rises_from_zero_to_its_floor(recipe, tmp_path, break_at, monkeypatch):
+    """Annealed by default, resumed in the middle, and never below the floor at the end."""
+    config = recipe(preset="share", role_config={"share": 0.3, "share_floor": 0.3}, role_learning_rate=0.1, steps=4)
+    seen = []
+
+    def record(self, args, state, control, **kwargs):
+        seen.append(get_strength(kwargs["model"]))
+
+    monkeypatch.setattr(TrainingProgress, "on_step_begin", record, raising=False)
+    run(config, tmp_path / "whole")
+    assert seen == [0.0, 0.5, 1.0, 1.0]
+    monkeypatch.undo()
+    break_at(2, RuntimeError("killed"))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config, tmp_path / "broken")
+    monkeypatch.undo()
+    assert run(config, tmp_path / "broken").complete
+    assert all(torch.equal(weights(tmp_path / "broken")[name], x) for name, x in weights(tmp_path / "whole").items())
+    model = rolesafe.from_pretrained(tmp_path / "whole")
+    assert get_strength(model) == 1.0
+    found = [module.reserved_share() for module in model.modules() if hasattr(module, "reserved_share")]
+    assert all((share >= 0.3).all() for share in found)
+    assert "reserved share of at least 0.3" in (tmp_path / "whole" / "README.md").read_text()
+
+
 def test_interrupted_run_resumes_with_the_same_result(recipe, tmp_path, break_at, monkeypatch):
     config = recipe(steps=4, save_steps=1)
     run(config, tmp_path / "whole")
