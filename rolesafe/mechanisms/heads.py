@@ -47,13 +47,13 @@ class RoleHeads(RolePart):
         config: The model's role configuration.
         heads: H.
         active: False for a layer outside ``config.layers``, whose attention is that of the base.
-        layer: Index of the layer, for ``config.steered_heads``.
+        layer: Index of the layer, for pairs (layer, head) of the configuration.
         dtype, device: Of the parameters.
 
     Attributes:
         bias: (H, R, R) added to the scores, [head, query role, key role]; None without a bias.
         share: (H,) reserved share of every head before clamping to [share_floor, 1]; None without a share.
-        dedicated: Number of dedicated heads, the first of the layer.
+        dedicated: Number of dedicated heads, the first of the layer; a patch moves listed ones there.
         integrity: True if privileged queries read the privileged channel alone.
         learns_share: True if `share` is learned, False if it is constant.
         share_floor: Least reserved share.
@@ -75,7 +75,7 @@ class RoleHeads(RolePart):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.dedicated = config.count_dedicated(heads) if active else 0
+        self.dedicated = config.count_dedicated(heads, layer) if active else 0
         self.integrity = config.integrity and active
         self.mass_target = config.mass_target if active else 0.0
         self._boost, self._dampen = math.log(config.boost), math.log(config.dampen)

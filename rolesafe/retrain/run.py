@@ -12,11 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
+from rolesafe.config import RoleConfig
 from rolesafe.evaluation.environment import environment
 from rolesafe.files import locked
 from rolesafe.retrain.batching import Encoded, EncodedRows, count_steps, encode_rows, schedule
-from rolesafe.retrain.card import CardResult, save_state, write_card
+from rolesafe.retrain.card import CHOICE, CardResult, save_state, with_choice, write_card
 from rolesafe.retrain.config import AUTO, RECIPE_NAME, RetrainConfig
+from rolesafe.retrain.held_out import leave_out
 from rolesafe.retrain.loading import add_lora, check_base, import_peft, load_base, load_tokenizer
 from rolesafe.retrain.own_replies import write_replies
 from rolesafe.retrain.place import (
@@ -64,11 +66,13 @@ def load_data(config: RetrainConfig, tokenizer: Any) -> tuple[Sources, Prepared]
     """Read the data of a recipe and prepare them.
 
     Raises:
-        ValueError: As :func:`read_sources` and :func:`prepare`.
+        ValueError: As :func:`read_sources`, :func:`leave_out` and :func:`prepare`.
         ImportError: `data` is a hub id and `datasets` is not installed.
     """
     given = config.replies == "given"
     sources = read_sources(config.data, need_replies=given, drop_bad=config.bad_rows == "drop")
+    if config.held_out:
+        sources = leave_out(sources, config.held_out)
     return sources, prepare(sources.rows, config, tokenizer)
 
 
@@ -144,6 +148,7 @@ class _Run:
         self.state: dict[str, Any] = {}
         self.encoded: tuple[Encoded, ...] = ()
         self.trainer: Any = None
+        self.roles: RoleConfig | None = None
 
     # --------------------------------------------------------------------------------------------------------- before
 
@@ -158,6 +163,7 @@ class _Run:
         sources, prepared = load_data(config, self.tokenizer)
         self.model = self._load_model()
         found: dict[str, Any] = {
+            **({CHOICE: state[CHOICE]} if state and CHOICE in state else {}),
             "data_digest": sources.digest,
             "prepared_digest": prepared.digest,
             "base": fingerprint(self.model),
@@ -182,6 +188,7 @@ class _Run:
         }
         config.save(self.out / RECIPE_NAME)
         save_state(self.out, self.state)
+        self.roles = self._choose_heads(prepared)
         self.model = self._add_roles(self.model)
 
     def _load_model(self) -> Any:
@@ -218,13 +225,26 @@ class _Run:
         with counting(self.console, "encoding rows") as report:
             return encode_rows(prepared.rows, self.config, self.tokenizer, progress=report)
 
+    def _choose_heads(self, prepared: Prepared) -> RoleConfig | None:
+        """Return the role configuration with its dedicated heads chosen, once for all resumes."""
+        from rolesafe.retrain.need import choose
+
+        roles = with_choice(self.config, self.state)
+        if roles is None or self.config.dedicated == "first" or CHOICE in self.state:
+            return roles
+        with counting(self.console, "choosing heads") as report:
+            roles = choose(self.model, self.config, roles, prepared, self.tokenizer, progress=report)
+        self.state[CHOICE] = [list(pair) for pair in roles.dedicated_heads]  # type: ignore[union-attr]
+        save_state(self.out, self.state)
+        return roles
+
     def _add_roles(self, model: Any) -> Any:
         import torch
 
         from rolesafe.patching import patch
         from rolesafe.retrain.strength import AUTO_SHARE, changes_outputs
 
-        config, roles = self.config, self.config.roles()
+        config, roles = self.config, self.roles
         torch.manual_seed(config.seed)
         self.anneal = 0.0
         if roles is not None:
@@ -244,11 +264,10 @@ class _Run:
         """Train from the last checkpoint and return the outcome; stop early on Ctrl-C."""
         from transformers import PrinterCallback, ProgressCallback
 
-        from rolesafe.config import RoleConfig
         from rolesafe.retrain.trainer import ReplyTrainer
         from rolesafe.training import AnnealRoles, RoleCollator
 
-        config, roles = self.config, self.config.roles()
+        config, roles = self.config, self.roles
         steps = count_steps(config, len(self.encoded))
         order = schedule([len(row["input_ids"]) for row in self.encoded], config, steps)
         stop = StopOnInterrupt()
