@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,7 @@ def retrain(
     results: Sequence[CardResult] = (),
     replies_path: str | os.PathLike[str] | None = None,
     console: Console | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> RetrainResult:
     """Retrain a model according to the recipe and write the checkpoint to `out`.
 
@@ -96,6 +97,7 @@ def retrain(
         results: Figures for the model card.
         replies_path: File of generated replies, for several recipes with the same base; default: in `out`.
         console: Console of the progress; default: standard error.
+        progress: Callback for the finished share of the steps.
 
     Raises:
         ValueError: Model, data and recipe do not fit together, `out` contains other files, or the disk is too full.
@@ -115,7 +117,7 @@ def retrain(
         if state is not None and state.get("status") == "complete":
             write_card(folder, results)
             return _result(folder, state, complete=True)
-        run = _Run(config, folder, console)
+        run = _Run(config, folder, console, progress)
         run.prepare(state, Path(replies_path) if replies_path is not None else folder / REPLIES_NAME)
         try:
             found = run.train()
@@ -135,12 +137,14 @@ def retrain(
 class _Run:
     """State of one call of :func:`retrain`."""
 
-    def __init__(self, config: RetrainConfig, out: Path, console: Console) -> None:
+    def __init__(
+        self, config: RetrainConfig, out: Path, console: Console, tell: Callable[[float], None] | None
+    ) -> None:
         import torch
 
         from rolesafe.retrain.trainer import has_bf16
 
-        self.config, self.out, self.console = config, out, console
+        self.config, self.out, self.console, self.tell = config, out, console, tell
         if config.lora:
             import_peft()
         bf16 = config.dtype == "bfloat16" or (config.dtype == AUTO and has_bf16())
@@ -271,7 +275,7 @@ class _Run:
         steps = count_steps(config, len(self.encoded))
         order = schedule([len(row["input_ids"]) for row in self.encoded], config, steps)
         stop = StopOnInterrupt()
-        progress = TrainingProgress(self.console, lambda: self.trainer)
+        progress = TrainingProgress(self.console, lambda: self.trainer, self.tell)
         callbacks = [MarkCheckpoints(), stop, progress]
         if self.anneal:
             callbacks.insert(0, AnnealRoles(self.anneal))

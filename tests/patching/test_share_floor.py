@@ -17,7 +17,7 @@ from rolesafe import RoleConfig
 from rolesafe.attention import Problem
 from rolesafe.attention.reference import reference_channels
 from rolesafe.mechanisms import set_strength
-from tests.models import base_model, logits, plain, random_batch, role_model
+from tests.models import base_model, logits, plain, random_batch, role_model, tiny_model
 
 FLOOR = 0.4
 ALONE = RoleConfig(bias=False, share=FLOOR, share_floor=FLOOR)
@@ -151,7 +151,7 @@ def test_share_floor_trains_with_gradient_checkpointing(config: RoleConfig) -> N
 
 def test_share_floor_compiles() -> None:
     torch._dynamo.reset()
-    model, batch = role_model("llama", ALONE), random_batch(padding=0)
+    model, batch = rolesafe.patch(tiny_model("llama", num_hidden_layers=1), ALONE), random_batch(padding=0)
     set_strength(model, 0.5)
     graphs: list[Any] = []
 

@@ -71,7 +71,9 @@ def test_retrain_writes_a_checkpoint_that_loads(recipe, tmp_path):
 
 def test_share_rises_from_zero_to_its_floor(recipe, tmp_path, break_at, monkeypatch):
     """Annealed by default, resumed in the middle, and never below the floor at the end."""
-    config = recipe(preset="share", role_config={"share": 0.3, "share_floor": 0.3}, role_learning_rate=0.1, steps=4)
+    config = recipe(
+        preset="share", role_config={"share": 0.3, "share_floor": 0.3}, role_learning_rate=0.1, steps=4, batch_size=1
+    )
     seen = []
 
     def record(self, args, state, control, **kwargs):
@@ -98,7 +100,7 @@ def test_share_rises_from_zero_to_its_floor(recipe, tmp_path, break_at, monkeypa
 def test_chosen_heads_are_kept_resumed_and_loaded(recipe, tmp_path, break_at, monkeypatch, lora):
     if lora:
         pytest.importorskip("peft")
-    config = recipe(preset="channel", dedicated="chosen", steps=2, save_steps=1, lora=lora)
+    config = recipe(preset="channel", dedicated="chosen", steps=2, save_steps=1, lora=lora, batch_size=1)
     run(config, tmp_path / "whole")
     break_at(1, RuntimeError("killed"))
     with pytest.raises(RuntimeError, match="killed"):
