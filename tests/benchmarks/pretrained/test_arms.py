@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.pretrained import train as driver
+from benchmarks.pretrained.__main__ import app
 from benchmarks.pretrained.arms import ARMS, FLOOR, common
 from benchmarks.pretrained.page import AGAINST
 from benchmarks.pretrained.record import Record
@@ -115,6 +116,24 @@ def test_arm_trains_evaluates_and_resumes(plan, monkeypatch):
     assert [Record.load(path).parts["injection"].rows for path in found] == [
         record.parts["injection"].rows for record in records
     ]
+
+
+def command(words):
+    with pytest.raises(SystemExit) as ended:
+        app(words)
+    assert ended.value.code == 0
+
+
+def test_command_trains_and_lists_arms(base, sets, training, tmp_path, capsys):
+    words = ["train", "--out", tmp_path, "--arm", "plain", "--model", base, "--data", sets, "--training-data", training,
+             "--steps", 1, "--batch-size", 2, "--max-length", 400, "--train-only"]  # fmt: skip
+    command([str(word) for word in words])
+    assert (tmp_path / "plain" / "seed-0" / "model.safetensors").is_file()
+    assert not (tmp_path / "records").exists()
+    command(["arms"])
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{printed}" for name in ARMS)
+    assert "share_floor" in printed
 
 
 def test_interrupted_training_evaluates_nothing(plan, monkeypatch):
