@@ -83,9 +83,13 @@ def options(
 
 @app.command()
 def demo(
-    model: Annotated[str | None, typer.Option(help="Directory or hub id to retrain instead of a tiny model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Directory or hub id to retrain instead of a tiny model; a short 'retrain'.")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Directory of the results; default: runs/<time>.")] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds; each trains a pair of models.", min=1)] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds, each for a pair of models; default: 3, with --model 1.", min=1)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of each model.", min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Conversations per training step.", min=1)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of the base parameters.")] = None,
@@ -104,6 +108,7 @@ def demo(
     from rolesafe.demo import DemoError, DemoSettings, run_demo
 
     given = {
+        "seeds": None if seeds is None else tuple(range(seeds)),
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -111,12 +116,9 @@ def demo(
         "examples": examples,
         "position_gap": position_gap,
     }
-    settings = DemoSettings(
-        model=model,
-        seeds=tuple(range(seeds)),
-        config=RoleConfig.preset(preset),
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes["config"] = RoleConfig.preset(preset)
+    settings = DemoSettings(**changes) if model is None else DemoSettings.short(model, **changes)
     directory = run_dir or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
         results = run_demo(settings, directory, workers=workers)

@@ -47,10 +47,17 @@ class RoleConfig:
             0.01 (ISE) and 0.02 (AIR).
         bias: A learned bias per layer, head and pair of roles, added to the attention scores; zero at the start.
         dedicated_heads: Heads of every patched layer that see privileged keys only: a share of the heads in [0, 1]
-            (float) or their number (int). They output 0 where no privileged key is visible.
+            (float) or their number (int), the first ones; or pairs (layer, head), for example those that the model
+            needs least (:func:`rolesafe.training.choose_dedicated`). A patch moves listed heads to the front of their
+            layer by exchanging rows and columns of its projections, so the base's outputs are kept up to rounding. In
+            a layer with grouped keys they are whole groups and a part of at most one more. They output 0 where no
+            privileged key is visible.
         share: Reserved share in [0, 1] of every other head: the attention mass on visible privileged keys is at least
             this, however much other text is in the context.
         learn_share: True: `share` is the initial value of a learned parameter per head. False: it is constant.
+        share_floor: Least reserved share in [0, share] that training can reach: the share is learned above it only. For
+            a pretrained model anneal the strength (:class:`rolesafe.training.AnnealRoles`): the reserved share then
+            rises from 0, where the model is unchanged, to the floor.
         integrity: Privileged queries see privileged keys only: other text cannot change the privileged channel's
             states. CIV, arXiv 2508.09288, masks lower levels of trust in a frozen model and signs each token's
             provenance.
@@ -93,9 +100,10 @@ class RoleConfig:
     embedding: Embedding = "none"
     embedding_std: float = 0.0
     bias: bool = True
-    dedicated_heads: float | int = 0
+    dedicated_heads: float | int | tuple[tuple[int, int], ...] = 0
     share: float = 0.0
     learn_share: bool = True
+    share_floor: float = 0.0
     integrity: bool = False
     layers: tuple[int, ...] | None = None
     impl: Implementation = "auto"
@@ -117,7 +125,9 @@ class RoleConfig:
                 continue
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise ValueError(f"`{name}`: expected a sequence, got {value!r}")
-            object.__setattr__(self, name, tuple(tuple(x) if isinstance(x, list) else x for x in value))
+            object.__setattr__(self, name, _tuples(value))
+        if isinstance(self.dedicated_heads, (list, tuple)):
+            object.__setattr__(self, "dedicated_heads", _tuples(self.dedicated_heads))
         self._check_roles()
         self._check_parts()
         self._check_heads()
@@ -157,6 +167,7 @@ class RoleConfig:
         for name, expected, fits in (
             ("embedding_std", "a finite number >= 0", lambda x: 0 <= x < math.inf),
             ("share", "a number in [0, 1]", lambda x: 0 <= x <= 1),
+            ("share_floor", "a number in [0, 1]", lambda x: 0 <= x <= 1),
             ("rotation", "a finite angle in radians", math.isfinite),
             ("boost", "a finite number >= 1", lambda x: 1 <= x < math.inf),
             ("dampen", "a number in (0, 1]", lambda x: 0 < x <= 1),
@@ -165,6 +176,16 @@ class RoleConfig:
             value = getattr(self, name)
             if not is_number(value) or not fits(value):
                 raise ValueError(f"`{name}`: expected {expected}, got {value!r}")
+        if self.share_floor > self.share:
+            raise ValueError(
+                f"`share`: expected at least share_floor={self.share_floor}, got {self.share}. Raise the initial "
+                "share, or lower the floor."
+            )
+        if self.share_floor and not self.learn_share:
+            raise ValueError(
+                f"`share_floor`: expected 0 with learn_share=False, got {self.share_floor}. A constant share is its "
+                "own floor."
+            )
         if not is_integer(self.position_gap, 0):
             raise ValueError(f"`position_gap`: expected a whole number of positions >= 0, got {self.position_gap!r}")
         if self.data_roles is not None:
@@ -182,7 +203,9 @@ class RoleConfig:
     def _check_heads(self) -> None:
         for name in ("dedicated_heads", "added_heads"):
             heads = getattr(self, name)
-            if not is_number(heads) or heads < 0 or (isinstance(heads, float) and not heads <= 1.0):
+            if name == "dedicated_heads" and isinstance(heads, tuple):
+                self._check_pairs(name, "0 for none")
+            elif not is_number(heads) or heads < 0 or (isinstance(heads, float) and not heads <= 1.0):
                 expected = "a share of the heads in [0, 1] (float) or their number >= 0 (int)"
                 raise ValueError(f"`{name}`: expected {expected}, got {heads!r}")
         if self.layers is not None:
@@ -193,15 +216,24 @@ class RoleConfig:
             if len(set(self.layers)) != len(self.layers):
                 raise ValueError(f"`layers`: expected distinct layer indices, got {self.layers}")
         if self.steered_heads is not None:
-            if not self.steered_heads:
-                raise ValueError("`steered_heads`: expected at least one pair (layer, head), or None for all, got ()")
-            for pair in self.steered_heads:
-                if not isinstance(pair, tuple) or len(pair) != 2 or not all(is_integer(i, 0) for i in pair):
-                    raise ValueError(f"`steered_heads`: expected pairs (layer, head) of indices >= 0, got {pair!r}")
-                if self.layers is not None and pair[0] not in self.layers:
-                    raise ValueError(f"`steered_heads`: expected layers among `layers` {self.layers}, got {pair[0]}")
-            if len(set(self.steered_heads)) != len(self.steered_heads):
-                raise ValueError(f"`steered_heads`: expected distinct pairs, got {self.steered_heads}")
+            self._check_pairs("steered_heads", "None for all")
+            if isinstance(self.dedicated_heads, tuple):
+                raise ValueError(
+                    "`steered_heads`: expected None with listed `dedicated_heads`, which move to the front of their "
+                    "layer, got pairs. Leave one of them out."
+                )
+
+    def _check_pairs(self, name: str, without: str) -> None:
+        pairs = getattr(self, name)
+        if not pairs:
+            raise ValueError(f"`{name}`: expected at least one pair (layer, head), or {without}, got ()")
+        for pair in pairs:
+            if not isinstance(pair, tuple) or len(pair) != 2 or not all(is_integer(i, 0) for i in pair):
+                raise ValueError(f"`{name}`: expected pairs (layer, head) of indices >= 0, got {pair!r}")
+            if self.layers is not None and pair[0] not in self.layers:
+                raise ValueError(f"`{name}`: expected layers among `layers` {self.layers}, got {pair[0]}")
+        if len(set(pairs)) != len(pairs):
+            raise ValueError(f"`{name}`: expected distinct pairs, got {pairs}")
 
     def _check_channel(self) -> None:
         if self.privileged:
@@ -242,20 +274,37 @@ class RoleConfig:
 
     def count_parameters(self, *, layers: int, hidden: int, heads: int) -> int:
         """Return the number of learned scalars in a model of `layers` attention layers with `heads` query heads."""
-        roles, active = len(self.roles), layers if self.layers is None else len(self.layers)
+        roles, patched = len(self.roles), range(layers) if self.layers is None else self.layers
+        active = len(patched)
         vectors = {"none": 0, "input": 1, "layers": layers, "all": layers + 1}[self.embedding]
-        shares = heads if self.share > 0 and self.count_dedicated(heads) < heads else 0
+        shares = heads * sum(self.share > 0 and self.count_dedicated(heads, i) < heads for i in patched)
         tables = heads * roles * roles if self.bias else 0
         added = 4 * hidden * (hidden // heads) * self.count_added(heads)  # one width of heads and groups, no biases
-        return vectors * roles * hidden + active * (tables + shares + added) + (hidden * hidden + hidden) * self.shift
+        return vectors * roles * hidden + active * (tables + added) + shares + (hidden * hidden + hidden) * self.shift
 
-    def count_dedicated(self, heads: int) -> int:
+    def listed_heads(self, layer: int) -> tuple[int, ...]:
+        """Return the dedicated heads of a layer where `dedicated_heads` lists pairs, ascending; else ()."""
+        pairs = self.dedicated_heads
+        return tuple(sorted(head for i, head in pairs if i == layer)) if isinstance(pairs, tuple) else ()
+
+    def count_dedicated(self, heads: int, layer: int = 0) -> int:
         """Return the number of dedicated heads of a layer with `heads` query heads.
 
+        Args:
+            heads: Query heads of the layer.
+            layer: Its index, which matters where `dedicated_heads` lists pairs.
+
         Raises:
-            ValueError: The configuration has more dedicated heads than the layer has heads.
+            ValueError: The configuration has more dedicated heads than the layer has heads, or names others.
         """
-        return self._count("dedicated_heads", heads)
+        if not isinstance(self.dedicated_heads, tuple):
+            return self._count("dedicated_heads", heads)
+        listed = self.listed_heads(layer)
+        if listed and listed[-1] >= heads:
+            raise ValueError(
+                f"`dedicated_heads`: expected a head below {heads} in layer {layer}, got the pair {(layer, listed[-1])}"
+            )
+        return len(listed)
 
     def count_added(self, heads: int) -> int:
         """Return the number of heads that are added to a layer with `heads` query heads; 1 at least for any share.
@@ -327,6 +376,10 @@ class RoleConfig:
         if unknown:
             raise ValueError(f"`values`: expected keys of a role configuration {sorted(known)}, got {unknown}")
         return cls(**values)
+
+
+def _tuples(value: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(tuple(x) if isinstance(x, list) else x for x in value)
 
 
 def _plain(value: Any) -> Any:

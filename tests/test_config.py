@@ -25,6 +25,7 @@ def configs(draw: Any) -> RoleConfig:
     others = [name for name in roles if name != generated]
     privileged = draw(st.lists(st.sampled_from(others), unique=True)) if others else []
     parts: dict[str, Any] = {}
+    learn = draw(st.booleans())
     if privileged:
         parts = {
             "position_gap": draw(st.integers(0, 600)),
@@ -33,7 +34,8 @@ def configs(draw: Any) -> RoleConfig:
             "dampen": draw(st.floats(0.01, 1)),
             "mass_target": draw(st.floats(0, 1)),
             "dedicated_heads": draw(st.integers(0, 64) | st.floats(0, 1)),
-            "share": draw(st.floats(0, 1)),
+            "share": (share := draw(st.floats(0, 1))),
+            "share_floor": draw(st.floats(0, share)) if learn else 0.0,
             "integrity": draw(st.booleans()),
         }
     layers = draw(st.none() | st.lists(st.integers(0, 99), unique=True, min_size=1, max_size=5).map(tuple))
@@ -48,7 +50,7 @@ def configs(draw: Any) -> RoleConfig:
         embedding=draw(st.sampled_from(EMBEDDINGS)),
         embedding_std=draw(st.floats(0, 10)),
         bias=draw(st.booleans()),
-        learn_share=draw(st.booleans()),
+        learn_share=learn,
         layers=layers,
         steered_heads=draw(st.none() | st.lists(pairs, unique=True, min_size=1, max_size=5).map(tuple)),
         impl=draw(st.sampled_from(IMPLEMENTATIONS)),
@@ -140,10 +142,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"share": -0.01}, "`share`: expected a number in [0, 1], got -0.01"),
     ({"share": NAN}, "`share`: expected a number in [0, 1], got nan"),
     ({"share": True}, "`share`: expected a number in [0, 1], got True"),
+    ({"share_floor": NAN}, "`share_floor`: expected a number in [0, 1], got nan"),
+    ({"share_floor": -0.1}, "`share_floor`: expected a number in [0, 1], got -0.1"),
+    ({"share_floor": True}, "`share_floor`: expected a number in [0, 1], got True"),
+    ({"share_floor": 0.3}, "`share`: expected at least share_floor=0.3, got 0.0. Raise the initial share"),
+    ({"share": 0.3, "share_floor": 0.3, "learn_share": False}, "`share_floor`: expected 0 with learn_share=False"),
     ({"dedicated_heads": -1}, "`dedicated_heads`: expected a share of the heads in [0, 1] (float) or"),
     ({"dedicated_heads": 1.5}, "got 1.5"),
     ({"dedicated_heads": NAN}, "got nan"),
     ({"dedicated_heads": True}, "got True"),
+    ({"dedicated_heads": ()}, "`dedicated_heads`: expected at least one pair (layer, head), or 0 for none, got ()"),
+    ({"dedicated_heads": ((0, 1, 2),)}, "`dedicated_heads`: expected pairs (layer, head) of indices >= 0"),
+    ({"dedicated_heads": ((0, 1), (0, 1))}, "`dedicated_heads`: expected distinct pairs"),
+    ({"dedicated_heads": ((2, 0),), "layers": (0, 1)}, "`dedicated_heads`: expected layers among `layers` (0, 1)"),
+    ({"dedicated_heads": ((0, 1),), "steered_heads": ((0, 2),)}, "`steered_heads`: expected None with listed"),
+    ({"dedicated_heads": ((0, 1),), "privileged": ()}, "expected at least one role with `dedicated_heads`"),
+    ({"dedicated_heads": "all"}, "`dedicated_heads`: expected a share of the heads in [0, 1] (float) or"),
     ({"layers": (-1,)}, "`layers`: expected layer indices >= 0, got (-1,)"),
     ({"layers": (0, 0)}, "`layers`: expected distinct layer indices, got (0, 0)"),
     ({"layers": (0.5,)}, "`layers`: expected layer indices >= 0, got (0.5,)"),

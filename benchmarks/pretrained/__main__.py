@@ -8,14 +8,17 @@ from typing import Annotated, cast
 import typer
 
 from benchmarks.pretrained import page as pages
+from benchmarks.pretrained.arms import ARMS, BATCH, LENGTH, MODEL, RATE, STEPS, TRAINING
 from benchmarks.pretrained.evaluate import evaluate as run
 from benchmarks.pretrained.goals import DEFAULT
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import CASES, DATA, DTYPES, Settings
 from benchmarks.pretrained.suites import SUITES
+from benchmarks.pretrained.train import Plan
+from benchmarks.pretrained.train import train as train_arms
 from rolesafe.audit.load import Dtype
 from rolesafe.cli import Commands
-from rolesafe.terminal import run_main
+from rolesafe.terminal import INTERRUPTED, run_main
 
 _TIMES = "\n\n".join(f"{name}: {suite.about}. {suite.time}." for name, suite in SUITES.items())
 _HELP = f"""Evaluate a checkpoint: plain, retrained, or role-aware.
@@ -74,6 +77,68 @@ def evaluate(
         model, record, chosen, settings, folder=data, arm=arm, training_seed=training_seed, base=base,
         transfer=transfer, device=device, batch_tokens=batch_tokens, restart=restart,
     )  # fmt: skip
+
+
+@app.command()
+def arms() -> None:
+    """List the arms of the comparison with the settings of their recipes."""
+    for one in ARMS.values():
+        typer.echo(f"{one.name:<10} {one.about}")
+        for key, value in (one.changes or {}).items():
+            typer.echo(f"{'':<13}{key}: {value}")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints and records; an earlier run is resumed.")],
+    chosen: Annotated[list[str] | None, typer.Option("--arm", help=f"Some of {', '.join(ARMS)}; default: all.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Training seeds; default: 0.", min=0)] = None,
+    model: Annotated[str, typer.Option(help="Base model: directory, hub id or .gguf file.")] = MODEL,
+    data: Annotated[Path, typer.Option(help="Folder with test sets and training data.", show_default=False)] = DATA,
+    training: Annotated[
+        str | None, typer.Option("--training-data", help=f"File or hub id; default: {TRAINING} in --data.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = STEPS,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.", min=1)] = BATCH,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the base parameters.")] = RATE,
+    role_learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate of the role parameters; default: that of the arm.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=8)] = LENGTH,
+    dtype: Annotated[str, typer.Option(help="Dtype of training and evaluation.")] = "auto",
+    suites: Annotated[
+        list[str] | None, typer.Option("--suite", help="As for evaluate; default: all but adaptive.")
+    ] = None,
+    train_only: Annotated[bool, typer.Option("--train-only", help="Do not evaluate.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows of each test set.", min=1)] = None,
+    cases: Annotated[str, typer.Option(help=f"Injected texts: {' or '.join(CASES)}.")] = "core",
+    secrets: Annotated[int, typer.Option(help="Number of secrets of the leak suite.", min=1)] = 200,
+    ifeval_tokens: Annotated[int, typer.Option(help="Maximum length of an IFEval reply, in tokens.", min=1)] = 512,
+    device: Annotated[str | None, typer.Option(help="Device of the evaluation; default: a GPU.")] = None,
+    batch_tokens: Annotated[int, typer.Option(help="Maximum tokens of an evaluated batch.", min=1)] = 8192,
+) -> None:
+    """Train arms on the same base, data and steps, evaluate each, and write its record. Rerun to resume.
+
+    The default budget is 120 steps of 8 rows, about 144,000 tokens an arm. Ctrl-C saves and exits with 130.
+    """
+    wanted = () if train_only else tuple(suites or (name for name in SUITES if name != "adaptive"))
+    plan = Plan(
+        out=out,
+        data=data,
+        arms=tuple(chosen or ARMS),
+        seeds=tuple(seeds or (0,)),
+        suites=wanted,
+        settings=Settings(
+            limit=limit, cases=cases, secrets=secrets, ifeval_tokens=ifeval_tokens, dtype=cast(Dtype, dtype)
+        ),
+        recipe={
+            "model": model, "training": training, "steps": steps, "batch_size": batch_size, "dtype": dtype,
+            "learning_rate": learning_rate, "max_length": max_length,
+        },
+        rate=role_learning_rate,
+    )  # fmt: skip
+    if not train_arms(plan, device=device, batch_tokens=batch_tokens):
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rolesafe.demo.settings import ATTACKS, ROLE_AWARE, DemoSettings
+from rolesafe.demo.short import retrain_job
 from rolesafe.evaluation import Run
 from rolesafe.files import whole_directory
 from rolesafe.workers import Job, Tell, Update
@@ -39,19 +40,23 @@ def run_job(settings: DemoSettings, directory: Path, job: Job, tell: Tell) -> No
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     name, seed = job
-    model, tokenizer = load(settings, name, seed)
-    if torch.cuda.is_available():
-        model = model.cuda()
-    checkpoints = directory / "checkpoints" / f"{name}-{seed}"
 
     def trained(fraction: float) -> None:
         tell(Update(job, "training", _TRAINING * fraction))
 
-    seconds = _train(settings, model, tokenizer, seed, checkpoints, trained)
+    if settings.model is not None:
+        model, tokenizer, seconds = retrain_job(settings, directory, name, seed, trained)
+    else:
+        model, tokenizer = load(settings, name, seed)
+        if torch.cuda.is_available():
+            model = model.cuda()
+        seconds = _train(settings, model, tokenizer, seed, directory / "checkpoints" / f"{name}-{seed}", trained)
+        with whole_directory(directory / "models" / f"{name}-{seed}") as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    if torch.cuda.is_available():
+        model = model.cuda()
     model.eval()
-    with whole_directory(directory / "models" / f"{name}-{seed}") as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
     tell(Update(job, "measuring", _TRAINING))
     examples = generate("test", settings.examples, seed=1000 + seed, families=RULES)
     useful = utility(model, tokenizer, examples)
@@ -124,7 +129,7 @@ def _train(
     checkpoints: Path,
     progress: Callable[[float], None],
 ) -> float:
-    """Train in place and return the seconds. A checkpoint's training can be resumed; a tiny one starts over."""
+    """Train a tiny model in place and return the seconds."""
     from rolesafe.tasks import training_conversations
     from rolesafe.training import FitSettings, fit
 
@@ -135,7 +140,6 @@ def _train(
         role_learning_rate=settings.role_learning_rate,
         max_length=settings.max_length,
         position_gap=settings.position_gap,
-        checkpoints=0 if settings.model is None else 5,
     )
     conversations = training_conversations(settings.steps * settings.batch_size, seed, RULES)
     return fit(

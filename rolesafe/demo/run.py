@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rolesafe.demo.job import load, run_job
+from rolesafe.demo.job import RULES, load, run_job
 from rolesafe.demo.settings import MODELS, ROLE_AWARE, DemoSettings
+from rolesafe.demo.short import recipe, write_inputs
 from rolesafe.evaluation import Results, Run, environment
 from rolesafe.files import locked
 from rolesafe.report import print_table, write_report
@@ -59,9 +60,14 @@ def _run(settings: DemoSettings, directory: Path, workers: int | None, console: 
     jobs: list[Job] = [(name, seed) for seed in settings.seeds for name in MODELS]
     todo = [job for job in jobs if job not in runs]
     if settings.model is not None and todo:
-        load(settings, ROLE_AWARE, settings.seeds[0])  # fail early for an unreadable model
+        _, tokenizer = load(settings, ROLE_AWARE, settings.seeds[0])  # fail early for an unreadable model
+        for seed in settings.seeds:
+            for name in MODELS:
+                recipe(settings, directory, name, seed)
     failed: dict[Job, Update] = {}
     _results(settings, jobs, runs).save(directory / RESULTS)  # claims the directory
+    if settings.model is not None and todo:
+        write_inputs(settings, directory, tokenizer, RULES)
     try:
         with (
             progress_bars(console, jobs, todo) as tell,
@@ -87,6 +93,9 @@ def _run(settings: DemoSettings, directory: Path, workers: int | None, console: 
     if results.runs:
         paths = write_report(results, directory)
         print_table(results, console)
+        if settings.model is not None:
+            pair = [shlex.quote(str(directory / "models" / f"{name}-{settings.seeds[0]}")) for name in MODELS[::-1]]
+            console.print("Talk to both:", as_text(f"rolesafe chat {pair[0]} --compare {pair[1]}"), soft_wrap=True)
         console.print("Written:", *(as_text(path) for path in (directory / RESULTS, *paths)), sep="\n  ")
     if failed:
         raise DemoError(

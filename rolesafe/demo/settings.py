@@ -31,7 +31,7 @@ class DemoSettings:
         hidden, layers, heads: Shape of the tiny llama.
         max_length: Longest training conversation in tokens; None: no limit.
         position_gap: Largest random jump of positions in training, in tokens, for both models; see `RoleCollator`. At
-            most the model's context length minus 256.
+            most the model's context length minus 256. 0 with `model`: a pretrained model knows its positions.
 
     Raises:
         ValueError: A setting is out of range.
@@ -57,6 +57,11 @@ class DemoSettings:
                 raise ValueError(f"`{name}`: expected a number >= 1, got {getattr(self, name)}")
         if self.position_gap < 0:
             raise ValueError(f"`position_gap`: expected a length >= 0, got {self.position_gap}")
+        if self.model is not None and self.position_gap:
+            raise ValueError(
+                f"`position_gap`: expected 0 with a model to retrain, got {self.position_gap}. "
+                "DemoSettings.short(model) has settings for one."
+            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"`seeds`: expected distinct seeds, at least one, got {self.seeds}")
         if self.examples < 6 or self.examples % 2:
@@ -65,6 +70,20 @@ class DemoSettings:
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}`: expected a positive number, got {getattr(self, name)}")
 
+    @classmethod
+    def short(cls, model: str, **changes: Any) -> DemoSettings:
+        """Return settings for the checkpoint `model`: a short retraining of both models of one pair.
+
+        Args:
+            model: Directory or hub id.
+            **changes: Other settings.
+        """
+        values = {
+            "seeds": (0,), "steps": 120, "batch_size": 8, "learning_rate": 1e-4, "role_learning_rate": 1e-3,
+            "position_gap": 0,
+        }  # fmt: skip
+        return cls(model=model, **{**values, **changes})
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, with the command that repeats the run."""
         return {**asdict(self), "seeds": list(self.seeds), "config": self.config.to_dict(), "command": self.command}
@@ -72,9 +91,10 @@ class DemoSettings:
     @property
     def command(self) -> str:
         """Command line of these settings, without those it has no option for."""
-        default = DemoSettings()
+        default = DemoSettings() if self.model is None else DemoSettings.short(self.model)
         words = ["rolesafe", "demo"]
-        for name in ("model", "steps", "batch_size", "learning_rate", "role_learning_rate", "examples", "position_gap"):
+        words += [] if self.model is None else ["--model", self.model]
+        for name in ("steps", "batch_size", "learning_rate", "role_learning_rate", "examples", "position_gap"):
             value = getattr(self, name)
             if value != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(value)]

@@ -20,15 +20,24 @@ from rolesafe.mechanisms.part import RolePart
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamp to [0, 1] with the gradient of the identity."""
+    """Clamp to [floor, 1] with the gradient of the identity.
+
+    With a floor > 0, at and below it, gradients that would lower the share are zeroed: an optimizer that prefers less
+    than the floor would otherwise move ever further away from it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clamp(0, 1)
+    def forward(ctx: Any, x: Tensor, floor: float) -> Tensor:
+        ctx.floor = floor
+        ctx.save_for_backward(x)
+        return x.clamp(floor, 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if not ctx.floor:
+            return grads[0], None
+        (x,) = ctx.saved_tensors
+        return grads[0].masked_fill((x <= ctx.floor) & (grads[0] > 0), 0.0), None
 
 
 class RoleHeads(RolePart):
@@ -38,15 +47,16 @@ class RoleHeads(RolePart):
         config: The model's role configuration.
         heads: H.
         active: False for a layer outside ``config.layers``, whose attention is that of the base.
-        layer: Index of the layer, for ``config.steered_heads``.
+        layer: Index of the layer, for pairs (layer, head) of the configuration.
         dtype, device: Of the parameters.
 
     Attributes:
         bias: (H, R, R) added to the scores, [head, query role, key role]; None without a bias.
-        share: (H,) reserved share of every head before clamping to [0, 1]; None without a share.
-        dedicated: Number of dedicated heads, the first of the layer.
+        share: (H,) reserved share of every head before clamping to [share_floor, 1]; None without a share.
+        dedicated: Number of dedicated heads, the first of the layer; a patch moves listed ones there.
         integrity: True if privileged queries read the privileged channel alone.
         learns_share: True if `share` is learned, False if it is constant.
+        share_floor: Least reserved share.
         mass_target: Lower attention mass on privileged keys is raised to this; 0: not raised.
     """
 
@@ -65,7 +75,7 @@ class RoleHeads(RolePart):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.dedicated = config.count_dedicated(heads) if active else 0
+        self.dedicated = config.count_dedicated(heads, layer) if active else 0
         self.integrity = config.integrity and active
         self.mass_target = config.mass_target if active else 0.0
         self._boost, self._dampen = math.log(config.boost), math.log(config.dampen)
@@ -77,6 +87,7 @@ class RoleHeads(RolePart):
         self._num_roles = len(config.roles)
         self._constants: Tensor | None = None
         self._share_at_start, self.learns_share = config.share, config.learn_share
+        self.share_floor = config.share_floor
         roles = len(config.roles)
         has_bias = active and config.bias
         has_share = active and config.share > 0.0 and self.dedicated < heads
@@ -100,16 +111,23 @@ class RoleHeads(RolePart):
         """True if this layer is plain attention as long as its bias is zero."""
         return self.share is None and not self.dedicated and not self.integrity and not self.mass_target
 
-    def reserved_share(self) -> Tensor | None:
-        """Return the share clamped to [0, 1], (H,); None without a share.
+    @property
+    def changes_share_only(self) -> bool:
+        """True if this layer is plain attention but for its reserved share."""
+        scores = self.bias is not None or bool(self.steered)
+        return self.share is not None and not (scores or self.dedicated or self.integrity or self.mass_target)
 
-        The clamp has the gradient of the identity, so an optimizer that leaves [0, 1] can return.
+    def reserved_share(self) -> Tensor | None:
+        """Return the share clamped to [share_floor, 1], (H,); None without a share.
+
+        The clamp has the gradient of the identity, so an optimizer that leaves [0, 1] can return. At a positive floor
+        it has no gradient that would lower the share.
         """
         if self.share is None:
             return None
         # PEFT sets `requires_grad` of all that it saves; a constant share gets no gradient.
         share = self.share if self.learns_share else self.share.detach()
-        clamped: Tensor = _Clamp.apply(share)  # type: ignore[no-untyped-call]
+        clamped: Tensor = _Clamp.apply(share, self.share_floor)  # type: ignore[no-untyped-call]
         return clamped
 
     def steering(self, device: torch.device | None = None) -> Tensor | None:

@@ -48,7 +48,7 @@ def set_strength(model: nn.Module, strength: float) -> None:
     - attention: the output of every layer is ``(1 - strength)`` times that of plain attention, plus `strength` times
       that of role-aware attention. So the weights of every key are mixed: an entry -inf of a table, a dedicated head
       and the integrity mask leave ``1 - strength`` of the plain weight, a reserved share gives at least
-      ``strength * share``. Both are computed, at twice the cost;
+      ``strength * share``. Both are computed, at twice the cost (once in a layer with a share and no other part);
     - role vectors and shift: times `strength`; rotation: the angle times `strength`;
     - positions: moved by the rounded fraction `strength` of the distance at 1.
 

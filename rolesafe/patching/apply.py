@@ -45,6 +45,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     from rolesafe.patching.guards import accept_roles, check_whole
     from rolesafe.patching.install import check_fits, install, own_config
     from rolesafe.patching.model import role_aware_class
+    from rolesafe.patching.moved import move_heads
     from rolesafe.patching.seal import unseal
 
     if not isinstance(model, PreTrainedModel):
@@ -71,6 +72,7 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
     model.__class__ = cast(Any, role_aware_class)(base)
     try:
         install(model, config)
+        move_heads(model, config)
     except BaseException:
         unseal(cast(Any, model))
         model.__class__ = base
@@ -83,7 +85,8 @@ def patch(model: Model, config: RoleConfig, *, allow_untested: bool = False) -> 
 def unpatch(model: Model) -> Model:
     """Remove the role layer, in place: `model` has its base class again and computes the same as before the patch.
 
-    Role parameters are lost; base parameters that were trained with the role layer keep their values.
+    Role parameters are lost; base parameters that were trained with the role layer keep their values. Listed dedicated
+    heads return to their places.
 
     >>> import rolesafe
     >>> from rolesafe.training.tiny import tiny_llama
@@ -92,13 +95,15 @@ def unpatch(model: Model) -> Model:
     ('RoleAwareLlamaForCausalLM', 'LlamaForCausalLM')
 
     Raises:
-        ValueError: `model` is not patched.
+        ValueError: `model` is not patched, or listed heads cannot return, because others replaced their projections.
     """
     from rolesafe.patching.guards import refuse_roles
     from rolesafe.patching.install import uninstall
+    from rolesafe.patching.moved import return_heads
 
     check_patched(model)
     base = cast(Any, model).rolesafe_base
+    return_heads(cast(Any, model))
     uninstall(model)
     model.__class__ = base
     refuse_roles(cast(Any, model))

@@ -91,6 +91,10 @@ def role_attention_forward(
         own = (query[:, heads.heads :], key[:, -count:], value[:, -count:])
         query, key, value = query[:, : heads.heads], key[:, :-count], value[:, :-count]
     bias, share = heads(query.device)
+    # (1 - s) plain + s ((1 - w) plain + w privileged) is a share of s w: one call instead of two
+    scaled = share is not None and 0 < heads.strength < 1 and heads.changes_share_only
+    if scaled:
+        share = share * heads.strength
     role_inputs.took_part(heads)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     length = query.shape[2]
@@ -147,7 +151,7 @@ def role_attention_forward(
     # padding and causal order are separate masks.
     if impl != "sdpa" or padding is not None or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
         output = run(problem, impl).transpose(1, 2).contiguous()
-        return output if heads.strength == 1 else torch.lerp(plain(), output, heads.strength), None
+        return output if scaled or heads.strength == 1 else torch.lerp(plain(), output, heads.strength), None
     # The role layer is still at rest: the same result at any strength.
     base = plain()
     if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):

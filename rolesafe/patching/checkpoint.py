@@ -148,9 +148,11 @@ def saved_strength(path: Any, about: Mapping[str, Any], wanted: float | None) ->
     if wanted is not None:
         return wanted
     if value != 1.0:
+        floor = about.get("rolesafe", {}).get("share_floor", 0.0)
+        reached = f" (its reserved share has reached {value * floor:.3g} of {floor:g})" if floor else ""
         raise ValueError(
             f"`strength`: the role layer in {str(path)!r} was saved with strength {value} of 1, where its guarantees "
-            f"do not hold. Pass strength={value} to keep it, or strength=1.0 for full strength."
+            f"do not hold{reached}. Pass strength={value} to keep it, or strength=1.0 for full strength."
         )
     return 1.0
 

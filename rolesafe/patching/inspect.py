@@ -175,6 +175,8 @@ def inspect_model(path: str, config: RoleConfig) -> PatchReport:
 
 def _fixed_parts(config: RoleConfig) -> Iterator[tuple[str, str]]:
     """Iterate over labels and values of the parts without learned parameters."""
+    if config.share_floor:
+        yield "reserved share", f"at least {config.share_floor:g}, learned above"
     if config.integrity:
         yield "integrity", "privileged queries see privileged keys only"
     if config.rotation or config.shift:

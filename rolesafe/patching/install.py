@@ -18,6 +18,7 @@ from rolesafe.patching import families
 from rolesafe.patching.added import check_added, enter_attention, leave_attention, make_added, remove_hook
 from rolesafe.patching.attention import NAME, keep_all_queries, register
 from rolesafe.patching.hooks import PARTS, RoleLayers, enter_layer, enter_model, leave_layer, leave_model
+from rolesafe.patching.moved import MARK, check_moved
 from rolesafe.patching.positions import check_positions
 from rolesafe.patching.seal import seal, unseal
 
@@ -160,7 +161,7 @@ def check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
     if config.impl != "auto":
         resolve_impl(config.impl, mass_target=config.mass_target > 0)
     check_positions(model, config)
-    _check_heads(config, layers)
+    _check_heads(config, layers, moved=getattr(model.config, MARK, False))
     if config.integrity:
         _check_integrity(model, config, layers)
     if families.model_types(model) & families.STREAMS:
@@ -175,15 +176,22 @@ def check_fits(model: PreTrainedModel, config: RoleConfig) -> None:
         raise ValueError(f"`rotation`: expected a model of even hidden size (it turns pairs), got {width}")
 
 
-def _check_heads(config: RoleConfig, layers: list[families.Layer]) -> None:
-    """Raise where the configuration names layers or heads that the model does not have."""
+def _check_heads(config: RoleConfig, layers: list[families.Layer], moved: bool) -> None:
+    """Raise where the configuration names layers or heads that the model does not have, or that cannot move."""
     for i in config.layers or ():
         if i >= len(layers):
             raise ValueError(f"`layers`: expected indices below {len(layers)} (the model's layers), got {i}")
+    listed = config.dedicated_heads if isinstance(config.dedicated_heads, tuple) else ()
+    for i, head in listed:
+        if i >= len(layers) or len(layers[i].attention) != 1:
+            why = "an attention layer" if i < len(layers) else f"a layer below {len(layers)}"
+            raise ValueError(f"`dedicated_heads`: expected {why}, got the pair {(i, head)}")
     for i, layer in enumerate(layers):
         for module in layer.attention:
             heads = families.count_heads(module)
-            config.count_dedicated(heads)
+            config.count_dedicated(heads, i)
+            if not moved:
+                check_moved(module, heads, config.listed_heads(i))
             if config.count_added(heads) and (config.layers is None or i in config.layers):
                 check_added(module, heads)
     for i, head in config.steered_heads or ():

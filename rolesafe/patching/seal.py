@@ -5,7 +5,8 @@ Every library saves a model as its configuration and its state dict. Both are se
 - the configuration object is of a subclass whose JSON has no model type and no sizes that a plain loader accepts;
 - the state dict gives one tensor of the first decoder layer, and every tensor that was added after the patch
   (adapters), leading dimensions of size 1. A plain model rejects the shape, a patched one removes them on loading.
-  Adapters also hold a digest of their role layer, and load on no other.
+  Adapters also hold a digest of their role layer, and load on no other. One that was saved below full strength holds
+  the strength too, and loads into a model of that strength only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from rolesafe.mechanisms import get_strength
 from rolesafe.patching.patched import is_role_name
 
 SEAL = "This checkpoint has a role layer. Load it with rolesafe.from_pretrained."
@@ -217,6 +219,8 @@ def _seal_added(module: nn.Module, state_dict: Any, prefix: str, local_metadata:
     if lost := unsaved_names(module):
         raise ValueError(UNSAVED.format(lost[0]))
     mark = role_mark(module)
+    if mark is not None and (strength := get_strength(module)) < 1:
+        mark = torch.cat([mark, torch.tensor([_whole(strength)])])
     for name in names:
         tensor = state_dict[prefix + name]
         if mark is not None and not hasattr(tensor, "placements"):
@@ -244,14 +248,21 @@ def _unseal(
             continue
         tensor = unseal_tensor(tensor)
         own = added.get(name)
-        if own is not None and tensor.numel() == own.numel() + _MARK:
+        if own is not None and tensor.numel() - own.numel() in (_MARK, _MARK + 1):
             mark = role_mark(module) if mark is None else mark
-            if mark is not None and not torch.equal(tensor[-_MARK:].cpu().float(), mark):
+            marks = tensor[own.numel() :].cpu().float()
+            if mark is not None and not torch.equal(marks[:_MARK], mark):
                 error_msgs.append(
                     f"{name} was trained with another role layer than this model has. Load it into its own base: "
                     "rolesafe.from_pretrained(path) of the model saved with model.save_pretrained."
                 )
-            tensor = tensor[:-_MARK].reshape(own.shape)
+            if marks.numel() > _MARK and _whole(now := get_strength(module)) != (saved := marks[_MARK].item()):
+                error_msgs.append(
+                    f"{name} was saved with strength {saved / _STRENGTHS:.3g} of 1, where the guarantees of its role "
+                    f"layer do not hold; the model has {now:.3g}. Train it to the end, or call "
+                    f"rolesafe.mechanisms.set_strength(model, {saved / _STRENGTHS:.3g}) before loading."
+                )
+            tensor = tensor[: own.numel()].reshape(own.shape)
         state_dict[prefix + name] = tensor
     if base is None or not base <= names:
         return  # a shard, an adapter, or an inner module: incomplete by design
@@ -267,6 +278,7 @@ def _unseal(
 
 _SAVED = ".modules_to_save."
 _MARK = 16
+_STRENGTHS = 255
 
 UNSAVED = (
     "`model`: expected all trainable role parameters in `modules_to_save` of the PEFT configuration, got {} outside "
@@ -279,6 +291,11 @@ def unsaved_names(model: nn.Module) -> list[str]:
     if not any(type(module).__module__.startswith("peft.") for module in model.modules()):
         return []
     return [n for n, p in model.named_parameters() if is_role_name(n) and p.requires_grad and _SAVED not in n]
+
+
+def _whole(strength: float) -> float:
+    """Return a strength as a whole number below 256, exact in every dtype; below 255 for a strength below 1."""
+    return float(_STRENGTHS) if strength == 1 else float(min(round(strength * _STRENGTHS), _STRENGTHS - 1))
 
 
 def role_mark(model: Any) -> Tensor | None:

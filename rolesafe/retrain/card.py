@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rolesafe.arguments import is_integer, is_number
+from rolesafe.config import RoleConfig
 from rolesafe.files import read_json, write_whole
 from rolesafe.retrain.config import KINDS, PLAIN, RECIPE_NAME, RetrainConfig
 from rolesafe.retrain.recipe import dump_yaml
@@ -17,6 +18,8 @@ from rolesafe.terminal import one_line
 
 CARD_NAME = "README.md"
 STATE_NAME = "retrain_state.json"
+CHOICE = "dedicated_heads"
+"""Entry of the state: pairs (layer, head) that were chosen."""
 
 _LIMITS = (
     "Resistance is measured only for the tests above; other attacks were not tried.",
@@ -130,6 +133,10 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
         front["base_model"] = config.model
     front["tags"] = ["rolesafe", "prompt-injection"] if roles else ["rolesafe"]
     layer = f"with the role layer `{config.preset}`" if roles else "without a role layer (plain supervised fine-tuning)"
+    if roles and (floor := config.roles().share_floor):  # type: ignore[union-attr]
+        layer += f" and a reserved share of at least {floor:g} in each head that is not dedicated"
+    if chosen := state.get(CHOICE):
+        layer += f" and {len(chosen):,} dedicated heads, those that the base model needed least"
     how = f"LoRA of rank {config.lora}" if config.lora else "all weights"
     counts = state["counts"]
     total = sum(counts.values())
@@ -159,6 +166,18 @@ def card_text(config: RetrainConfig, state: Mapping[str, Any], results: Sequence
         + f". {state['hardware']}.",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def with_choice(config: RetrainConfig, state: Mapping[str, Any]) -> RoleConfig | None:
+    """Return the role configuration of a retraining, with the dedicated heads that it chose; None without roles.
+
+    Raises:
+        ValueError: The choice is no list of pairs.
+    """
+    roles = config.roles()
+    if roles is None or CHOICE not in state:
+        return roles
+    return RoleConfig.from_dict({**roles.to_dict(), CHOICE: state[CHOICE]})
 
 
 def _how_to_load(roles: bool, adapter: bool) -> str:

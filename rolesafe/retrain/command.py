@@ -17,6 +17,12 @@ def retrain(
         Path | None, typer.Option(help="Directory for the result; an interrupted run resumes there.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Preset of RoleConfig, or 'plain' for no role layer.")] = None,
+    dedicated: Annotated[
+        str | None, typer.Option(help="'first' heads of a layer, or 'chosen': those that the model needs least.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Test set whose rows are not trained on; may be repeated.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML of a RetrainConfig; options change it.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", min=1)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the rows; default: 1.")] = None,
@@ -51,6 +57,8 @@ def retrain(
         "model": model,
         "data": data,
         "preset": preset,
+        "dedicated": dedicated,
+        "held_out": tuple(held_out) if held_out else None,
         "steps": steps,
         "epochs": epochs,
         "rows": rows,

@@ -22,6 +22,7 @@ KINDS: Final = ("clean", "injected", "benign", "plain")
 DTYPES: Final = ("auto", "bfloat16", "float32")
 REPLIES: Final = ("given", "self")
 BAD_ROWS: Final = ("error", "drop")
+DEDICATED: Final = ("first", "chosen")
 AUTO: Final = "auto"
 
 SHARES: Final[Mapping[str, float]] = {"clean": 0.2, "injected": 0.4, "benign": 0.25, "plain": 0.15}
@@ -38,6 +39,9 @@ class RetrainConfig:
             formats are those of :mod:`rolesafe.retrain.sources`.
         preset: Preset of :class:`rolesafe.RoleConfig`, or ``"plain"`` for no role layer.
         role_config: Fields of `RoleConfig` that differ from those of the preset.
+        dedicated: ``"first"`` to dedicate the first heads of a layer, or ``"chosen"`` for those that the model needs
+            least on the ordinary rows of the data, see :func:`rolesafe.training.choose_dedicated`.
+        held_out: Files, directories or hub ids of test sets: rows of `data` that occur in them are left out.
         rows: Number of rows to prepare; ``None``: as many as the data has.
         steps: Number of optimizer steps; ``None``: derived from `epochs`.
         epochs: Number of passes over the prepared rows; ``None``: 1, or derived from `steps`.
@@ -77,6 +81,8 @@ class RetrainConfig:
     data: str
     preset: str = "channel"
     role_config: Mapping[str, Any] = field(default_factory=dict)
+    dedicated: str = "first"
+    held_out: tuple[str, ...] = ()
     rows: int | None = None
     steps: int | None = None
     epochs: float | None = None
@@ -118,13 +124,18 @@ class RetrainConfig:
                 object.__setattr__(self, name, value := os.fspath(value))
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"`{name}`: expected a path or hub id, got {value!r}. Give one.")
-        for name, known in (("dtype", DTYPES), ("replies", REPLIES), ("bad_rows", BAD_ROWS)):
+        for name, known in (("dtype", DTYPES), ("replies", REPLIES), ("bad_rows", BAD_ROWS), ("dedicated", DEDICATED)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}`: expected one of {known}, got {getattr(self, name)!r}. Choose one.")
         if not isinstance(self.gradient_checkpointing, bool):
             raise ValueError(
                 f"`gradient_checkpointing`: expected True or False, got {self.gradient_checkpointing!r}. Pass a bool."
             )
+
+        paths = (self.held_out,) if isinstance(self.held_out, (str, os.PathLike)) else self.held_out
+        if not isinstance(paths, (list, tuple)) or not all(isinstance(p, (str, os.PathLike)) and str(p) for p in paths):
+            raise ValueError(f"`held_out`: expected paths or hub ids of test sets, got {self.held_out!r}. Correct it.")
+        object.__setattr__(self, "held_out", tuple(map(os.fspath, paths)))
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "gradient_accumulation", "save_steps", "logging_steps", "generation_batch_size"):
@@ -166,6 +177,11 @@ class RetrainConfig:
         if not isinstance(changes, Mapping):
             raise ValueError(f"`role_config`: expected a mapping of fields of RoleConfig, got {changes!r}. Correct it.")
         if self.preset == PLAIN:
+            if self.dedicated != "first":
+                raise ValueError(
+                    f"`dedicated`: expected 'first' with preset={PLAIN!r}, which has no heads to choose, got "
+                    f"{self.dedicated!r}. Choose another preset."
+                )
             if changes:
                 raise ValueError(
                     f"`role_config`: expected none with preset={PLAIN!r}, got {sorted(changes)}. Choose another "
@@ -179,6 +195,11 @@ class RetrainConfig:
         if unknown := sorted(set(changes) - known):
             raise ValueError(f"`role_config`: expected some of {sorted(known)}, got {unknown[0]!r}. Remove it.")
         config = RoleConfig.preset(self.preset, **changes)
+        if self.dedicated == "chosen" and (not config.dedicated_heads or isinstance(config.dedicated_heads, tuple)):
+            raise ValueError(
+                "`dedicated`: expected 'first' without a number or share of dedicated heads in the role configuration, "
+                f"got 'chosen' with dedicated_heads={config.dedicated_heads!r}. Set dedicated_heads in `role_config`."
+            )
         if not {"system", "user"} <= set(config.roles) or config.generated != "assistant":
             raise ValueError(
                 "`role_config`: expected the roles 'system' and 'user' and the generated role 'assistant', got "

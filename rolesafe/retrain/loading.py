@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rolesafe.files import read_json
 from rolesafe.patching.checkpoint import read_config
 from rolesafe.patching.loading import UNREADABLE, read_model, reading
 from rolesafe.patching.seal import is_sealed
+from rolesafe.retrain.card import STATE_NAME, with_choice
 from rolesafe.retrain.config import RECIPE_NAME, RetrainConfig
 from rolesafe.terminal import first_line
 
@@ -180,7 +182,7 @@ def load_retrained(path: str, dtype: str = "auto") -> tuple[Any, Any]:
         recipe = RetrainConfig.load(Path(path) / RECIPE_NAME)
         peft = import_peft()
         model = load_base(recipe, dtype)
-        roles = recipe.roles()
+        roles = with_choice(recipe, read_json(Path(path) / STATE_NAME, "the state of a retraining"))
         if roles is not None:
             patch(model, roles)
         with reading(path):

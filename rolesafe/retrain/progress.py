@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -25,10 +25,12 @@ class TrainingProgress(TrainerCallback):
     Args:
         console: Console of the output.
         trainer: Callable that returns the trainer, the source of the token count.
+        tell: Callback for the finished share of the steps.
     """
 
-    def __init__(self, console: Console, trainer: Any) -> None:
+    def __init__(self, console: Console, trainer: Any, tell: Callable[[float], None] | None = None) -> None:
         self.console = console
+        self.tell = tell
         self.trainer = trainer
         self.loss = "-"
         self._bar: Progress | None = None
@@ -53,6 +55,8 @@ class TrainingProgress(TrainerCallback):
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step, loss="-", rate="-")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.tell is not None:
+            self.tell(state.global_step / state.max_steps)
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step, loss=self.loss, rate=f"{self.rate:,.0f}")
 

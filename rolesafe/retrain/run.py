@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
+from rolesafe.config import RoleConfig
 from rolesafe.evaluation.environment import environment
 from rolesafe.files import locked
 from rolesafe.retrain.batching import Encoded, EncodedRows, count_steps, encode_rows, schedule
-from rolesafe.retrain.card import CardResult, save_state, write_card
+from rolesafe.retrain.card import CHOICE, CardResult, save_state, with_choice, write_card
 from rolesafe.retrain.config import AUTO, RECIPE_NAME, RetrainConfig
+from rolesafe.retrain.held_out import leave_out
 from rolesafe.retrain.loading import add_lora, check_base, import_peft, load_base, load_tokenizer
 from rolesafe.retrain.own_replies import write_replies
 from rolesafe.retrain.place import (
@@ -64,11 +66,13 @@ def load_data(config: RetrainConfig, tokenizer: Any) -> tuple[Sources, Prepared]
     """Read the data of a recipe and prepare them.
 
     Raises:
-        ValueError: As :func:`read_sources` and :func:`prepare`.
+        ValueError: As :func:`read_sources`, :func:`leave_out` and :func:`prepare`.
         ImportError: `data` is a hub id and `datasets` is not installed.
     """
     given = config.replies == "given"
     sources = read_sources(config.data, need_replies=given, drop_bad=config.bad_rows == "drop")
+    if config.held_out:
+        sources = leave_out(sources, config.held_out)
     return sources, prepare(sources.rows, config, tokenizer)
 
 
@@ -79,6 +83,7 @@ def retrain(
     results: Sequence[CardResult] = (),
     replies_path: str | os.PathLike[str] | None = None,
     console: Console | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> RetrainResult:
     """Retrain a model according to the recipe and write the checkpoint to `out`.
 
@@ -92,6 +97,7 @@ def retrain(
         results: Figures for the model card.
         replies_path: File of generated replies, for several recipes with the same base; default: in `out`.
         console: Console of the progress; default: standard error.
+        progress: Callback for the finished share of the steps.
 
     Raises:
         ValueError: Model, data and recipe do not fit together, `out` contains other files, or the disk is too full.
@@ -111,7 +117,7 @@ def retrain(
         if state is not None and state.get("status") == "complete":
             write_card(folder, results)
             return _result(folder, state, complete=True)
-        run = _Run(config, folder, console)
+        run = _Run(config, folder, console, progress)
         run.prepare(state, Path(replies_path) if replies_path is not None else folder / REPLIES_NAME)
         try:
             found = run.train()
@@ -131,12 +137,14 @@ def retrain(
 class _Run:
     """State of one call of :func:`retrain`."""
 
-    def __init__(self, config: RetrainConfig, out: Path, console: Console) -> None:
+    def __init__(
+        self, config: RetrainConfig, out: Path, console: Console, tell: Callable[[float], None] | None
+    ) -> None:
         import torch
 
         from rolesafe.retrain.trainer import has_bf16
 
-        self.config, self.out, self.console = config, out, console
+        self.config, self.out, self.console, self.tell = config, out, console, tell
         if config.lora:
             import_peft()
         bf16 = config.dtype == "bfloat16" or (config.dtype == AUTO and has_bf16())
@@ -144,6 +152,7 @@ class _Run:
         self.state: dict[str, Any] = {}
         self.encoded: tuple[Encoded, ...] = ()
         self.trainer: Any = None
+        self.roles: RoleConfig | None = None
 
     # --------------------------------------------------------------------------------------------------------- before
 
@@ -158,6 +167,7 @@ class _Run:
         sources, prepared = load_data(config, self.tokenizer)
         self.model = self._load_model()
         found: dict[str, Any] = {
+            **({CHOICE: state[CHOICE]} if state and CHOICE in state else {}),
             "data_digest": sources.digest,
             "prepared_digest": prepared.digest,
             "base": fingerprint(self.model),
@@ -182,6 +192,7 @@ class _Run:
         }
         config.save(self.out / RECIPE_NAME)
         save_state(self.out, self.state)
+        self.roles = self._choose_heads(prepared)
         self.model = self._add_roles(self.model)
 
     def _load_model(self) -> Any:
@@ -218,13 +229,26 @@ class _Run:
         with counting(self.console, "encoding rows") as report:
             return encode_rows(prepared.rows, self.config, self.tokenizer, progress=report)
 
+    def _choose_heads(self, prepared: Prepared) -> RoleConfig | None:
+        """Return the role configuration with its dedicated heads chosen, once for all resumes."""
+        from rolesafe.retrain.need import choose
+
+        roles = with_choice(self.config, self.state)
+        if roles is None or self.config.dedicated == "first" or CHOICE in self.state:
+            return roles
+        with counting(self.console, "choosing heads") as report:
+            roles = choose(self.model, self.config, roles, prepared, self.tokenizer, progress=report)
+        self.state[CHOICE] = [list(pair) for pair in roles.dedicated_heads]  # type: ignore[union-attr]
+        save_state(self.out, self.state)
+        return roles
+
     def _add_roles(self, model: Any) -> Any:
         import torch
 
         from rolesafe.patching import patch
         from rolesafe.retrain.strength import AUTO_SHARE, changes_outputs
 
-        config, roles = self.config, self.config.roles()
+        config, roles = self.config, self.roles
         torch.manual_seed(config.seed)
         self.anneal = 0.0
         if roles is not None:
@@ -244,15 +268,14 @@ class _Run:
         """Train from the last checkpoint and return the outcome; stop early on Ctrl-C."""
         from transformers import PrinterCallback, ProgressCallback
 
-        from rolesafe.config import RoleConfig
         from rolesafe.retrain.trainer import ReplyTrainer
         from rolesafe.training import AnnealRoles, RoleCollator
 
-        config, roles = self.config, self.config.roles()
+        config, roles = self.config, self.roles
         steps = count_steps(config, len(self.encoded))
         order = schedule([len(row["input_ids"]) for row in self.encoded], config, steps)
         stop = StopOnInterrupt()
-        progress = TrainingProgress(self.console, lambda: self.trainer)
+        progress = TrainingProgress(self.console, lambda: self.trainer, self.tell)
         callbacks = [MarkCheckpoints(), stop, progress]
         if self.anneal:
             callbacks.insert(0, AnnealRoles(self.anneal))

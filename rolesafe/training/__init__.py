@@ -3,6 +3,17 @@
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.fit import FitSettings, Losses, fit
+from rolesafe.training.need import choose_dedicated, choose_heads, head_need
 from rolesafe.training.trainer import RoleTrainer
 
-__all__ = ["AnnealRoles", "FitSettings", "Losses", "RoleCollator", "RoleTrainer", "fit"]
+__all__ = [
+    "AnnealRoles",
+    "FitSettings",
+    "Losses",
+    "RoleCollator",
+    "RoleTrainer",
+    "choose_dedicated",
+    "choose_heads",
+    "fit",
+    "head_need",
+]

@@ -8,14 +8,17 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rolesafe.arguments import is_number
 from rolesafe.config import RoleConfig
+from rolesafe.mechanisms import set_strength
 from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.patching.adapters import check_adapter, freeze_constants, learned_parameters
-from rolesafe.patching.checkpoint import check_checkpoint
+from rolesafe.patching.checkpoint import check_checkpoint, read_config
 from rolesafe.patching.seal import UNSAVED, unsaved_names
+from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 
 
@@ -93,11 +96,13 @@ class RoleTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load as the Trainer does; raise where it only logs missing weights."""
         self._check_checkpoint(resume_from_checkpoint)
+        self._anneal_to(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         """Load as the Trainer does; raise where it only logs missing weights."""
         self._check_checkpoint(self.state.best_model_checkpoint)
+        self._check_full_strength(str(self.state.best_model_checkpoint))
         super()._load_best_model()
 
     def _check_checkpoint(self, directory: str | Path) -> None:
@@ -108,6 +113,28 @@ class RoleTrainer(Trainer):
             check_adapter(directory, self.model, self.model.active_adapters[0])
         else:
             check_checkpoint(directory, patched)
+
+    def _anneal_to(self, directory: str) -> None:
+        """Set the strength of a checkpoint that is resumed: adapters load at the strength that they were saved with."""
+        anneal = next((one for one in self.callback_handler.callbacks if isinstance(one, AnnealRoles)), None)
+        file = Path(directory) / TRAINER_STATE_NAME
+        if anneal is not None and file.is_file():
+            state = TrainerState.load_from_json(str(file))
+            set_strength(self.model, anneal.strength(state.global_step, state.max_steps))
+
+    def _check_full_strength(self, directory: str) -> None:
+        """Raise where the best checkpoint was saved before the end of an annealing, with less than full strength.
+
+        An adapter holds its strength itself, and raises when it is loaded.
+        """
+        about = None if hasattr(self.model, "peft_config") else read_config(directory)
+        strength = 1.0 if about is None else about.get("strength", 1.0)
+        if strength != 1.0:
+            raise ValueError(
+                f"`load_best_model_at_end`: the best checkpoint, {directory!r}, was saved with strength {strength} of "
+                "1, where the guarantees of its role layer do not hold. Set load_best_model_at_end=False with "
+                "AnnealRoles, or compare checkpoints from its end on."
+            )
 
 
 def _check_roles(model: nn.Module, collator: RoleCollator) -> None:

@@ -103,7 +103,7 @@ def test_run_demo_interrupted_writes_partial_results(finished, tmp_path, monkeyp
 
 def test_run_demo_unreadable_model_raises_first(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_run, "updates", lambda *args: pytest.fail("a job was started"))
-    broken = dataclasses.replace(SMALL, model=str(tmp_path / "nowhere"))
+    broken = dataclasses.replace(SMALL, model=str(tmp_path / "nowhere"), position_gap=0)
     with pytest.raises(ValueError, match=r"`model`: expected a directory or hub id.*nowhere"):
         run_demo(broken, tmp_path / "run", workers=1, console=quiet())
 
@@ -208,7 +208,9 @@ def test_settings_out_of_range_raise(changes, message):
 
 @pytest.mark.skipif(not STORIES.exists(), reason="needs the stories260k checkpoint, which is not part of the project")
 def test_run_demo_retrains_a_real_checkpoint(tmp_path):
-    settings = dataclasses.replace(SMALL, model=str(STORIES), config=RoleConfig.preset("bias"), max_length=256)
+    settings = dataclasses.replace(
+        SMALL, model=str(STORIES), config=RoleConfig.preset("bias"), max_length=256, position_gap=0
+    )
     results = run_demo(settings, tmp_path, console=quiet())
     assert results.complete
     assert {run.n_parameters for run in results.runs if run.model == "plain"} == {260032}

@@ -93,6 +93,38 @@ def test_share_outside_range_returns() -> None:
     assert heads.share.item() == pytest.approx(0.5, abs=1e-3)
 
 
+def test_share_is_learned_above_floor_only() -> None:
+    heads = RoleHeads(RoleConfig(share=0.5, share_floor=0.3), 4)
+    assert heads.share is not None
+    with torch.no_grad():
+        heads.share.copy_(torch.tensor([-0.5, 0.3, 0.7, 1.5]))
+    for sign, gradient in ((1.0, [0.0, 0.0, 1.0, 1.0]), (-1.0, [-1.0, -1.0, -1.0, -1.0])):
+        heads.share.grad = None
+        share = heads.reserved_share()
+        assert share is not None
+        torch.testing.assert_close(share, torch.tensor([0.3, 0.3, 0.7, 1.0]), rtol=0, atol=0)
+        (sign * share).sum().backward()
+        assert heads.share.grad is not None
+        assert heads.share.grad.tolist() == gradient
+
+
+def test_share_returns_from_floor_at_once() -> None:
+    """400 steps towards less than the floor do not delay the way back."""
+    heads = RoleHeads(RoleConfig(share=0.3, share_floor=0.3), 1)
+    assert heads.share is not None
+    optimizer = torch.optim.Adam(heads.parameters(), lr=0.01)
+    found = []
+    for target in [0.0] * 400 + [1.0] * 30:
+        optimizer.zero_grad()
+        share = heads.reserved_share()
+        assert share is not None
+        (share - target).square().sum().backward()
+        optimizer.step()
+        found.append(share.item())
+    assert found[:400] == [found[0]] * 400
+    assert found[-1] > 0.45
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_dtype_and_device(dtype: torch.dtype) -> None:
     heads = RoleHeads(RoleConfig(share=0.5), 4, dtype=dtype, device=torch.device("cpu"))

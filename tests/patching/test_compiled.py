@@ -12,6 +12,7 @@ from transformers import CompileConfig
 
 import rolesafe
 from rolesafe import RoleConfig
+from rolesafe.mechanisms import set_strength
 from tests.models import random_batch, role_model
 
 MECHANISMS = ["bias", "share", "dedicated", "integrity", "embedding", "aside", "drip", "spotlight", "pasta", "channel"]
@@ -45,6 +46,18 @@ def test_static_cache_decoding_has_one_graph(name: str) -> None:
     compiled._compile_all_devices = True
     got = model.generate(**batch, **options, cache_implementation="static", compile_config=compiled)
     assert torch.equal(got, expected)
+    assert len(graphs) == 1
+
+
+def test_share_below_full_strength_has_one_graph() -> None:
+    """In a layer with a share and no other part, the strength scales the share in one call."""
+    config = RoleConfig(bias=False, share=0.4, share_floor=0.4)
+    model, batch, graphs = role_model("llama", config), random_batch(padding=0), list[Any]()
+    set_strength(model, 0.5)
+    with torch.no_grad():
+        expected = model(**batch, use_cache=False).logits
+        got = torch.compile(model, backend=counting(graphs), fullgraph=True)(**batch, use_cache=False).logits
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     assert len(graphs) == 1
 
 

@@ -22,6 +22,7 @@ def config(**changes) -> RetrainConfig:
         {},
         {"preset": "plain", "steps": 3, "lora": 4, "replies": "self", "tool_share": 0.5},
         {"preset": "share", "role_config": {"share": 0.1, "layers": (0, 1)}, "epochs": 0.5, "anneal": 0.25},
+        {"preset": "channel", "dedicated": "chosen", "held_out": ["a.json", "b/c"]},
         {"shares": {"injected": 1}, "learning_rate": 1e-12, "model": "na: [me]"},
     ],
 )
@@ -71,6 +72,7 @@ def test_load_names_the_file(tmp_path):
         {"dtype": "fp8"}, {"lora": 0}, {"gradient_checkpointing": 1}, {"anneal": 2}, {"anneal": "no"}, {"seed": -1},
         {"shares": {"cleen": 1}}, {"shares": {"clean": -1}}, {"shares": {"clean": 0}}, {"tool_share": 1.5},
         {"replies": "mine"}, {"max_new_tokens": 0}, {"save_steps": 0}, {"logging_steps": 0},
+        {"dedicated": "last"}, {"held_out": 3}, {"held_out": [""]}, {"held_out": [None]},
     ],
     ids=str,
 )  # fmt: skip
@@ -87,6 +89,20 @@ def test_config_contradiction_raises():
         config(preset="plain", role_config={"share": 0.1})
     with pytest.raises(ValueError, match="`role_config`: expected the roles 'system' and 'user'"):
         config(role_config={"roles": ("boss", "assistant"), "privileged": ("boss",)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "plain"},
+        {"preset": "bias"},
+        {"preset": "dedicated", "role_config": {"dedicated_heads": ((0, 1),)}},
+    ],
+    ids=str,
+)
+def test_choice_without_heads_to_choose_raises(changes):
+    with pytest.raises(ValueError, match="`dedicated`: expected 'first' with"):
+        config(dedicated="chosen", **changes)
 
 
 def test_config_changes_the_preset():

@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import rolesafe
+from rolesafe import RoleConfig
 from rolesafe.mechanisms import get_strength
 from rolesafe.patching import is_patched
 from rolesafe.retrain import RetrainConfig, load_retrained, retrain
 from rolesafe.retrain.card import CardResult
 from rolesafe.retrain.progress import MARKER, StopOnInterrupt, TrainingProgress
+from rolesafe.retrain.run import load_data
 
 QUIET = Console(quiet=True)
 
@@ -65,6 +67,99 @@ def test_retrain_writes_a_checkpoint_that_loads(recipe, tmp_path):
     card = (out / "README.md").read_text()
     for text in ("rolesafe.from_pretrained", "rows.json", "Not yet measured", "Seed 0", "max_length: 400"):
         assert text in card
+
+
+def test_share_rises_from_zero_to_its_floor(recipe, tmp_path, break_at, monkeypatch):
+    """Annealed by default, resumed in the middle, and never below the floor at the end."""
+    config = recipe(
+        preset="share", role_config={"share": 0.3, "share_floor": 0.3}, role_learning_rate=0.1, steps=4, batch_size=1
+    )
+    seen = []
+
+    def record(self, args, state, control, **kwargs):
+        seen.append(get_strength(kwargs["model"]))
+
+    monkeypatch.setattr(TrainingProgress, "on_step_begin", record, raising=False)
+    run(config, tmp_path / "whole")
+    assert seen == [0.0, 0.5, 1.0, 1.0]
+    monkeypatch.undo()
+    break_at(2, RuntimeError("killed"))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config, tmp_path / "broken")
+    monkeypatch.undo()
+    assert run(config, tmp_path / "broken").complete
+    assert all(torch.equal(weights(tmp_path / "broken")[name], x) for name, x in weights(tmp_path / "whole").items())
+    model = rolesafe.from_pretrained(tmp_path / "whole")
+    assert get_strength(model) == 1.0
+    found = [module.reserved_share() for module in model.modules() if hasattr(module, "reserved_share")]
+    assert all((share >= 0.3).all() for share in found)
+    assert "reserved share of at least 0.3" in (tmp_path / "whole" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_chosen_heads_are_kept_resumed_and_loaded(recipe, tmp_path, break_at, monkeypatch, lora):
+    if lora:
+        pytest.importorskip("peft")
+    config = recipe(preset="channel", dedicated="chosen", steps=2, save_steps=1, lora=lora, batch_size=1)
+    run(config, tmp_path / "whole")
+    break_at(1, RuntimeError("killed"))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config, tmp_path / "broken")
+    monkeypatch.undo()
+    monkeypatch.setattr("rolesafe.retrain.need.choose", lambda *args, **options: pytest.fail("chosen again"))
+    assert run(config, tmp_path / "broken").complete
+    found = []
+    for name in ("whole", "broken"):
+        model, tokenizer = load_retrained(str(tmp_path / name))
+        state = json.loads((tmp_path / name / "retrain_state.json").read_text())
+        inner = model.base_model.model if lora else model
+        pairs = inner.rolesafe_config.dedicated_heads
+        assert [list(pair) for pair in pairs] == state["dedicated_heads"]
+        assert {i for i, _ in pairs} == {0, 1}
+        assert inner.rolesafe_config == RoleConfig.preset("channel", dedicated_heads=pairs)
+        batch = rolesafe.encode(tokenizer, [{"role": "user", "content": "Describe the house"}], config=RoleConfig())
+        with torch.no_grad():
+            found.append(model(**batch).logits)
+    assert torch.equal(*found)
+    assert "4 dedicated heads, those that the base model needed least" in (tmp_path / "whole" / "README.md").read_text()
+
+
+def test_choice_without_ordinary_rows_raises(recipe, tmp_path):
+    config = recipe(preset="dedicated", dedicated="chosen", shares={"injected": 1.0})
+    with pytest.raises(ValueError, match=r"`dedicated`: expected 'clean' rows, or 'plain' ones with a system turn"):
+        run(config, tmp_path / "out")
+
+
+def test_rows_of_test_sets_are_left_out(recipe, tmp_path, data):
+    """Compared by words; short texts do not count."""
+    rows = json.loads(data.read_text())
+    held_out = tmp_path / "test.json"
+    held_out.write_text(
+        json.dumps(
+            [
+                {"prompt": {"turns": [f"  {rows[0]['instruction'].upper()}!"]}, "output": "I like"},
+                {"instruction": rows[1]["instruction"], "input": rows[1]["input"]},
+                {"text": rows[2]["input"].replace(".", " ...")},
+            ]
+        )
+    )
+    config = recipe(held_out=str(held_out), steps=1)
+    assert config.held_out == (str(held_out),)
+    assert RetrainConfig.from_yaml(config.to_yaml()) == config
+    sources, prepared = load_data(config, AutoTokenizer.from_pretrained(config.model))
+    numbers = [int(source.where.rpartition(" ")[2]) for source in sources.rows]
+    assert numbers == [4, 5, 6, *range(7, len(rows) + 1)]
+    assert len(prepared.rows) == len(rows) - 3
+    assert "row 1: its text 'Describe the house in one word.' occurs in a test set" in sources.dropped[0]
+    run(config, tmp_path / "out")
+    assert "3 rows were left out" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_unusable_test_sets_raise(recipe, tmp_path, data):
+    with pytest.raises(ValueError, match=r"`held_out`: expected training rows that occur in no test set, got none of"):
+        run(recipe(held_out=str(data)), tmp_path / "a")
+    with pytest.raises(ValueError, match="`held_out`"):
+        run(recipe(held_out=str(tmp_path / "missing.json")), tmp_path / "b")
 
 
 def test_interrupted_run_resumes_with_the_same_result(recipe, tmp_path, break_at, monkeypatch):

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 import rolesafe
 from rolesafe import RoleConfig
+from rolesafe.mechanisms import set_strength
 from rolesafe.patching import role_modules
 from rolesafe.tasks import training_conversations, vocabulary
-from rolesafe.training import RoleCollator, RoleTrainer
+from rolesafe.training import AnnealRoles, RoleCollator, RoleTrainer
 from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 from tests.models import base_model, random_batch, randomise, role_model
 
@@ -98,6 +99,45 @@ def test_best_model_has_its_role_layer(tokenizer, rows, tmp_path):
         if "rolesafe_" in name:
             assert torch.equal(tensor, first[name.replace(".modules_to_save.default.", ".")])
             assert not torch.equal(tensor, last[name])
+
+
+def test_adapter_of_unfinished_schedule_resumes_and_is_named_elsewhere(tokenizer, rows, tmp_path):
+    config = RoleConfig(share=0.4, share_floor=0.4)
+
+    def annealed() -> RoleTrainer:
+        one = trainer(tokenizer, rows, tmp_path, config=config)
+        one.add_callback(AnnealRoles(4))
+        return one
+
+    whole = annealed()
+    whole.train()
+    again = annealed()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = trained(whole.model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in trained(again.model).items())
+    model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), config)
+    with pytest.raises(RuntimeError, match=r"saved with strength 0\.502 of 1, where the guarantees.*the model has 1\."):
+        peft.PeftModel.from_pretrained(model, tmp_path / "checkpoint-2")
+    for checkpoint, strength in (("checkpoint-2", 0.502), ("checkpoint-4", 1.0)):
+        model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), config)
+        set_strength(model, strength)
+        peft.PeftModel.from_pretrained(model, tmp_path / checkpoint)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_best_model_of_unfinished_schedule_raises(tokenizer, rows, tmp_path, adapter):
+    config = RoleConfig(share=0.4, share_floor=0.4)
+    model = (
+        None if adapter else rolesafe.patch(tiny_llama(len(tokenizer), seed=0, hidden=32, layers=2, heads=4), config)
+    )
+    one = trainer(tokenizer, rows, tmp_path, model, config=config)
+    one.add_callback(AnnealRoles(4))
+    one.train()
+    one.state.best_model_checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.raises((ValueError, RuntimeError), match=r"saved with strength 0\.5\d* of 1, where the guarantees"):
+        one._load_best_model()
+    one.state.best_model_checkpoint = str(tmp_path / "checkpoint-4")
+    one._load_best_model()
 
 
 @pytest.mark.parametrize("rate", [None, 0.1])

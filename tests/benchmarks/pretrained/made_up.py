@@ -67,10 +67,10 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def save_model(folder: Path, preset: str | None = None, seed: int = 0) -> str:
+def save_model(folder: Path, preset: str | None = None, seed: int = 0, heads: int = 2) -> str:
     """Save a tiny random chat model, plain or with the role layer of a preset, and return its directory."""
     tokenizer = text_tokenizer([" ".join(task) for task in TASKS], 400)
-    model = tiny_llama(len(tokenizer), seed=seed, hidden=32, layers=1, heads=2)
+    model = tiny_llama(len(tokenizer), seed=seed, hidden=32, layers=1, heads=heads)
     if preset is not None:
         patch(model, RoleConfig.preset(preset))
     model.save_pretrained(folder)
