@@ -17,6 +17,8 @@ URGENT_LENGTHS = (4096, 16_384, 8192, 32_768, 1024, 2048)
 """The same lengths, those that the targets need most first."""
 HEADS, GROUPS = 32, 8
 GATE_LENGTH = 368
+DECODE_QUERIES = (1, 4)
+"""A step, and one of assisted decoding."""
 DECODE_BATCHES = (8, 32, 1)
 DECODE_KEYS = (16_384, 4096, 32_768, 1024)
 
@@ -49,7 +51,7 @@ def square_shapes(dims: Sequence[int], lengths: Sequence[int], tokens: int = TOK
 
 def decode_shapes() -> list[Shape]:
     """Return the decoding grid, D=128, most urgent first: one query, and four (assisted decoding)."""
-    return [Shape(b, HEADS, GROUPS, t, s, 128) for t in (1, 4) for b in DECODE_BATCHES for s in DECODE_KEYS]
+    return [Shape(b, HEADS, GROUPS, t, s, 128) for t in DECODE_QUERIES for b in DECODE_BATCHES for s in DECODE_KEYS]
 
 
 def gate_shape(shape: Shape) -> Shape:
