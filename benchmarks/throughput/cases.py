@@ -6,8 +6,9 @@ B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R role
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +28,15 @@ EVERYWHERE = ("cuda", "cpu")
 
 
 class Built(NamedTuple):
-    """A prepared call (-> (B, H, T, D)), and a note for the record."""
+    """A prepared call (-> (B, H, T, D)), a note for the record, and own tensors that replace k and v of the inputs."""
 
     call: Callable[[], Tensor]
     note: str = ""
+    replaced: dict[str, Tensor] | None = None
+
+    def leaves_of(self, x: Inputs, features: Features) -> dict[str, Tensor]:
+        """Return the tensors that the call differentiates, by name."""
+        return x.leaves(features) | (self.replaced or {})
 
 
 @dataclass(frozen=True)
@@ -100,9 +106,16 @@ def order(x: Inputs) -> tuple[Tensor | None, bool]:
     return seen.tril(shape.keys - shape.queries), False
 
 
-def expand(x: Inputs, kv: Tensor) -> Tensor:
-    """Repeat every key head for each of its query heads: (B, H, S, D)."""
-    return kv.repeat_interleave(x.shape.heads // x.shape.groups, dim=1)
+EXPANDED = "key heads repeated for each query head, outside the timing: this backend does not share them"
+
+
+def expand(x: Inputs) -> dict[str, Tensor]:
+    """Return leaves k and v with every head repeated for each of its query heads: (B, H, S, D)."""
+    times = x.shape.heads // x.shape.groups
+    return {
+        name: kv.detach().repeat_interleave(times, dim=1).requires_grad_(kv.requires_grad)
+        for name, kv in (("k", x.k), ("v", x.v))
+    }
 
 
 def sdpa(backend: SDPBackend | None) -> Callable[[Inputs], Built]:
@@ -116,25 +129,17 @@ def sdpa(backend: SDPBackend | None) -> Callable[[Inputs], Built]:
             mask = causal_lower_right(x.shape.queries, x.shape.keys)
 
         def attend(k: Tensor, v: Tensor, grouped: bool) -> Tensor:
-            return F.scaled_dot_product_attention(x.q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+            with sdpa_kernel(backend) if backend is not None else nullcontext():
+                return F.scaled_dot_product_attention(x.q, k, v, mask, is_causal=causal, enable_gqa=grouped)
 
-        def call() -> Tensor:
-            if backend is None:
-                return attend(x.k, x.v, True)
-            with sdpa_kernel(backend):
-                return attend(x.k, x.v, True)
-
-        def expanded() -> Tensor:
-            assert backend is not None
-            with sdpa_kernel(backend):
-                return attend(expand(x, x.k), expand(x, x.v), False)
-
+        call = partial(attend, x.k, x.v, x.shape.heads != x.shape.groups)
         if backend is None or x.shape.heads == x.shape.groups:
             return Built(call)
         try:
             call()
         except RuntimeError:
-            return Built(expanded, "key heads repeated, in the timing: this backend does not share them")
+            own = expand(x)
+            return Built(partial(attend, own["k"], own["v"], False), EXPANDED, own)
         return Built(call)
 
     return build
@@ -148,13 +153,25 @@ def materialised(x: Inputs) -> Built:
     future = torch.ones(x.shape.queries, x.shape.keys, dtype=torch.bool, device=x.q.device)
     future = future.triu(1 + x.shape.keys - x.shape.queries)
     backend = SDPBackend.EFFICIENT_ATTENTION if x.q.device.type == "cuda" else SDPBackend.MATH
+    own = expand(x)
 
     def call() -> Tensor:
         with torch.no_grad():
             pairs = x.bias.to(x.q.dtype)[:, x.q_roles[:, :, None], x.k_roles[:, None, :]].transpose(0, 1)
             pairs.masked_fill_(future, float("-inf"))
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(x.q, expand(x, x.k), expand(x, x.v), pairs)
+                return F.scaled_dot_product_attention(x.q, own["k"], own["v"], pairs)
+
+    return Built(call, EXPANDED)
+
+
+def flash_attn(x: Inputs) -> Built:
+    """Build the package flash-attn, where it is installed; its causal order is aligned at the bottom right."""
+    from flash_attn import flash_attn_func
+
+    def call() -> Tensor:
+        out: Tensor = flash_attn_func(*(y.transpose(1, 2) for y in (x.q, x.k, x.v)), causal=True)
+        return out.transpose(1, 2)
 
     return Built(call)
 
@@ -212,19 +229,21 @@ OWN: dict[str, Any] = {"own": True, "compiles": True}
 CASES = (
     Case("off", Features(), own(Features()), decodes=True, **OWN),
     Case("bias", BIAS, own(BIAS), decodes=True, **OWN),
-    Case("bias, new layout", BIAS, own(BIAS, fresh=True), own=True),
-    Case("bias + share", Features(bias=True, share=True), own(Features(bias=True, share=True)), **OWN),
     Case("half dedicated", Features(bias=True, dedicated=0.5), own(Features(bias=True, dedicated=0.5)), **OWN),
-    Case("channel", CHANNEL, own(CHANNEL), decodes=True, **OWN),
-    Case("integrity", Features(bias=True, integrity=True), own(Features(bias=True, integrity=True)), **OWN),
-    Case("sdpa flash", Features(), sdpa(SDPBackend.FLASH_ATTENTION), decodes=True, devices=EVERYWHERE),
     Case("sdpa cudnn", Features(), sdpa(SDPBackend.CUDNN_ATTENTION), decodes=True),
-    Case("sdpa default", Features(), sdpa(None), decodes=True, trains=False, devices=EVERYWHERE),
-    Case(MATERIALISED, BIAS, materialised, devices=EVERYWHERE, gradients=()),
+    Case("sdpa flash", Features(), sdpa(SDPBackend.FLASH_ATTENTION), decodes=True, devices=EVERYWHERE),
+    Case("flash-attn", Features(), flash_attn, decodes=True),
     Case("flex bias", BIAS, flex(bias=True), decodes=True, **FLEX),
+    Case("channel", CHANNEL, own(CHANNEL), decodes=True, **OWN),
+    Case("bias + share", Features(bias=True, share=True), own(Features(bias=True, share=True)), **OWN),
+    Case("integrity", Features(bias=True, integrity=True), own(Features(bias=True, integrity=True)), **OWN),
+    Case("bias, new layout", BIAS, own(BIAS, fresh=True), own=True),
+    Case("sdpa default", Features(), sdpa(None), decodes=True, trains=False, devices=EVERYWHERE),
     Case("flex causal", Features(), flex(bias=False), **FLEX),
+    Case(MATERIALISED, BIAS, materialised, devices=EVERYWHERE, gradients=()),
     Case("folded bias", BIAS, folded, devices=EVERYWHERE),
 )
+"""In the order in which a cell prepares them: what the table shows first."""
 
 PAIRS = (
     ("bias", "off"),
@@ -237,6 +256,7 @@ PAIRS = (
     ("bias", "sdpa cudnn"),
     ("half dedicated", "sdpa cudnn"),
     ("off", "sdpa flash"),
+    ("bias", "flash-attn"),
     ("bias", "sdpa flash"),
     ("bias", "sdpa default"),
     ("bias", MATERIALISED),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.throughput.attempt import attempt
-from benchmarks.throughput.cases import Case
+from benchmarks.throughput.cases import CASES, Case
+from benchmarks.throughput.shapes import DECODE_QUERIES
+from tools.calls import Call
 from tools.gate import compare, expected, outcome
-from tools.inputs import DTYPES, Features, Shape, make_inputs
+from tools.inputs import DTYPES, Features, Inputs, Shape, make_inputs
 
-SQUARE = (Shape(2, 8, 2, 384, 384, 128), Shape(2, 8, 2, 384, 384, 64))
-DECODE = (Shape(2, 8, 2, 1, 611, 128), Shape(2, 8, 2, 4, 611, 128))
-HALF = ("bfloat16", "float16")
-
+DTYPE = "bfloat16"
+NOT_CHECKED = "was not checked"
 PASSED, FAILED, UNAVAILABLE = "passed", "failed", "unavailable"
 
 
@@ -55,12 +56,9 @@ class Gate:
         """Return the verdict on one case."""
         gradients = self.gradients and self.device.type in case.gradients
         x = self.inputs if gradients else self.inputs.requires_grad_(False)
-        about = (case.name, self.dtype, str(self.shape), self.shape.dim, not self.shape.square)
-        got, reason = attempt(
-            lambda: outcome(case.build(x).call(), x.leaves(case.features), x.grad if gradients else None), self.device
-        )
+        got, reason = attempt(lambda: self._results(case, x, gradients), self.device)
         if got is None:
-            return Verdict(*about, FAILED if case.own else UNAVAILABLE, reason=reason)
+            return self.verdict(case, FAILED if case.own else UNAVAILABLE, reason)
         if case.features not in self._known:
             self._known[case.features] = expected(self.inputs, case.features, self.gradients)
         found = compare(got, *self._known[case.features])
@@ -68,25 +66,25 @@ class Gate:
             name: error / allowed if error == error else float("inf")
             for name, (error, _, allowed) in found.errors.items()
         }
-        return Verdict(*about, FAILED if found.detail else PASSED, errors, found.detail)
+        return self.verdict(case, FAILED if found.detail else PASSED, found.detail, errors)
+
+    def verdict(self, case: Case, status: str, reason: str, errors: dict[str, float] | None = None) -> Verdict:
+        """Return a verdict of this gate."""
+        shape = self.shape
+        return Verdict(case.name, self.dtype, str(shape), shape.dim, not shape.square, status, errors or {}, reason)
+
+    def _results(self, case: Case, x: Inputs, gradients: bool) -> dict[str, Tensor]:
+        built = case.build(x)
+        found = outcome(built.call(), built.leaves_of(x, case.features), x.grad if gradients else None)
+        for name in ("dk", "dv"):
+            if name in found and found[name].shape[1] != x.shape.groups:  # of repeated heads
+                found[name] = found[name].float().unflatten(1, (x.shape.groups, -1)).sum(2)
+        return found
 
 
-def checked(gate: Gate, cases: Sequence[Case]) -> list[Case]:
-    """Return the cases of a gate. A decoding model uses more of the kernel than is timed; fp16 is checked on less."""
-    here = [case for case in cases if gate.device.type in case.devices]
-    if gate.gradients:
-        return [case for case in here if case.trains]
-    return [case for case in here if case.decodes or (case.own and case.compiles and gate.dtype == "bfloat16")]
-
-
-def gates(device: torch.device, dims: Sequence[int], square: bool, decode: bool) -> list[Gate]:
-    """Return all gates of a run. fp16 is not timed, and checked at the first of `dims` alone: each check compiles."""
-    made = []
-    for dtype in HALF:
-        some = dims if dtype == "bfloat16" else dims[:1]
-        made += [Gate(shape, dtype, device, gradients=True) for shape in SQUARE * square if shape.dim in some]
-        made += [Gate(shape, dtype, device, gradients=False) for shape in DECODE * decode]
-    return made
+def check(case: Case, shape: Shape, device: torch.device) -> Verdict:
+    """Return the verdict on a case in bf16, with gradients where T is S."""
+    return Gate(shape, DTYPE, device, gradients=shape.square and case.trains).check(case)
 
 
 def worst(verdicts: Sequence[dict[str, object]], case: str, dim: int, decode: bool) -> tuple[str, str]:
@@ -96,4 +94,30 @@ def worst(verdicts: Sequence[dict[str, object]], case: str, dim: int, decode: bo
         for verdict in own:
             if verdict["status"] == status:
                 return status, f"{verdict['dtype']}, {verdict['shape']}: {verdict['reason']}"
-    return (PASSED, "") if own else (UNAVAILABLE, "was not checked")
+    return (PASSED, "") if own else (UNAVAILABLE, NOT_CHECKED)
+
+
+def of_check(check: dict[str, Any], call: Call | None) -> Iterator[Verdict]:
+    """Yield the verdicts that a failed check of `tools.checks` gives on cases with exactly the features of its call.
+
+    A check in 32 bits speaks of other code, and one of features that are not timed of no case.
+    """
+    if call is None or call.dtype == "float32":
+        return
+    shape = call.shape
+    decode = not call.train and shape.queries <= max(DECODE_QUERIES)
+    for case in CASES:
+        if case.own and parts(case.features) == parts(call.features):
+            reason = f"check {check['name']!r}: {check['detail']}"
+            yield Verdict(case.name, call.dtype, shape_of(check["name"]), shape.dim, decode, FAILED, reason=reason)
+
+
+def shape_of(check: str) -> str:
+    """Return what stands for the shape in the verdicts of a check."""
+    return f"check {check}"
+
+
+def parts(features: Features) -> frozenset[str]:
+    """Return the names of the features that differ from plain causal attention."""
+    plain = Features()
+    return frozenset(name for name, value in asdict(features).items() if value != getattr(plain, name))

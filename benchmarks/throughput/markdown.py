@@ -110,6 +110,35 @@ def model_lines(record: dict[str, Any]) -> Iterator[str]:
         yield ""
 
 
+SHORT = {"off": "bias / off", "sdpa cudnn": "bias / sdpa cudnn", "flex bias": "bias / flex bias"}
+
+
+def short_lines(record: dict[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    """Yield a row for each of `keys`: time of the bias and its ratios, or the reason why there is none."""
+    rows = []
+    for key in keys:
+        cell = record["cells"].get(key)
+        if cell is None:
+            reason = record["not_measured"].get(key, "no time left")
+            rows.append([key, "-", *("-" for _ in SHORT), "-", f"not measured: {reason}"])
+            continue
+        bias = cell["cases"].get("bias", {})
+        ratios = [cell["ratios"].get(name, {}).get("median") for name in SHORT.values()]
+        whole = cell["ratios"].get("bias / unpatched", {}).get("median")
+        said = [f"{name}: {case['failed']}" for name, case in cell["cases"].items() if "failed" in case]
+        rows.append(
+            [
+                key,
+                f"{bias['p50_ms']:.3f}" if "p50_ms" in bias else "-",
+                *("-" if ratio is None else f"{ratio:.2f}x" for ratio in ratios),
+                "-" if whole is None else f"{whole:.3f}x",
+                f"WRONG: {'; '.join(said)}" if said else "",
+            ]
+        )
+    heads = ["cell", "bias, ms", *(f"by {name}" for name in SHORT), "by unpatched", "note"]
+    yield from table(heads, [[text.replace("|", "/") for text in row] for row in rows])
+
+
 def absent_lines(record: dict[str, Any]) -> Iterator[str]:
     """Yield the cases that were not timed, each with its first reason."""
     reasons: dict[tuple[str, str], str] = {}
@@ -120,8 +149,10 @@ def absent_lines(record: dict[str, Any]) -> Iterator[str]:
                     reasons.setdefault((name, status), f"{key}: {case[status]}")
     for (name, status), reason in reasons.items():
         yield f"- {name}: {status}; {reason.replace('|', '/')}"
-    if record["left_out"]:
-        yield f"- left out, the time was spent: {', '.join(record['left_out'])}"
+    for key, reason in record["not_measured"].items():
+        yield f"- {key}: not measured; {reason.replace('|', '/')}"
+    if others := record["settings"].get("not_asked"):
+        yield f"- not asked for (`--all`): {', '.join(others)}"
 
 
 def lines(record: dict[str, Any]) -> Iterator[str]:
@@ -129,7 +160,9 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
     where, top = record["environment"], record["ceilings"]
     names = {"driver": "driver", "cuda": "CUDA", "cudnn": "cuDNN"} | {x: x for x in ("torch", "triton", "transformers")}
     versions = ", ".join(f"{said} {where.get(name)}" for name, said in names.items())
-    changed = " with changes" if where["uncommitted_changes"] else ""
+    changed = {True: " with changes", False: "", None: f" (without git; sources {where['sources']})"}[
+        where["uncommitted_changes"]
+    ]
     yield f"{where['gpu']}, {versions}; commit {where['commit']}{changed}; {where['date'][:10]}."
     if top:
         side = top["matmul_side"]

@@ -6,9 +6,10 @@ B batch, T tokens
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 import rolesafe
 from benchmarks.throughput.attempt import attempt
-from benchmarks.throughput.gate import FAILED, PASSED, Verdict, worst
+from benchmarks.throughput.gate import FAILED, PASSED, worst
 from benchmarks.throughput.session import Absent, Session
+from benchmarks.throughput.shapes import GROUPS, HEADS
 from tools.inputs import chat_roles
 from tools.timing import peak_mib
 
@@ -39,8 +41,8 @@ class Size:
 
     hidden: int = 2048
     layers: int = 16
-    heads: int = 32
-    groups: int = 8
+    heads: int = HEADS
+    groups: int = GROUPS
     intermediate: int = 8192
     vocabulary: int = 32_000
     batch: int = 2
@@ -125,28 +127,26 @@ def generate(model: PreTrainedModel, tokens: Tensor, new: int, **roles: Tensor) 
     return made
 
 
-def measure_training(session: Session, size: Size) -> None:
+def measure_training(session: Session, size: Size) -> dict[str, Any]:
     """Time a step of each model."""
     models = make_models(size, session.device)
     tokens, roles = batch_of(size, size.length, size.batch, session.device)
     short = min(512, size.length)
     at_rest = difference_at_rest(models, tokens[:1, :short], roles[:1, :short])
-    absent = refusals(session, size)
+    absent = refusals(session, size, (False,))
     steps: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
         model.train()
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=session.device.type == "cuda")
         steps[name] = partial(training_step, model, optimiser, tokens, **roles_for(name, roles))
     if not at_rest <= LARGEST_DIFFERENCE:
-        wrong = f"patched at rest, logits differ from the base by {at_rest:.3f} standard deviations"
-        verdict = Verdict("bias", "bfloat16", "model", size.dim, False, FAILED, reason=wrong)
-        session.record.add_verdict(verdict.as_json())
-        absent["bias"] = {FAILED: wrong}
+        absent["bias"] = {FAILED: f"patched at rest, logits differ from the base by {at_rest:.3f} standard deviations"}
     extra = {"parameters": sum(p.numel() for p in models[UNPATCHED].parameters()), "difference_at_rest": at_rest}
-    time_models(session, "train", steps, absent, asdict(size) | extra, size.train_rounds, size.batch * size.length)
+    about = asdict(size) | extra
+    return time_models(session, "train", steps, absent, about, size.train_rounds, size.batch * size.length)
 
 
-def measure_generation(session: Session, size: Size) -> None:
+def measure_generation(session: Session, size: Size) -> dict[str, Any]:
     """Time the generation of each model, prompt included."""
     models = make_models(size, session.device)
     tokens, roles = batch_of(size, size.prompt, 1, session.device)
@@ -156,16 +156,16 @@ def measure_generation(session: Session, size: Size) -> None:
         chosen = roles_for(name, roles)
         attempt(partial(generate, model, tokens, 2, **chosen), session.device)  # compiles; the next call reports errors
         calls[name] = partial(generate, model, tokens, size.generated, **chosen)
-    absent = refusals(session, size)
-    time_models(session, "generate", calls, absent, asdict(size), size.generate_rounds, size.generated)
+    absent = refusals(session, size, (False, True))
+    return time_models(session, "generate", calls, absent, asdict(size), size.generate_rounds, size.generated)
 
 
-def refusals(session: Session, size: Size) -> Absent:
-    """Return models that are not timed, because the gate did not pass the cases they need."""
+def refusals(session: Session, size: Size, decodes: Sequence[bool]) -> Absent:
+    """Return models that are not timed, because the gate did not pass the cases they need, decoding or not."""
     absent = {}
     for name, cases in NEEDS.items():
-        for case in cases:
-            status, reason = worst(session.record.data["gate"], case, size.dim, decode=False)
+        for case, decode in product(cases, decodes):
+            status, reason = worst(session.gate, case, size.dim, decode)
             if status != PASSED:
                 absent[name] = {status: f"{case}: {reason}"}
     return absent
@@ -179,12 +179,12 @@ def time_models(
     about: dict[str, Any],
     rounds: int,
     tokens: int,
-) -> None:
-    """Time and record one cell; `tokens` is the number that one call generates or learns from."""
+) -> dict[str, Any]:
+    """Time one cell; `tokens` is the number that one call generates or learns from."""
 
     def details(name: str, ms: float) -> dict[str, Any]:
         peak, _ = attempt(partial(peak_mib, calls[name], session.device), session.device)
         return {"tokens_per_s": tokens / ms * 1e3, "peak_mib": peak}
 
     timed = {name: call for name, call in calls.items() if name not in absent}
-    session.time_cell(suite, suite, about, timed, absent, details, PAIRS, "tokens_per_s", rounds=rounds)
+    return session.time_cell(suite, about, timed, absent, details, PAIRS, rounds=rounds)

@@ -23,19 +23,14 @@ PRODUCTS = {"role_attn_fwd_kernel": 2, "role_attn_bwd_dq_kernel": 3, "role_attn_
 """Products of B H T S D operations in each kernel. Two passes backward make seven; the usual formula counts five."""
 
 
-def measure(session: Session, shape: Shape) -> None:
+def measure(session: Session, shape: Shape) -> dict[str, Any]:
     """Profile the bias case, forward and backward, at one shape."""
     no = session.refused(CASE, shape)
-    found: dict[str, Any] = {"unavailable": str(no)}
-    if no is None:
-        x = make_inputs(shape, DTYPE, session.device, gradients=True)
-        kernels, reason = attempt(partial(profile, x, shape), session.device)
-        found = {"unavailable": reason} if kernels is None else {"kernels": kernels}
-    session.record.data["profile"][f"profile {shape}"] = found
-    session.record.save()
-    rows = found.get("kernels") or []
-    said = [f"{row['name']} {row['ms']:.2f} ms" for row in rows[:4]]
-    session.say(f"profile {shape}: {', '.join(said) or found.get('unavailable')}")
+    if no is not None:
+        return {"unavailable": str(no)}
+    x = make_inputs(shape, DTYPE, session.device, gradients=True)
+    kernels, reason = attempt(partial(profile, x, shape), session.device)
+    return {"unavailable": reason} if kernels is None else {"kernels": kernels}
 
 
 def profile(x: Inputs, shape: Shape) -> list[dict[str, Any]]:

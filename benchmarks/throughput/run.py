@@ -1,132 +1,153 @@
-"""A run from the first check to the targets."""
+"""A run: correctness gate, benchmark, tuning with the time that is left; in this order, under one clock."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
-from functools import partial
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-
-from benchmarks.throughput import model, passes, profiler, steps
-from benchmarks.throughput.attempt import DeviceLost
-from benchmarks.throughput.ceilings import ceilings
-from benchmarks.throughput.gate import FAILED, UNAVAILABLE, Gate, checked, gates
-from benchmarks.throughput.session import Job, Session
-from benchmarks.throughput.shapes import LENGTHS, QUICK_LENGTHS, decode_shapes, square_shapes
+from benchmarks.throughput import stages, work
+from benchmarks.throughput.cells import Cell, all_cells
+from benchmarks.throughput.markdown import short_lines
+from benchmarks.throughput.record import Record
+from benchmarks.throughput.stages import State
 from benchmarks.throughput.targets import evaluate
-from tools.inputs import Shape
+from rolesafe.files import write_whole
+from rolesafe.workers import Lost
+from tools.gpu import Machine
+from tools.timing import Clock
 
-SUITES = ("forward", "backward", "decode", "model")
-PROFILED = (4096, 16_384)
-
-
-def dims_of(quick: bool) -> tuple[int, ...]:
-    return (128,) if quick else (128, 64)
-
-
-def squares_of(quick: bool) -> list[Shape]:
-    """Return the grid of forward and backward."""
-    return square_shapes(dims_of(quick), QUICK_LENGTHS if quick else LENGTHS)
-
-
-def gates_of(device: torch.device, suites: Sequence[str], quick: bool) -> list[Gate]:
-    """Return the gates of a run: head dims of the grid, and the model's 64."""
-    dims = (128, 64) if "model" in suites else dims_of(quick)
-    square = any(suite in suites for suite in ("forward", "backward", "model"))
-    return gates(device, dims, square, "decode" in suites or "model" in suites)
+STAGES: dict[str, Callable[[State], None]] = {
+    "gate": stages.gate,
+    "benchmark": stages.benchmark,
+    "tune": stages.tune,
+}
+MOST_FILES, MOST_BYTES = 8, 16 * 2**20
+"""Limits of the folder of the results."""
+START_LIMIT = 60.0
+"""Seconds in which the GPU has to answer the first question."""
+MARGIN = 20.0
+"""Seconds of the time kept for the start of Python before the clock and for the end of processes."""
+PASSED, WRONG, UNFINISHED = 0, 1, 3
+"""Exit statuses: everything asked for is measured; something is wrong; time did not suffice, rerun the command."""
 
 
-def plan_jobs(suites: Sequence[str], quick: bool) -> list[Job]:
-    """Return all jobs, most urgent first. Training is a target; generation takes long and comes late."""
-    squares, size = squares_of(quick), model.Size()
-    trained = [suite for suite in ("forward", "backward") if suite in suites]
-    jobs: list[Job] = []
-    for place, shape in enumerate(squares if trained else ()):
-        keys = tuple(passes.key(suite, shape) for suite in trained)
-        jobs.append(Job(keys, place, partial(passes.measure, shape=shape, suites=trained)))
-    for place, shape in enumerate(decode_shapes(quick) if "decode" in suites else ()):
-        keys = tuple(passes.key(f"decode {mode}", shape) for mode in steps.MODES)
-        jobs.append(Job(keys, 0.5 + place / 4, partial(steps.measure, shape=shape)))
-    if "model" in suites:
-        jobs.append(Job(("train",), 1.2, partial(model.measure_training, size=size)))
-        jobs.append(Job(("generate",), 2.6, partial(model.measure_generation, size=size)))
-    profiled = [shape for shape in squares if trained and shape.dim == 128 and shape.keys in PROFILED]
-    for place, shape in enumerate(profiled):
-        jobs.append(Job((f"profile {shape}",), 2.2 + place / 10, partial(profiler.measure, shape=shape)))
-    return sorted(jobs, key=lambda job: job.urgency)
+def show(text: str) -> None:
+    """Print a line at once: the run may be killed."""
+    print(text, flush=True)
 
 
-def run_gate(session: Session, some: Sequence[Gate]) -> None:
-    """Check every case that did not pass before, and print the failures."""
-    for gate in some:
-        found: dict[str, list[str]] = {}
-        for case in checked(gate, session.cases):
-            if session.record.has_verdict(case.name, gate.dtype, str(gate.shape)):
-                continue
-            verdict = gate.check(case)
-            session.record.add_verdict(verdict.as_json())
-            found.setdefault(verdict.status, []).append(verdict.case)
-            if verdict.status in (FAILED, UNAVAILABLE):
-                session.say(f"{verdict.status.upper()}: {verdict.key}: {verdict.reason}")
-        session.say(f"gate {gate.dtype} {gate.shape}: " + ", ".join(f"{len(v)} {k}" for k, v in found.items()))
+def run(
+    machine: Machine,
+    out: Path,
+    seconds: float,
+    commit: str,
+    cells: Sequence[Cell],
+    chosen: Sequence[str] = tuple(STAGES),
+    say: Callable[[str], None] = show,
+) -> int:
+    """Run the `chosen` stages in at most `seconds`, write all results into `out`, and return the exit status.
 
+    A folder with the results of an earlier call of the same sources on the same GPU is continued.
 
-def run_jobs(session: Session, jobs: Sequence[Job]) -> None:
-    """Run the jobs that are not in the record yet, until the budget is spent."""
-    data = session.record.data
-    for place, job in enumerate(jobs):
-        if all(key in data["cells"] or key in data["profile"] for key in job.keys):
+    Raises:
+        CannotResume: `out` holds results of other sources, or of another machine.
+    """
+    clock = Clock(seconds - MARGIN, machine.now)
+    for part in out.glob(".*.part"):  # of a call that was killed while it wrote
+        part.unlink()
+    about = machine.run(work.find_environment, commit, limit=min(START_LIMIT, clock.left()))
+    if isinstance(about, Lost):
+        say(f"the GPU does not answer: {about.reason}")
+        return WRONG
+    settings = {
+        "cells": [cell.key for cell in cells],
+        "not_asked": [cell.key for cell in all_cells() if cell not in cells],
+        "budget_s": seconds,
+        "stages": list(chosen),
+        "causal": True,
+    }
+    record = Record(out / "throughput.json", about, settings)
+    record.resume()
+
+    def tell(text: str) -> None:
+        say(f"[{clock.spent():5.0f} s] {text}")
+
+    state = State(machine, out, record, clock, cells, tell)
+    state.checks = stages.read_checks(out / "checks.json")
+    tell(f"{about['gpu']}, torch {about['torch']}, triton {about['triton']}, commit {about['commit']}")
+    record.plan([cell.key for cell in cells], stages.LATE)
+    for name, stage in STAGES.items():
+        if name not in chosen:
             continue
-        if session.clock.over():
-            data["left_out"] = [key for later in jobs[place:] for key in later.keys if key not in data["cells"]]
-            session.say(f"the budget of {session.clock.budget:.0f} s is spent; left out: {', '.join(data['left_out'])}")
-            break
-        job.run(session)
-        gc.collect()
-        if session.device.type == "cuda":
-            torch.cuda.empty_cache()
-    else:
-        data["finished"] = True
-    session.record.save()
+        begin = clock.spent()
+        tell(f"== {name}, {clock.left():.0f} s left")
+        stage(state)
+        state.seconds[name] = round(clock.spent() - begin, 1)
+        finish(state, ended=False)
+    status = finish(state, ended=True)
+    say("\n".join(short_lines(record.data, [cell.key for cell in cells if cell.in_table])))
+    return status
 
 
-def run(session: Session, suites: Sequence[str], quick: bool, check_only: bool = False) -> int:
-    """Run everything in order. Exit status: 0, or 1 where something is wrong."""
-    device, record = session.device, session.record
+def finish(state: State, ended: bool) -> int:
+    """Write the summary, after every stage; print it at the end. Return the exit status so far."""
+    record = state.record
+    record.data["targets"] = evaluate(record.data)
     record.save()
-    status = 0
-    try:
-        run_gate(session, gates_of(device, suites, quick))
-        if not check_only:
-            if not record.data["ceilings"]:
-                record.data["ceilings"] = ceilings(device, session.timer)
-                record.save()
-            session.say(
-                "ceilings: {matmul_tflops:.0f} TFLOP/s, copy {copy_gb_per_s:.0f} GB/s".format(**record.data["ceilings"])
-            )
-            run_jobs(session, plan_jobs(suites, quick))
-    except DeviceLost as error:
-        record.data["messages"].append(f"the GPU was lost: {error}")
-        status = 1
-    if not check_only:
-        record.data["targets"] = evaluate(record.data)
-    record.save()
-    return 1 if show_failures(session.console, record.data, record.failures) else status
+    wrong = [*all_failures(state), *too_large(state.out)]
+    absent = record.data["not_measured"] if "benchmark" in record.data["settings"]["stages"] else {}
+    status = WRONG if wrong else UNFINISHED if state.unfinished or absent else PASSED
+    found = stages.tuned(state.out)
+    summary = {
+        "environment": record.data["environment"],
+        "ended": ended,
+        "status": status,
+        "seconds": {**state.seconds, "all": round(state.clock.spent(), 1)},
+        "failures": wrong,
+        "unfinished": state.unfinished,
+        "not_measured": absent,
+        "tuned": found,
+    }
+    write_whole(state.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if ended:
+        for line in wrong:
+            state.say(f"WRONG: {line}")
+        held = sum(check["ok"] is True for check in state.checks.values())
+        measured = len(state.cells) - len([cell for cell in state.cells if not record.has(cell.key)])
+        state.say(
+            f"{held} of {len(state.checks)} checks passed, {measured} of {len(state.cells)} cells measured, "
+            f"{len(found)} launch-table entries tuned; results in {state.out}"
+        )
+        if status == UNFINISHED:
+            state.say("Rerun the command to measure the rest.")
+    return status
 
 
-def show_failures(console: Console, data: dict[str, Any], failures: Sequence[dict[str, Any]]) -> bool:
-    """Print every failure in red; return True where there is one."""
-    broken = [
-        f"{key}, {name}: {case['failed']}"
-        for key, cell in data["cells"].items()
-        for name, case in cell["cases"].items()
-        if "failed" in case and not any(v["case"] == name for v in failures)
-    ]
-    lines = [f"WRONG: {v['case']}, {v['dtype']}, {v['shape']}: {v['reason']}" for v in failures]
-    lines += [f"FAILED: {line}" for line in broken] + data["messages"]
-    for line in lines:
-        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    return bool(lines)
+def all_failures(state: State) -> list[str]:
+    """Return what is wrong: checks, verdicts, cases that raised, lost cells, crashes."""
+    data = state.record.data
+    found = [f"check {one['name']}: {one['detail']}" for one in state.checks.values() if one["ok"] is False]
+    verdicts = [v for v in state.record.failures if not v["shape"].startswith("check ")]
+    found += [f"gate {v['case']}, {v['dtype']}, {v['shape']}: {v['reason']}" for v in verdicts]
+    refused = {v["case"] for v in state.record.failures}
+    found += [line for case, line in failed_cases(data) if case not in refused]
+    found += [f"{key}: {data['not_measured'].get(key, 'lost')}" for key in data["lost"] if not state.record.has(key)]
+    return found + state.failures
+
+
+def failed_cases(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the cases of the fused kernel, and models, that raised while they were timed, with a line each."""
+    for key, cell in data["cells"].items():
+        for name, case in cell["cases"].items():
+            if "failed" in case:
+                yield name, f"{key}, {name}: {case['failed']}"
+
+
+def too_large(out: Path) -> list[str]:
+    """Return a line where the folder exceeds its limits."""
+    sizes = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+    if len(sizes) <= MOST_FILES and sum(sizes) <= MOST_BYTES:
+        return []
+    return [f"{out}: expected {MOST_FILES} files and {MOST_BYTES} bytes at most, got {len(sizes)} and {sum(sizes)}"]

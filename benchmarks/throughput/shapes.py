@@ -6,16 +6,19 @@ B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tools.inputs import Shape
 
 TOKENS = 32_768
 """B * T of the forward and backward grid."""
 LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768)
-QUICK_LENGTHS = (1024, 4096, 16_384)
 URGENT_LENGTHS = (4096, 16_384, 8192, 32_768, 1024, 2048)
 """The same lengths, those that the targets need most first."""
 HEADS, GROUPS = 32, 8
+GATE_LENGTH = 368
+DECODE_QUERIES = (1, 4)
+"""A step, and one of assisted decoding."""
 DECODE_BATCHES = (8, 32, 1)
 DECODE_KEYS = (16_384, 4096, 32_768, 1024)
 
@@ -46,9 +49,18 @@ def square_shapes(dims: Sequence[int], lengths: Sequence[int], tokens: int = TOK
     return [Shape(max(1, tokens // t), HEADS, GROUPS, t, t, d) for d in dims for t in order]
 
 
-def decode_shapes(quick: bool) -> list[Shape]:
-    """Return the decoding grid, D=128: one query, and four (assisted decoding)."""
-    batches = (8,) if quick else DECODE_BATCHES
-    keys = (16_384, 4096) if quick else DECODE_KEYS
-    queries = (1,) if quick else (1, 4)
-    return [Shape(b, HEADS, GROUPS, t, s, 128) for t in queries for b in batches for s in keys]
+def decode_shapes() -> list[Shape]:
+    """Return the decoding grid, D=128, most urgent first: one query, and four (assisted decoding)."""
+    return [Shape(b, HEADS, GROUPS, t, s, 128) for t in DECODE_QUERIES for b in DECODE_BATCHES for s in DECODE_KEYS]
+
+
+def gate_shape(shape: Shape) -> Shape:
+    """Return the shape on which the gate checks the cases of a measured shape: small, of the same compiled kernels.
+
+    Triton compiles anew where an integer argument is 1 or stops being a multiple of 16, so heads, groups, queries and
+    head dim stay and lengths are odd multiples of 16, which no block divides. The kernel that merges the parts of a
+    decoding step is compiled for their number: it follows from B, and at B=1 from S.
+    """
+    if shape.square:
+        return replace(shape, batch=2, queries=GATE_LENGTH, keys=GATE_LENGTH)
+    return replace(shape, keys=(shape.keys if shape.batch == 1 else min(shape.keys, 1024)) - 48)

@@ -16,14 +16,13 @@ import torch
 
 from benchmarks.throughput.attempt import attempt
 from benchmarks.throughput.cases import PAIRS, Built, Case
-from benchmarks.throughput.passes import DTYPE, key
+from benchmarks.throughput.passes import DTYPE
 from benchmarks.throughput.session import Session
 from benchmarks.throughput.shapes import cache_bytes
 from tools.inputs import Inputs, Shape, make_inputs
 
 BEYOND_L2 = 256 * 2**20
 MOST_CACHES = 32
-MODES = ("graph", "eager")
 
 
 def count_caches(shape: Shape, beyond: int = BEYOND_L2, most: int = MOST_CACHES) -> int:
@@ -31,34 +30,30 @@ def count_caches(shape: Shape, beyond: int = BEYOND_L2, most: int = MOST_CACHES)
     return max(1, min(most, -(-beyond // cache_bytes(shape))))
 
 
-def measure(session: Session, shape: Shape, caches: int | None = None) -> None:
-    """Time all cases at one shape: replayed as a CUDA graph, then launched from Python."""
+def measure(session: Session, mode: str, shape: Shape, caches: int | None = None) -> dict[str, Any]:
+    """Time all cases at one shape: replayed as a CUDA graph ("graph"), or launched from Python ("eager")."""
     count = count_caches(shape) if caches is None else caches
     first = make_inputs(shape, DTYPE, session.device)
     inputs = [first, *(first.new_cache(seed) for seed in range(1, count))]
     cases = [case for case in session.cases if case.decodes and session.device.type in case.devices]
     built, absent = session.prepare(cases, shape, lambda case: prepare(case, inputs))
-    copy = session.record.data["ceilings"].get("copy_gb_per_s")
+    copy = session.ceilings.get("copy_gb_per_s")
 
     def details(name: str, ms: float) -> dict[str, Any]:
         speed = cache_bytes(shape) / ms / 1e6
         found = {"gb_per_s": speed, "of_copy": speed / copy if copy else None}
         return found | ({"note": built[name][0].note} if built[name][0].note else {})
 
-    for mode in MODES if session.device.type == "cuda" else MODES[1:]:
-        calls: dict[str, Callable[[], Any]] = {name: partial(call_all, made) for name, made in built.items()}
-        missing = dict(absent)
-        for case in cases if mode == "graph" else ():
-            if case.name in calls:
-                made, reason = attempt(partial(graphed, calls.pop(case.name)), session.device)
-                if made is None:
-                    missing[case.name] = case.absent(reason)
-                else:
-                    calls[case.name] = made
-        suite, timer = f"decode {mode}", session.timer if mode == "graph" else session.launching
-        session.time_cell(
-            key(suite, shape), suite, shape, calls, missing, details, PAIRS, "gb_per_s", timer=timer, count=count
-        )
+    calls: dict[str, Callable[[], Any]] = {name: partial(call_all, made) for name, made in built.items()}
+    for case in cases if mode == "graph" else ():
+        if case.name in calls:
+            made, reason = attempt(partial(graphed, calls.pop(case.name)), session.device)
+            if made is None:
+                absent[case.name] = case.absent(reason)
+            else:
+                calls[case.name] = made
+    timer = session.timer if mode == "graph" else session.launching
+    return session.time_cell(f"decode {mode}", shape, calls, absent, details, PAIRS, timer=timer, count=count)
 
 
 def prepare(case: Case, inputs: Sequence[Inputs]) -> list[Built]:

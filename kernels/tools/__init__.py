@@ -3,10 +3,10 @@
     python -m tools.offline           compile every launch-table entry without a GPU and compare with compiled.json
     python -m tools.counters          count the blocks of keys that a launch reads, by kind
     python -m tools.tune              time tiles on the GPU at hand and rewrite its launch table
-    python -m tools.gpu --out DIR     checks, benchmark and tuning on a GPU in one run
 
 `inputs` makes the tensors of a call, `gate` compares results with the specification in fp64, `timing` times calls in
-rounds. ``benchmarks.throughput`` uses all three.
+rounds, `gpu` runs work on a GPU in processes under limits. ``python -m benchmarks.throughput`` uses them all: checks,
+benchmark and tuning in one run.
 """
 
 from __future__ import annotations

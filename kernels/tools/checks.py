@@ -1,4 +1,4 @@
-"""The checks of `gpu`: calls against the specification, equal bits, CUDA graphs, torch.compile, ids that are no role.
+"""The checks on a GPU: calls against the specification, equal bits, CUDA graphs, torch.compile, ids that are no role.
 
 B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims, R roles
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import triton
 
+from rolesafe.evaluation.environment import checkout_commit
 from rolesafe.evaluation.environment import environment as recorded
 from tools import ROOT
 
@@ -25,13 +27,35 @@ MEASURED = (
 """Sources: a change of any makes earlier numbers stale."""
 
 
+def find_commit(given: str | None = None) -> str:
+    """Return the commit to record: `given`, else ROLESAFE_COMMIT of the environment, else the one that is checked out.
+
+    Raises:
+        ValueError: None of them is there, as in a copy of a checkout without its history, or it is no hash.
+    """
+    found = given or checkout_commit()
+    if found is None or not re.fullmatch("[0-9a-f]{7,64}", found):
+        raise ValueError(
+            f"`--commit`: expected the hash of the commit that is measured, got {found!r}. Pass "
+            "`--commit $(git rev-parse HEAD)`, or set ROLESAFE_COMMIT to it."
+        )
+    return found
+
+
+def uncommitted_changes() -> bool | None:
+    """Return True where a measured source differs from the commit; None without a git checkout."""
+    if not (ROOT / ".git").exists() or first_line_of("git", "rev-parse", "HEAD") is None:
+        return None
+    return first_line_of("git", "status", "--porcelain", "--", *MEASURED) is not None
+
+
 def environment(device: torch.device, commit: str | None = None) -> dict[str, Any]:
     """Return date, machine, versions and commit. `commit` replaces the one that is checked out."""
     about = recorded()
     found: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit or about.commit,
-        "uncommitted_changes": first_line_of("git", "status", "--porcelain", "--", *MEASURED) is not None,
+        "uncommitted_changes": uncommitted_changes(),
         "sources": digest(),
         **dict(about.versions),
         "cuda": torch.version.cuda,

@@ -1,159 +1,141 @@
-"""Run all that needs a GPU in a few minutes: checks, tuning, the benchmark with the new tiles.
+"""Work on a GPU in other processes, each call under a limit: a crash or a hang ends that call, not the run.
 
-    python -m tools.gpu --out DIR [--minutes 9] [--skip-tune] [--only TEXT]
-
-Every part runs even when an earlier one fails; failures are listed at the end, and the exit status is 1. DIR takes
-JSON: checks, tuning (raw measurements; the gain of each tile is printed), the new launch table, throughput and a
-summary. Where time is short, see --skip-checks, --skip-benchmarks and --skip-tune.
+`Machine` is all that a run needs from its machine: a clock, one warm process for what is timed, many processes for
+what is compiled and checked, and commands. `Processes` is the machine at hand; the tests have a substitute with a clock
+and a GPU of its own (``tests/benchmarks/machine.py``).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as Late  # Python 3.10 has two errors of this name
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import Any, Protocol
 
-import torch
-from rolesafe_kernels import launch
-from rolesafe_kernels.launch import INTERPRET, architecture
-
-from rolesafe.files import write_whole
-from rolesafe.terminal import run_main
-from rolesafe.workers import Lost, results
+from rolesafe.terminal import first_line, guard_terminal
+from rolesafe.workers import Job, Lost, results
 from tools import PRELOAD, ROOT
-from tools.checks import all_checks, run_check
-from tools.environment import environment
-from tools.offline import source_hash
 
-CHECK_LIMIT = 150.0
-"""Seconds of one check, compilation included."""
-BENCHMARK = 120.0
-"""Seconds kept for the benchmark after tuning."""
-FULL_BENCHMARK = 300.0
-"""Seconds from which all of the benchmark is run."""
+Work = Callable[..., Any]
+"""Function of a module: picklable, and so are its arguments and its result."""
+
+START = 120.0
+"""Seconds that a process may take to start."""
 
 
-class Failed(Exception):
-    """A part of the run did not succeed."""
+class Machine(Protocol):
+    """A machine with a GPU."""
+
+    def now(self) -> float:
+        """Return seconds of a clock that only advances."""
+
+    def run(self, work: Work, *arguments: Any, limit: float) -> Any:
+        """Return ``work(*arguments)``, run alone on the GPU, or `Lost` with the reason, in `limit` seconds at most."""
+
+    def run_all(self, work: Work, jobs: Sequence[Job], *, limit: float, until: float) -> Iterator[tuple[Job, Any]]:
+        """Run ``work(*job)`` in parallel, begun in the order of `jobs`; yield each job as it ends, with its result.
+
+        `Lost` instead of a result: it failed, took longer than `limit` seconds, or was not done at the time `until`.
+        """
+
+    def command(self, arguments: Sequence[str], limit: float) -> str:
+        """Run Python with `arguments` in the repository; return the reason of a failure, empty where there is none."""
 
 
-def check(out: Path, only: str, until: float) -> None:
-    """Run all checks with `only` in their name, in parallel."""
-    names = [name for name in all_checks() if only in name]
-    workers = max(1, min(12, (os.cpu_count() or 2) - 2))
-    records: list[dict[str, Any]] = []
-    jobs = [(name,) for name in names]
-    for (name,), found in results(run_check, jobs, workers, limit=CHECK_LIMIT, until=until, preload=PRELOAD):
-        lost = isinstance(found, Lost)
-        records.append({"name": name, "ok": False, "seconds": 0.0, "detail": found.reason} if lost else found)
-        last = records[-1]
-        status = "ok" if last["ok"] else "WRONG " + last["detail"]
-        print(f"[{len(records)}/{len(names)}] {name} {last['seconds']:.0f} s: {status}", flush=True)
-        write_whole(out / "checks.json", json.dumps(records, indent=1) + "\n")
-    bad = [record["name"] for record in records if not record["ok"]]
-    if bad:
-        raise Failed(f"{len(bad)} of {len(names)} checks: {', '.join(bad)}")
-    if not names:
-        raise Failed(f"`--only`: expected a part of a check's name, got {only!r}")
+class Processes:
+    """The machine at hand.
 
+    Args:
+        workers: Processes that compile and check.
+        preload: Modules that all processes need.
+    """
 
-def python(arguments: list[str], limit: float) -> None:
-    """Run a Python process in the repository; kill its process group after `limit` seconds."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    setting = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=setting, start_new_session=True)
-    try:
-        status = process.wait(max(limit, 1.0))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise Failed(f"{' '.join(arguments[:3])}: not done after {limit:.0f} s") from None
-    if status:
-        raise Failed(f"{' '.join(arguments[:3])}: exit status {status}")
+    def __init__(self, workers: int, preload: Sequence[str] = PRELOAD) -> None:
+        self.workers, self.preload = workers, preload
+        self._pool: ProcessPoolExecutor | None = None
+        self._pid = 0
 
+    def now(self) -> float:
+        """Return the time of `time.monotonic`."""
+        return time.monotonic()
 
-def benchmark(out: Path, limit: float, commit: str | None) -> None:
-    """Run the benchmark: all of it where there is time, else the quick part."""
-    budget = max(limit - 15, 1.0)
-    arguments = ["-m", "benchmarks.throughput", "--output", str(out / "throughput.json"), "--budget", f"{budget:.0f}"]
-    arguments += [] if budget >= FULL_BENCHMARK else ["--quick"]
-    python([*arguments, *([] if commit is None else ["--commit", commit])], limit)
-
-
-def tune(out: Path, budget: float) -> None:
-    """Rewrite the launch table; a second try goes on from the log where the first one died."""
-    log, end = out / "tuning.jsonl", time.monotonic() + budget
-    try:
-        for attempt in range(2):
-            left = end - time.monotonic()
-            try:
-                python(["-m", "tools.tune", "--log", str(log), "--budget", f"{left - 15:.0f}"], left)
-                return
-            except Failed:
-                if attempt or end - time.monotonic() < 60:
-                    raise
-    finally:
-        table = launch.TABLES / f"sm_{architecture(torch.device('cuda'))}.json"
-        if table.exists():
-            shutil.copy(table, out / table.name)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--skip-tune", action="store_true")
-    parser.add_argument("--skip-checks", action="store_true")
-    parser.add_argument("--skip-benchmarks", action="store_true")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the checks with TEXT in their name")
-    parser.add_argument("--commit", help="commit to record instead of the one that is checked out")
-    parser.add_argument("--benchmark-seconds", type=float, default=BENCHMARK, help="kept for the benchmark")
-    chosen = parser.parse_args(arguments)
-    if INTERPRET or not torch.cuda.is_available():
-        print("gpu: expected a CUDA device and no TRITON_INTERPRET; without a GPU run `make test`", file=sys.stderr)
-        return 2
-    out: Path = chosen.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
-    end = begin + 60 * chosen.minutes
-
-    def left() -> float:
-        return end - time.monotonic()
-
-    kept = 0.0 if chosen.skip_benchmarks else chosen.benchmark_seconds
-    parts: dict[str, Callable[[], None]] = {}
-    if not chosen.skip_checks:
-        parts["checks"] = lambda: check(out, chosen.only, begin + 0.4 * (end - begin))
-    if not chosen.skip_tune:
-        parts["tuning"] = lambda: tune(out, left() - kept)
-    if not chosen.skip_benchmarks:
-        parts["throughput"] = lambda: benchmark(out, left(), chosen.commit)
-    about = environment(torch.device("cuda"), chosen.commit) | {"cores": os.cpu_count(), "kernels": source_hash()}
-    failures = {}
-    print(json.dumps(about, indent=1), flush=True)
-    for name, part in parts.items():
-        print(f"== {name}, {left():.0f} s left", flush=True)
+    def run(self, work: Work, *arguments: Any, limit: float) -> Any:
+        """Run `work` in a process that is kept for the next call; a lost call ends it."""
+        end = self.now() + limit
         try:
-            part()
-        except Exception as error:  # the other parts run in any case
-            failures[name] = f"{type(error).__name__}: {error}"
-            print(f"{name} FAILED: {failures[name]}", flush=True)
-    took = round(time.monotonic() - begin)
-    summary = {"environment": about, "seconds": took, "failures": failures}
-    write_whole(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    print(f"== {took} s")
-    for name, failure in failures.items():
-        print(f"FAILED {name}: {failure}")
-    return int(bool(failures))
+            pool = self._pool or self._start(min(limit, START))
+            future = pool.submit(work, *arguments)
+            return future.result(max(end - self.now(), 0.0))
+        except BrokenProcessPool:
+            reason = "its process died"
+        except (Late, TimeoutError) as error:
+            reason = f"took more than {limit:.0f} s" if self.now() >= end else f"TimeoutError: {first_line(error)}"
+        except Exception as error:  # whatever it was: the reason is recorded, and the process is not used again
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        self.close()
+        return Lost(reason)
+
+    def _start(self, limit: float) -> ProcessPoolExecutor:
+        self._pool = ProcessPoolExecutor(1, mp_context=_context(self.preload), initializer=_guard)
+        self._pid = self._pool.submit(os.getpid).result(limit)
+        return self._pool
+
+    def run_all(self, work: Work, jobs: Sequence[Job], *, limit: float, until: float) -> Iterator[tuple[Job, Any]]:
+        """Run every job in a process of its own, `workers` at a time."""
+        return results(work, jobs, self.workers, limit=limit, until=until, preload=self.preload)
+
+    def command(self, arguments: Sequence[str], limit: float) -> str:
+        """Run Python in a process group of its own, which is killed after `limit` seconds."""
+        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        setting = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=setting, start_new_session=True)
+        try:
+            status = process.wait(max(limit, 0.0))
+        except subprocess.TimeoutExpired:
+            return f"took more than {limit:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):  # also what the process left running
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return f"exit status {status}" if status else ""
+
+    def close(self) -> None:
+        """Kill the warm process, which may hang in the driver."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        self._pid = 0
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-if __name__ == "__main__":
-    run_main(main)
+def _context(preload: Sequence[str]) -> Any:
+    """Return a fork server, as for `results`: a fork of this process would share its CUDA context."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def _guard() -> None:
+    """Prepare the warm process: Ctrl-C is the parent's, and a killed parent takes it along."""
+    guard_terminal()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

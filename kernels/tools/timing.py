@@ -78,6 +78,9 @@ class Clock:
     def spent(self) -> float:
         return self.now() - self.start
 
+    def left(self) -> float:
+        return self.budget - self.spent()
+
     def over(self) -> bool:
         return self.spent() >= self.budget
 

@@ -237,6 +237,16 @@ def rewrite(arch: int, pair: Pair, tile: Tile, timed_on: Mapping[str, Any]) -> N
     launch_table.cache_clear()
 
 
+def copy_tables(folder: Path, arch: int) -> None:
+    """Use the launch table in `folder`, which gets a copy of the one that `arch` uses where it has none."""
+    if not any(folder.glob("sm_*.json")):
+        known = {int(path.stem.split("_")[1]): path for path in launch.TABLES.glob("sm_*.json")}
+        used = known[max(one for one in known if one <= max(arch, min(known)))]
+        write_whole(folder / used.name, used.read_bytes())
+    launch.TABLES = folder
+    launch.launch_table.cache_clear()
+
+
 def render(data: Mapping[str, Any]) -> str:
     """Return a table as JSON, an entry a line."""
     entries = ",\n".join(f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in data["entries"].items())
@@ -253,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--log", type=Path, help="raw measurements, JSON lines; read to go on where the last run stopped"
     )
+    parser.add_argument("--tables", type=Path, help="folder of the table to rewrite (default: the committed one)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what the log holds")
     parser.add_argument(
         "--workers", type=int, default=max(1, min(14, (os.cpu_count() or 2) - 1)), help="compiling processes"
@@ -267,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     arch = architecture(torch.device("cuda")) if available else 90
+    if chosen.tables is not None:
+        copy_tables(chosen.tables, arch)
     # fp16 and bf16 share an entry: the first one named is timed
     dtypes = {dtype.itemsize * 8: dtype for dtype in (DTYPES[name] for name in reversed(chosen.dtype))}
     pairs = [Pair(bits, width(dim), kernel) for bits in dtypes for dim in chosen.dim for kernel in chosen.kernel]

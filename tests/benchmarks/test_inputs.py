@@ -12,6 +12,7 @@ from benchmarks.throughput.shapes import (
     cache_bytes,
     decode_shapes,
     forward_flops,
+    gate_shape,
     pair_bytes,
     square_shapes,
 )
@@ -63,7 +64,7 @@ def test_grids_start_with_urgent_shapes() -> None:
     assert len(shapes) == 12
     assert all(shape.batch * shape.queries == TOKENS and shape.square for shape in shapes)
     assert [(s.dim, s.queries) for s in shapes[:2]] == [(128, 4096), (128, 16_384)]
-    assert {(s.queries, s.batch, s.keys) for s in decode_shapes(quick=False)} == {
+    assert {(s.queries, s.batch, s.keys) for s in decode_shapes()} == {
         (t, b, s) for t in (1, 4) for b in (1, 8, 32) for s in (1024, 4096, 16_384, 32_768)
     }
 
@@ -91,8 +92,18 @@ def test_new_cache_differs_in_keys_and_values() -> None:
 
 
 def test_count_caches_exceeds_l2() -> None:
-    for shape in decode_shapes(quick=False):
+    for shape in decode_shapes():
         count = count_caches(shape)
         assert 1 <= count <= MOST_CACHES
         assert count == MOST_CACHES or count * cache_bytes(shape) >= BEYOND_L2
         assert count == 1 or (count - 1) * cache_bytes(shape) < BEYOND_L2
+
+
+def test_gate_shape_keeps_what_is_compiled() -> None:
+    for shape in (*square_shapes((128, 64), LENGTHS), *decode_shapes()):
+        small = gate_shape(shape)
+        assert (small.heads, small.groups, small.dim) == (shape.heads, shape.groups, shape.dim)
+        assert small.square == shape.square
+        assert small.square or (small.batch, small.queries) == (shape.batch, shape.queries)
+        assert small.keys % 32 == 16, "a multiple of 16, and of no block"
+        assert small.keys <= shape.keys

@@ -16,7 +16,7 @@ from benchmarks.throughput.shapes import forward_flops
 from benchmarks.throughput.targets import TARGETS, evaluate
 from tests.benchmarks.records import ENVIRONMENT, synthetic
 from tests.benchmarks.test_inputs import CPU
-from tools.environment import digest, environment
+from tools.environment import digest, environment, find_commit, uncommitted_changes
 from tools.inputs import Shape
 
 
@@ -37,8 +37,9 @@ def test_resume_keeps_results(tmp_path: Path) -> None:
     new.resume()
     assert new.data["cells"] == old.data["cells"]
     assert "train" in new.data["cells"]
-    assert new.has_verdict("bias", "bfloat16", "s")
-    assert not new.has_verdict("bias", "float16", "s")
+    assert new.data["gate"] == old.data["gate"]
+    assert new.has("train")
+    assert not new.has("profile x")
 
 
 @pytest.mark.parametrize("name", ["commit", "sources", "gpu", "torch"])
@@ -46,6 +47,31 @@ def test_resume_other_environment_raises(tmp_path: Path, name: str) -> None:
     synthetic(tmp_path / "a.json")
     with pytest.raises(CannotResume, match=f"with {name} 'other'"):
         Record(tmp_path / "a.json", {**ENVIRONMENT, name: "other"}, {}).resume()
+
+
+def test_resume_after_kill_counts_running_cell_as_lost(tmp_path: Path) -> None:
+    old = synthetic(tmp_path / "a.json")
+    train = old.data["cells"].pop("train")
+    old.begin("train")
+    new = Record(old.path, dict(ENVIRONMENT), {})
+    new.resume()
+    assert new.data["lost"] == ["train"]
+    assert new.data["running"] is None
+    new.plan(["train", "generate", "other"], "no time left")
+    known = {"train": "an earlier call ended while it was measured", "other": "no time left"}
+    assert new.data["not_measured"] == known
+    new.add_cell("train", train)
+    assert load(new.path)["lost"] == []
+
+
+def test_record_lists_every_cell_until_measured(tmp_path: Path) -> None:
+    record = Record(tmp_path / "a.json", dict(ENVIRONMENT), {})
+    record.plan(["a", "b", "c"], "no time left")
+    record.add_cell("a", {"suite": "forward", "cases": {}})
+    record.leave_out("b", "took more than 45 s", lost=True)
+    data = load(record.path)
+    assert data["not_measured"] == {"b": "took more than 45 s", "c": "no time left"}
+    assert data["lost"] == ["b"]
 
 
 def test_resume_without_file_is_empty(tmp_path: Path) -> None:
@@ -56,7 +82,7 @@ def test_resume_without_file_is_empty(tmp_path: Path) -> None:
 
 def test_load_other_version_raises(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"version": 0}), encoding="utf-8")
-    with pytest.raises(ValueError, match="version 1, got 0"):
+    with pytest.raises(ValueError, match="version 2, got 0"):
         load(tmp_path / "a.json")
 
 
@@ -138,6 +164,24 @@ def test_summarise_counts_work_of_known_kernels() -> None:
     assert rows[1]["tflops"] == pytest.approx(forward_flops(shape) / 1e9)
     assert rows[0]["tflops"] == pytest.approx(rows[1]["tflops"])  # twice the products in twice the time
     assert "tflops" not in rows[2]
+
+
+def test_find_commit_without_git_needs_it_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.environment.checkout_commit", lambda: None)
+    with pytest.raises(ValueError, match="`--commit`: expected the hash of the commit that is measured, got None"):
+        find_commit()
+    with pytest.raises(ValueError, match="got 'main'"):
+        find_commit("main")
+    assert find_commit("0123abc") == "0123abc"
+    monkeypatch.undo()
+    monkeypatch.setenv("ROLESAFE_COMMIT", "89abcde")
+    assert find_commit() == "89abcde"
+
+
+def test_environment_without_git_leaves_changes_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert uncommitted_changes() in (True, False)
+    monkeypatch.setattr("tools.environment.ROOT", tmp_path)
+    assert uncommitted_changes() is None
 
 
 def test_digest_changes_with_sources(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
-"""The command lines of tuning and of the run on a GPU, without one; the checks on small calls."""
+"""Processes under limits, the command line of tuning without a GPU; the checks on small calls."""
 
 from __future__ import annotations
 
 import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +16,38 @@ import torch
 from rolesafe_kernels import launch
 from rolesafe_kernels.launch import INTERPRET, Launch
 
+from rolesafe.workers import Lost
 from tests.kernels.space import QUIET
-from tools import ROOT, checks, gpu, tune
+from tools import ROOT, bench, checks, gpu, tune
 from tools.calls import CHANNEL, DECODE, FEATURES, call
 
 interpreted = pytest.mark.skipif(not INTERPRET, reason="the interpreter runs kernels on CPU tensors")
 
 
-def test_commands_without_gpu_exit_with_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tune_without_gpu_exits_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tune.main([]) == 2
     assert "tune: expected a CUDA device" in capsys.readouterr().err
-    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
-    assert "gpu: expected a CUDA device" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+
+
+def test_tune_copies_the_table_it_rewrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = launch.TABLES
+    monkeypatch.setattr(launch, "TABLES", committed)
+    before = (committed / "sm_90.json").read_bytes()
+    tune.copy_tables(tmp_path / "new", 90)
+    own = tmp_path / "new" / "sm_90.json"
+    assert own.read_bytes() == before
+    tune.rewrite(90, bench.Pair(16, 128, "forward"), launch.Tile(64, 64, 4, 2), {"gpu": "a"})
+    assert launch.launch_table(90)["16/128"].forward == (64, 64, 4, 2, False)
+    assert (committed / "sm_90.json").read_bytes() == before, "the committed table is rewritten"
+    # a later call keeps what an earlier one found; a newer GPU starts from the nearest older table
+    monkeypatch.setattr(launch, "TABLES", committed)
+    tune.copy_tables(tmp_path / "new", 90)
+    assert launch.launch_table(90)["16/128"].forward == (64, 64, 4, 2, False)
+    monkeypatch.setattr(launch, "TABLES", committed)
+    tune.copy_tables(tmp_path / "newer", 103)
+    assert [path.name for path in (tmp_path / "newer").iterdir()] == ["sm_100.json"]
+    launch.launch_table.cache_clear()
 
 
 def test_tune_dry_run_lists_candidates(
@@ -49,32 +70,55 @@ def test_tune_dry_run_lists_candidates(
     launch.launch_table.cache_clear()
 
 
-def test_gpu_failing_parts_do_not_stop_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = []
-
-    def fails(*_: object) -> None:
-        raise gpu.Failed("out of order")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu, "INTERPRET", False)
-    monkeypatch.setattr(gpu, "environment", lambda device, commit: {"gpu": "none"})
-    monkeypatch.setattr(gpu, "check", fails)
-    monkeypatch.setattr(gpu, "tune", lambda out, budget: done.append("tuning"))
-    monkeypatch.setattr(gpu, "benchmark", fails)
-    assert gpu.main(["--out", str(tmp_path)]) == 1
-    assert done == ["tuning"]
-    record = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
-    assert set(record["failures"]) == {"checks", "throughput"}
-    assert "FAILED checks: Failed: out of order" in capsys.readouterr().out
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[gpu.Processes]:
+    # not the fork server: it serves all tests of this process, with what the first of them preloads
+    monkeypatch.setattr(gpu, "_context", lambda preload: multiprocessing.get_context("spawn"))
+    found = gpu.Processes(workers=2)
+    yield found
+    found.close()
 
 
-def test_python_process_failures_are_raised() -> None:
-    with pytest.raises(gpu.Failed, match="not done after 0 s"):
-        gpu.python(["-c", "import time; time.sleep(60)"], 0.1)
-    with pytest.raises(gpu.Failed, match="exit status 3"):
-        gpu.python(["-c", "raise SystemExit(3)"], 30.0)
+def test_processes_run_keeps_its_process(machine: gpu.Processes) -> None:
+    first = machine.run(os.getpid, limit=60.0)
+    assert first not in (os.getpid(), None)
+    assert machine.run(os.getpid, limit=60.0) == first
+    found = machine.run(math.sqrt, -1.0, limit=60.0)
+    assert isinstance(found, Lost)
+    assert found.reason.startswith("ValueError: ")
+    assert machine.run(os.getpid, limit=60.0) != first, "used again after an error"
+
+
+def test_processes_run_ends_hangs_and_crashes(machine: gpu.Processes) -> None:
+    pid = machine.run(os.getpid, limit=60.0)
+    begin = machine.now()
+    assert machine.run(time.sleep, 60.0, limit=0.3) == Lost("took more than 0 s")
+    assert machine.now() - begin < 5
+    wait_for_end(pid)
+    assert machine.run(os._exit, 7, limit=60.0) == Lost("its process died")
+    assert machine.run(math.sqrt, 4.0, limit=60.0) == 2.0
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process is gone."""
+    for _ in range(200):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"process {pid} runs on")
+
+
+def test_processes_run_all_ends_late_jobs(machine: gpu.Processes) -> None:
+    late = dict(machine.run_all(time.sleep, [(0.0,), (1.0,)], limit=60.0, until=machine.now()))
+    assert late == {(0.0,): Lost("no time left"), (1.0,): Lost("no time left")}
+
+
+def test_processes_command_gives_reason(machine: gpu.Processes) -> None:
+    assert machine.command(["-c", "import tools, benchmarks"], 60.0) == ""
+    assert machine.command(["-c", "raise SystemExit(3)"], 60.0) == "exit status 3"
+    assert machine.command(["-c", "import time; time.sleep(60)"], 0.1) == "took more than 0 s"
 
 
 def test_all_checks_cover_every_kind() -> None:
