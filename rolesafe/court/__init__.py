@@ -2,11 +2,25 @@
 
 from rolesafe.court.articles import Article, Articles
 from rolesafe.court.court import Court, Veto, load_articles, save_articles
+from rolesafe.court.declare import declared_articles
+from rolesafe.court.generate import CourtReply, generate
 from rolesafe.court.language import AllowedLanguage
 from rolesafe.court.normalise import Normalisation
 from rolesafe.court.phrases import ForbiddenPhrases, Secrets
+from rolesafe.court.processor import CourtProcessor, project, veto_mask
 from rolesafe.court.provenance import NoCopy, ToolCalls
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
+from rolesafe.court.verify import (
+    ClassifierReader,
+    ModelReader,
+    ProgramReader,
+    Proposal,
+    Release,
+    Verdict,
+    generate_verified,
+    isolated,
+    judge,
+)
 from rolesafe.court.vocabulary import Vocabulary
 
 ARTICLES: dict[str, type[Article]] = {
@@ -44,4 +58,19 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "Vocabulary",
     "load_articles",
     "save_articles",
+    "declared_articles",
+    "generate",
+    "CourtReply",
+    "CourtProcessor",
+    "project",
+    "veto_mask",
+    "generate_verified",
+    "judge",
+    "isolated",
+    "Verdict",
+    "ProgramReader",
+    "ClassifierReader",
+    "ModelReader",
+    "Proposal",
+    "Release",
 ]

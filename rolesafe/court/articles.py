@@ -235,7 +235,8 @@ def expect_texts(values: Any, argument: str, hidden: bool = False) -> None:
 
 def writable(texts: Iterable[str], vocabulary: Vocabulary, normalisation: Normalisation) -> list[str | None]:
     """Return, for each normalised text, a character that no token of the vocabulary gives; None where all are given."""
-    known, single = set(), set()
+    known: set[str] = set()
+    single: set[int] = set()
     for piece in vocabulary.pieces:
         if piece is None:
             continue

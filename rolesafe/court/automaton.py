@@ -2,8 +2,9 @@
 
 A token is forbidden if the text it gives holds a phrase. With s the longest end of the text so far that begins a
 phrase, that is the case if a phrase lies inside of the token (the same tokens in every state), or if the token begins
-with the rest of a phrase that an end of s begins. The rests of a phrase are its ends, so one look-up of the beginnings of each token
-among the ends of all phrases gives the forbidden tokens of every state; nothing walks the vocabulary for a new state.
+with the rest of a phrase that an end of s begins. The rests of a phrase are its ends, so one look-up of the beginnings
+of each token among the ends of all phrases gives the forbidden tokens of every state; nothing walks the vocabulary for
+a new state.
 
 Characters may be split between tokens, so a state is a pair: node of the automaton, bytes of an unfinished character.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from codecs import utf_8_decode
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -183,7 +185,7 @@ class PhraseAutomaton:
                 found = hits[self._collapses and phrase[k - 1] == " "].get(phrase[k:])
                 if found:
                     parts.setdefault(path[k], []).append(found)
-        self._own = {node: np.array(sum(own, []), dtype=np.int64) for node, own in parts.items()}
+        self._own = {node: np.fromiter(chain.from_iterable(own), dtype=np.int64) for node, own in parts.items()}
 
     # ---------------------------------------------------------------------------------------------------------- steps
 

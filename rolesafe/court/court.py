@@ -145,7 +145,7 @@ class Court:
         vocabulary = Vocabulary.of(tokenizer)
         if given.tokenizer is not None and given.tokenizer != vocabulary.digest:
             raise ValueError(
-                f"`tokenizer`: expected the tokenizer that the articles are for, digest {given.tokenizer[:12]}, got one "
+                f"`tokenizer`: expected the tokenizer of the articles, digest {given.tokenizer[:12]}, got one "
                 f"with digest {vocabulary.digest[:12]}. Load that tokenizer, or remove `tokenizer` from the articles."
             )
         for article in given.articles:
@@ -381,7 +381,7 @@ def _compile(articles: Sequence[Article], context: Context) -> list[Rule]:
                         group.setdefault(phrase, found.article)
                 else:
                     rules.append(found)
-        except ValueError as error:
+        except ValueError as error:  # noqa: PERF203
             raise ValueError(f"article {article.name!r}: {error}") from error
     phrases: list[Rule] = []
     for (normalisation, within), group in sets.items():
@@ -430,7 +430,9 @@ def load_articles(path: Any) -> Articles:
     try:
         values = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"`path`: expected articles as JSON or YAML in {str(path)!r}, got something else: {error}") from error
+        raise ValueError(
+            f"`path`: expected articles as JSON or YAML in {str(path)!r}, got something else: {error}"
+        ) from error
     return Articles.from_dict(values)
 
 

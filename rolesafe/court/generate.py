@@ -82,11 +82,15 @@ def generate(
         rows = zip(encoded.input_ids, encoded.message_ids, encoded.parts, strict=True)
         begun = [i for i, message, part in rows if message == len(messages) - 1 and part is Part.CONTENT]
         if encoded.input_ids[len(encoded) - len(begun) :] != begun:
-            raise ValueError("`messages`: expected a last message at the end of the prompt, got template text after it.")
+            raise ValueError(
+                "`messages`: expected a last message at the end of the prompt, got template text after it."
+            )
     ids = torch.tensor([encoded.input_ids], device=model.device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if is_patched(model):
         inputs["role_ids"] = torch.tensor([encoded.role_ids], device=model.device)
+    if options.get("stop_strings") is not None:
+        options = {"tokenizer": tokenizer, **options}
     processor = CourtProcessor(court, ids, continued=len(begun))
     out = model.generate(
         **inputs,
@@ -104,5 +108,5 @@ def generate(
         if broken is not None:
             found.append(CourtReply(court.articles.refusal, tuple(vetoes), broken))
         else:
-            found.append(CourtReply(court.vocabulary.text([i for i in tokens[: end]]), tuple(vetoes)))
+            found.append(CourtReply(court.vocabulary.text(tokens[:end]), tuple(vetoes)))
     return found

@@ -71,7 +71,9 @@ class AllowedLanguage(Article):
             try:
                 schema = json.loads(self.source)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"`source`: expected a JSON schema as JSON text, got something else: {error}") from error
+                raise ValueError(
+                    f"`source`: expected a JSON schema as JSON text, got something else: {error}"
+                ) from error
             expect(isinstance(schema, (dict, bool)), "source", "a JSON schema, an object", schema)
         if self.form == "grammar" and (found := _TOKEN_NAME.search(self.source) or _DENIED.search(self.source)):
             raise ValueError(
@@ -115,8 +117,8 @@ class LanguageRule(Rule):
             mask, ends = self._mask(self.start)
         except EngineError as error:
             raise ValueError(
-                f"`source`: expected a valid {article.form} within `max_grammar` = {article.max_grammar} and `max_fuel` "
-                f"= {article.max_fuel}, got an error of the engine: {error}. Correct or simplify it."
+                f"`source`: expected a valid {article.form} within `max_grammar` = {article.max_grammar} and "
+                f"`max_fuel` = {article.max_fuel}, got an error of the engine: {error}. Correct or simplify it."
             ) from error
         if not mask.any() and not ends:
             raise ValueError(
@@ -212,8 +214,6 @@ def _tokenizer(context: Context) -> Any:
         def __call__(self, text: str) -> list[int]:
             return list(context.encode(text if isinstance(text, str) else text.decode("utf-8", "replace")))
 
-    found = module.LLTokenizer(
-        module.TokenizerWrapper(Pieces()), n_vocab=len(vocabulary), eos_token=context.end_ids[0]
-    )
+    found = module.LLTokenizer(module.TokenizerWrapper(Pieces()), n_vocab=len(vocabulary), eos_token=context.end_ids[0])
     _KNOWN[vocabulary] = found
     return found

@@ -1,7 +1,7 @@
 """Letters that look like Latin ones, by the Latin letter; a hand-picked part of Unicode's table of confusables.
 
-Compatibility forms (full-width, mathematical, circled letters, ligatures) and accents need no entry: they are removed by
-compatibility decomposition. Digits are left alone: ``0`` for ``o`` would veto numbers.
+Compatibility forms (full-width, mathematical, circled letters, ligatures) and accents need no entry: compatibility
+decomposition removes them. Digits are left alone: ``0`` for ``o`` would veto numbers.
 """
 
 from __future__ import annotations

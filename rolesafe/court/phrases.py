@@ -114,7 +114,7 @@ def base64_forms(text: str, argument: str) -> list[str]:
     """Return the Base64 characters that depend on `text` alone, for each of its three alignments and both alphabets.
 
     Raises:
-        ValueError: Fewer than two characters depend on it alone.
+        ValueError: Fewer than three characters depend on it alone.
     """
     data = text.encode("utf-8", "replace")
     out: list[str] = []
@@ -123,7 +123,7 @@ def base64_forms(text: str, argument: str) -> list[str]:
         first = -(-8 * shift // 6)  # characters that hold bits in front of the text
         last = 8 * (shift + len(data)) // 6
         piece = code[first:last]
-        if len(piece) < 2:
+        if len(piece) < 3:
             raise ValueError(
                 f"`{argument}`: expected secrets and parts of at least 3 bytes with base64=True, got {len(data)}. "
                 "Raise `part`, or set base64=False."

@@ -19,13 +19,12 @@ from rolesafe.court.court import NOTHING, Court, Mask, Reply, Veto
 Gradient = Literal["none", "constant_mask"]
 
 
-class CourtProcessor(LogitsProcessor):  # type: ignore[misc]
+class CourtProcessor(LogitsProcessor):
     """Set the logits of tokens that break an article to -inf, for one call of ``generate``.
 
     The state of a row follows from its token ids, so greedy search, sampling, beams, assisted decoding and prompt
-    lookup need no bookkeeping, and the prompts of a batch may have different courts. Pass it as
-    ``model.generate(..., logits_processor=LogitsProcessorList([processor]))``, as the last processor. Make a new one for
-    each call.
+    lookup need no bookkeeping, and the prompts of a batch may have different courts. Pass it last in
+    ``model.generate(..., logits_processor=LogitsProcessorList([processor]))``. Make a new one for each call.
 
     A row where nothing is allowed, or where the engine of a grammar fails, goes on with the court's text and ends.
     Where fewer tokens are allowed than there are beams, ``generate`` may keep beams of probability 0:
@@ -91,7 +90,7 @@ class CourtProcessor(LogitsProcessor):  # type: ignore[misc]
             court = self.courts[owner]
             mask = court.mask(reply)
             if best is not None and reply.veto is None and reply.broken is None and not reply.ended:
-                self._note(court, reply, mask, best[r])
+                self._note(court, reply, mask, best[r], scores[r])
             self._apply(court, mask, out[r])
         # NaN, or nothing left of what other processors allowed: the court ends the reply
         bad = ~(out.amax(dim=-1) > -torch.inf)
@@ -164,8 +163,8 @@ class CourtProcessor(LogitsProcessor):  # type: ignore[misc]
             self._fixed[key] = torch.from_numpy(ids).to(row.device)
         return self._fixed[key]
 
-    def _note(self, court: Court, reply: Reply, mask: Mask, token: int) -> None:
-        """Keep the model's first choice where it is forbidden."""
+    def _note(self, court: Court, reply: Reply, mask: Mask, token: int, scores: Tensor) -> None:
+        """Keep the model's first choice, of logits (V,), where it is forbidden."""
         if token in court.end_ids:
             bad = not mask.ends and mask.forced != token
         elif mask.forced is not None:
@@ -177,7 +176,7 @@ class CourtProcessor(LogitsProcessor):  # type: ignore[misc]
                 or (mask.allowed is not None and not mask.allowed[token])
                 or any(bool((found == token).any()) for found in mask.forbidden)
             )
-        if bad:
+        if bad and bool(scores.amin() < scores.amax()):  # prompt lookup asks with equal logits: no model chose
             reply.veto = Veto(reply.count, court.blame(reply, token), "veto", token)
 
     def record(self, output_ids: Tensor) -> list[list[Veto]]:

@@ -48,7 +48,8 @@ class NoCopy(SpelledArticle):
         for i, role in enumerate(self.roles):
             role_id(role, context.roles, argument=f"roles[{i}]")
         wanted = {role.lower() for role in self.roles}
-        normal, found = self.normalisation(), {}
+        normal = self.normalisation()
+        found: dict[str, None] = {}
         for message in context.messages:
             if message.role not in wanted:
                 continue
@@ -67,7 +68,8 @@ class ToolCalls(Article):
     """Forbid calls of tools that no message of some roles asks for.
 
     A message asks for a tool if it holds its name. A call is the text `before`, the name, and the text `after`, with
-    white space between them ignored; escapes in the name count as a call. Only the tools in `names` are known; an application refuses any other name.
+    white space between them ignored; an escape in the name counts as a call. Only the tools in `names` are known; an
+    application refuses any other name.
 
     Args:
         names: Names of all tools.

@@ -143,6 +143,11 @@ class RegionRule(PhraseRule):
         start = (False, tail, self.automaton.start)
         return np.array([i for i in inside.tolist() if self.step(start, i) is None], dtype=np.int64)
 
+    def blame(self, state: Any, token: int) -> str:
+        """Return the article of the phrase that `token` completes in the region."""
+        opened, _, inner = state
+        return super().blame(inner, token) if opened else self.article
+
     def broken_by(self, text: str) -> str | None:
         """Return the article that the regions of a whole text break, or None."""
         opening, closing = (marker.decode() for marker in self.markers)

@@ -78,7 +78,8 @@ _KNOWN: WeakKeyDictionary[Any, tuple[Any, Vocabulary]] = WeakKeyDictionary()
 
 
 def _build(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
-    decoder, backend = _Decoder(), getattr(tokenizer, "backend_tokenizer", None)
+    decoder = _Decoder()
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         _refuse(f"the slow tokenizer {type(tokenizer).__name__}")
     if backend.decoder is None:
