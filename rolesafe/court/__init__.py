@@ -1,15 +1,17 @@
 """The court: articles about a reply that a program decides, with a veto at every token."""
 
 from rolesafe.court.articles import Article, Articles
-from rolesafe.court.court import Court, Veto, load_articles, save_articles
+from rolesafe.court.court import Court
 from rolesafe.court.declare import declared_articles
-from rolesafe.court.generate import CourtReply, generate
 from rolesafe.court.language import AllowedLanguage
 from rolesafe.court.normalise import Normalisation
 from rolesafe.court.phrases import ForbiddenPhrases, Secrets
 from rolesafe.court.processor import CourtProcessor, project, veto_mask
 from rolesafe.court.provenance import NoCopy, ToolCalls
+from rolesafe.court.replies import CourtReply, generate
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
+from rolesafe.court.storing import load_articles, save_articles
+from rolesafe.court.tree import Veto
 from rolesafe.court.verify import (
     ClassifierReader,
     ModelReader,

@@ -1,113 +1,37 @@
-"""Court: articles compiled for a tokenizer and a conversation, and the tree of replies that it has read.
-
-A node of the tree is a reply so far. Nodes are found by token ids, so a beam that was reordered, a candidate that was
-rejected and a reply that is read again share their states, and none of them can carry a wrong one.
-"""
+"""Court: articles compiled for a tokenizer and a conversation."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from rolesafe.config import RoleConfig
 from rolesafe.court.articles import Article, Articles, Context, PhraseSet
-from rolesafe.court.automaton import LARGEST, Ids
-from rolesafe.court.language import EngineError
+from rolesafe.court.automaton import LARGEST
 from rolesafe.court.normalise import Normalisation
-from rolesafe.court.rules import Flags, PhraseRule, RegionRule, Rule
+from rolesafe.court.rules import PhraseRule, RegionRule, Rule
 from rolesafe.court.shape import Length, Opening
+from rolesafe.court.tree import Tree
 from rolesafe.court.vocabulary import Vocabulary
 from rolesafe.roles.messages import read_conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENGINE = "engine error"
-NOTHING = "nothing allowed"
 
-
-@dataclass(frozen=True)
-class Veto:
-    """Intervention of the court, for the record.
-
-    Attributes:
-        position: Index of the token in the reply.
-        article: Name of the article, or ``"vocabulary"`` for a token that is no text.
-        kind: ``"veto"``: the model's first choice was forbidden; ``"ended"``: the court ended the reply.
-        token: Id of the forbidden first choice; None where the court ended the reply.
-        reason: Further words, such as ``"nothing allowed"``.
-    """
-
-    position: int
-    article: str
-    kind: str
-    token: int | None = None
-    reason: str = ""
-
-
-@dataclass(eq=False, slots=True)
-class Reply:
-    """Reply so far, a node of the tree.
-
-    Attributes:
-        count: Number of its tokens.
-        states: State of every rule; None after the end or a violation.
-        children: Replies one token longer, by token.
-        broken: Article that the last token breaks; None for a good reply.
-        ended: True after an end token.
-        tail: Tokens of the court's text that are left to write, where the court ends the reply; else None.
-        veto: Intervention at this node.
-    """
-
-    count: int = 0
-    states: tuple[Any, ...] | None = None
-    children: dict[int, Reply] = field(default_factory=dict)
-    broken: str | None = None
-    ended: bool = False
-    tail: tuple[int, ...] | None = None
-    veto: Veto | None = None
-    mask: Mask | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """Tokens that a reply may go on with.
-
-    Attributes:
-        forbidden: Arrays of forbidden ids, in no order.
-        allowed: (V,) bool, the only allowed tokens; None: all that are not forbidden.
-        ends: True if the reply may end.
-        forced: The only allowed token; None where the other fields decide.
-    """
-
-    forbidden: tuple[Ids, ...] = ()
-    allowed: Flags | None = None
-    ends: bool = True
-    forced: int | None = None
-
-
-class Court:
+class Court(Tree):
     """Articles compiled for one tokenizer. Make it with :meth:`compile`.
 
     Attributes:
         articles: The articles.
         vocabulary: Bytes of the tokenizer's tokens.
         end_ids: Ids that end a reply.
-        hidden: (V,) bool, tokens that no reply may hold: special and unknown ones.
         refusal_ids: Tokens of the text that ends a reply where nothing else is allowed.
     """
 
     def __init__(self, articles: Articles, rules: Sequence[Rule], context: Context, refusal_ids: Sequence[int]) -> None:
-        self.articles, self.rules, self.context = articles, tuple(rules), context
-        self.vocabulary, self.end_ids = context.vocabulary, context.end_ids
-        self.hidden = np.array([piece is None for piece in self.vocabulary.pieces])
-        self._ends = frozenset(self.end_ids)
-        self._text = int((~self.hidden).sum())
-        self.refusal_ids = tuple(refusal_ids)
+        super().__init__(rules, context.vocabulary, context.end_ids, refusal_ids)
+        self.articles, self.context = articles, context
 
     @classmethod
     def compile(
@@ -225,148 +149,6 @@ class Court:
                 "The articles contradict each other: remove one."
             )
 
-    # ------------------------------------------------------------------------------------------------------------ tree
-
-    def start(self) -> Reply:
-        """Return the empty reply, the root of a new tree."""
-        return Reply(0, tuple(rule.start for rule in self.rules))
-
-    def read(self, ids: Sequence[int], reply: Reply | None = None) -> Reply:
-        """Return the reply after token ids, from the empty reply or from `reply`."""
-        reply = self.start() if reply is None else reply
-        for token in ids:
-            reply = self.step(reply, int(token))
-        return reply
-
-    def step(self, reply: Reply, token: int) -> Reply:
-        """Return the reply after one more token. It is broken if the token was forbidden."""
-        found = reply.children.get(token)
-        if found is None:
-            found = reply.children[token] = self._step(reply, token)
-        return found
-
-    def _step(self, reply: Reply, token: int) -> Reply:
-        count = reply.count + 1
-        if reply.broken is not None:
-            return Reply(count, broken=reply.broken)
-        if reply.ended:
-            return Reply(count, ended=True)
-        mask = self.mask(reply)
-        if token in self._ends:
-            good = mask.ends or mask.forced == token
-            return Reply(count, ended=True, broken=None if good else self._blame_end(reply))
-        if mask.forced is not None and mask.forced != token:
-            return Reply(count, broken=self._blame_forced(reply))
-        if self._is_hidden(token):
-            return Reply(count, broken="vocabulary")
-        if reply.tail is not None:
-            return Reply(count, reply.states, tail=reply.tail[1:], veto=reply.veto)
-        assert reply.states is not None
-        states = []
-        for rule, state in zip(self.rules, reply.states, strict=True):
-            try:
-                after = rule.step(state, token)
-            except EngineError as error:
-                veto = Veto(count, rule.article, "ended", reason=f"{ENGINE}: {error}")
-                return Reply(count, tail=(), veto=veto)
-            if after is None:
-                return Reply(count, broken=rule.blame(state, token))
-            states.append(after)
-        return Reply(count, tuple(states))
-
-    def _is_hidden(self, token: int) -> bool:
-        return not 0 <= token < len(self.hidden) or bool(self.hidden[token])
-
-    def mask(self, reply: Reply) -> Mask:
-        """Return the tokens that a reply may go on with; where there are none, the court's text."""
-        if reply.mask is None:
-            reply.mask = self._mask(reply)
-        return reply.mask
-
-    def _mask(self, reply: Reply) -> Mask:
-        if reply.broken is not None or reply.ended:
-            return Mask(forced=self.end_ids[0])
-        if reply.tail is not None:
-            return Mask(forced=reply.tail[0] if reply.tail else self.end_ids[0])
-        assert reply.states is not None
-        forbidden: list[Ids] = []
-        allowed: Flags | None = None
-        ends, forced = True, None
-        culprit = ""
-        for rule, state in zip(self.rules, reply.states, strict=True):
-            try:
-                ids = rule.forbidden(state)
-                only = rule.allowed(state)
-                may_end = rule.may_end(state)
-            except EngineError as error:
-                return self.end(reply, rule.article, f"{ENGINE}: {error}")
-            if len(ids):
-                forbidden.append(ids)
-            if only is not None:
-                allowed = only if allowed is None else allowed & only
-                culprit = rule.article
-            if not may_end:
-                ends = False
-            if forced is None:
-                forced = rule.forced(state)
-        if forced is not None and (
-            any(forced in ids for ids in forbidden) or (allowed is not None and not allowed[forced])
-        ):
-            return self.end(reply, culprit or self._blame_end(reply), NOTHING)
-        if forced is None and not ends and not self._any(forbidden, allowed):
-            return self.end(reply, culprit or self._blame_end(reply), NOTHING)
-        return Mask(tuple(forbidden), allowed, ends, forced)
-
-    def _any(self, forbidden: list[Ids], allowed: Flags | None) -> bool:
-        if allowed is None and sum(map(len, forbidden)) < self._text:
-            return True
-        left = ~self.hidden if allowed is None else allowed & ~self.hidden
-        left = left.copy()
-        for ids in forbidden:
-            left[ids] = False
-        return bool(left.any())
-
-    def end(self, reply: Reply, article: str, reason: str) -> Mask:
-        """End a reply with the court's text, or at once where that would break an article of forbidden texts."""
-        tail = self.refusal_ids
-        for rule, state in zip(self.rules, reply.states or (), strict=False):
-            if isinstance(rule, PhraseRule):
-                for token in tail:
-                    state = rule.step(state, token)
-                    if state is None:
-                        tail = ()
-                        break
-        if reply.states is None:
-            tail = ()
-        reply.tail = tail
-        reply.veto = Veto(reply.count, article, "ended", reason=reason)
-        reply.mask = Mask(forced=tail[0] if tail else self.end_ids[0])
-        return reply.mask
-
-    def blame(self, reply: Reply, token: int) -> str:
-        """Return the article that forbids `token` after a reply."""
-        if token in self._ends:
-            return self._blame_end(reply)
-        if self._is_hidden(token):
-            return "vocabulary"
-        for rule, state in zip(self.rules, reply.states or (), strict=False):
-            if token in rule.forbidden(state):
-                return rule.blame(state, token)
-            only = rule.allowed(state)
-            if only is not None and not only[token]:
-                return rule.article
-        return self._blame_forced(reply)
-
-    def _blame_end(self, reply: Reply) -> str:
-        pairs = zip(self.rules, reply.states or (), strict=False)
-        return next((rule.article for rule, state in pairs if not rule.may_end(state)), "?")
-
-    def _blame_forced(self, reply: Reply) -> str:
-        if reply.veto is not None:
-            return reply.veto.article
-        pairs = zip(self.rules, reply.states or (), strict=False)
-        return next((rule.article for rule, state in pairs if rule.forced(state) is not None), "?")
-
 
 def _compile(articles: Sequence[Article], context: Context) -> list[Rule]:
     """Return the rules of articles: those on phrases first, one for all phrases with the same options."""
@@ -411,41 +193,3 @@ def _end_ids(tokenizer: Any, config: RoleConfig, given: Sequence[int] | None) ->
     if not given:
         raise ValueError("`end_ids`: expected the id of at least one end token, got none. Pass it.")
     return tuple(dict.fromkeys(int(i) for i in given))
-
-
-def load_articles(path: Any) -> Articles:
-    """Read articles from a JSON or YAML file.
-
-    Raises:
-        ValueError: It holds no articles, or a field does not fit; the message has the path to it.
-        OSError: It cannot be read.
-    """
-    from pathlib import Path
-
-    import yaml
-
-    from rolesafe.files import read_whole
-
-    text = read_whole(path)
-    try:
-        values = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"`path`: expected articles as JSON or YAML in {str(path)!r}, got something else: {error}"
-        ) from error
-    return Articles.from_dict(values)
-
-
-def save_articles(articles: Articles, path: Any) -> None:
-    """Write articles to a file as a whole: JSON for a name in ``.json``, else YAML."""
-    from pathlib import Path
-
-    import yaml
-
-    from rolesafe.files import write_whole
-
-    values = articles.to_dict()
-    if Path(path).suffix == ".json":
-        write_whole(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    else:
-        write_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

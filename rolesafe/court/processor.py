@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from rolesafe.arguments import is_integer
-from rolesafe.court.court import NOTHING, Court, Mask, Reply, Veto
+from rolesafe.court.court import Court
+from rolesafe.court.tree import NOTHING, Mask, Reply, Veto
 
 Gradient = Literal["none", "constant_mask"]
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rolesafe.arguments import is_integer, is_number
 from rolesafe.config import RoleConfig
-from rolesafe.court.court import Court, Veto
+from rolesafe.court.court import Court
+from rolesafe.court.tree import Veto
 from rolesafe.roles.messages import read_conversation
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def generate_verified(
         ValueError: There is no reader, or an option is invalid.
     """
     from rolesafe.attacks.replies import role_config
-    from rolesafe.court.generate import generate
+    from rolesafe.court.replies import generate
 
     if not readers:
         raise ValueError(

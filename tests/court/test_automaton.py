@@ -63,7 +63,7 @@ def test_forbidden_equals_brute_force(name):
     assert 0 < vetoed < seen
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_forbidden_equals_brute_force_random(seed):
     """Random vocabularies, phrases and options, random long texts."""
     rng = random.Random(seed)
@@ -75,7 +75,7 @@ def test_forbidden_equals_brute_force_random(seed):
         "lookalikes": rng.random() < 0.5,
         "ignored": rng.choice(["", "-"]),
     }
-    texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 4))).encode() for _ in range(30)]
+    texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 4))).encode() for _ in range(12)]
     texts += [b"\xc3", b"\xa9", b"\xd0", b"\xb0", b"\xe2\x80", b"\x8b"]
     words, normal = vocabulary(*texts), Normalisation(**options)
     phrases = ["".join(rng.choices(alphabet, k=rng.randint(2, 4))) for _ in range(4)]
