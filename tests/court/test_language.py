@@ -56,7 +56,7 @@ def test_replies_match_a_grammar_and_avoid_phrases(plain, tokenizer):
 def test_grammar_that_phrases_make_impossible_ends_the_reply(plain, tokenizer):
     """A contradiction a few tokens ahead is an error of the compilation, a later one ends the reply."""
     phrases = ForbiddenPhrases(name="x", phrases=("dog",))
-    with pytest.raises(ValueError, match="leaves no first token. The articles contradict each other"):
+    with pytest.raises(ValueError, match="leaves no first token"):
         court_of([AllowedLanguage(name="l", source="the dog"), phrases], tokenizer)
     articles = [AllowedLanguage(name="l", source="q{20}the dog"), phrases]
     (reply,) = generate(plain, tokenizer, MESSAGES, court_of(articles, tokenizer), max_new_tokens=40)
