@@ -110,7 +110,7 @@ class LanguageRule(Rule):
         limits = module.LLParserLimits(
             max_grammar_size=article.max_grammar, initial_lexer_fuel=article.max_fuel, verbose_errors=False
         )
-        tokenizer = _tokenizer(context)
+        tokenizer = engine_tokenizer(context)
         self._ends = np.array(context.end_ids, dtype=np.int64)
         self.start: Any = module.LLMatcher(tokenizer, article.grammar(), log_level=0, limits=limits)
         try:
@@ -190,7 +190,7 @@ def _check(matcher: Any) -> None:
 _KNOWN: WeakKeyDictionary[Vocabulary, Any] = WeakKeyDictionary()
 
 
-def _tokenizer(context: Context) -> Any:
+def engine_tokenizer(context: Context) -> Any:
     """Return the engine's view of a vocabulary; cached."""
     vocabulary = context.vocabulary
     if vocabulary in _KNOWN:
