@@ -14,12 +14,12 @@ from __future__ import annotations
 from codecs import utf_8_decode
 from collections import deque
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from rolesafe.court.normalise import INVALID, Normalisation, Table
+from rolesafe.court.forms import Forms
+from rolesafe.court.normalise import INVALID, Normalisation
 from rolesafe.court.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.int64]
@@ -29,7 +29,6 @@ State = tuple[int, bytes]
 LARGEST = 4_000_000
 """Largest number of characters in the phrases of one automaton."""
 
-_BETWEEN = "\U0010fffe"  # a noncharacter
 _NONE: Ids = np.empty(0, dtype=np.int64)
 
 
@@ -52,10 +51,9 @@ class PhraseAutomaton:
         self.vocabulary, self.normalisation = vocabulary, normalisation
         self.phrases = list(dict.fromkeys(phrases))
         self._collapses = normalisation.spaces == "collapse"
-        # alphabet of the phrases; a space is always in it because runs of them are collapsed
-        self._table = Table(normalisation, {" ", *"".join(self.phrases)})
+        self._forms = Forms.of(vocabulary, normalisation)
+        self._alphabet = frozenset("".join(self.phrases))
         self._build()
-        self._read_vocabulary()
         self._find_tokens()
         self._cache: dict[State, Ids] = {}
 
@@ -98,6 +96,8 @@ class PhraseAutomaton:
         self._moves: dict[int, dict[str, int]] = {}  # moves by a failure link that were asked for
 
     def _move(self, node: int, c: str) -> int:
+        if c not in self._alphabet:
+            return 0
         at = node
         while at and c not in self._next[at]:
             at = self._fail[at]
@@ -122,70 +122,28 @@ class PhraseAutomaton:
                 return node, phrase[node]
         return node, -1
 
-    # ----------------------------------------------------------------------------------------------------- vocabulary
-
-    def _form(self, text: str) -> str:
-        return self.normalisation.join(text.translate(self._table))
-
-    def _read_vocabulary(self) -> None:
-        """Normalise every token, as it reads after whole characters."""
-        self._forms: list[str | None] = []
-        self._tails: dict[int, bytes] = {}  # bytes of an unfinished character at the end
-        inner: list[int] = []
-        texts: list[str] = []
-        for i, piece in enumerate(self.vocabulary.pieces):
-            if piece is None:
-                texts.append("")
-                continue
-            if piece.isascii():
-                texts.append(piece.decode("ascii"))
-                continue
-            if 0x80 <= piece[0] < 0xC0:
-                inner.append(i)
-            text, used = utf_8_decode(piece, "replace", False)
-            if used < len(piece):
-                self._tails[i] = piece[used:]
-            texts.append(text)
-        forms = _BETWEEN.join(texts).translate(_Lines(self._table)).split(_BETWEEN)
-        if len(forms) != len(texts):  # a token holds the separator itself
-            forms = [text.translate(self._table) for text in texts]
-        if self._collapses:
-            join = self.normalisation.join
-            forms = [join(form) if "  " in form else form for form in forms]
-        self._forms = [None if p is None else f for p, f in zip(self.vocabulary.pieces, forms, strict=True)]
-        self._inner = np.array(inner, dtype=np.int64)  # they may finish a character
-        self._is_inner = np.zeros(len(texts), dtype=bool)
-        self._is_inner[self._inner] = True
-
     def _find_tokens(self) -> None:
         """Find the tokens that begin with the rest of a phrase, and those that hold a whole one."""
-        # rests after a space are apart: there, a space in front of a token does not count
-        rests: tuple[set[str], set[str]] = (set(), set())
-        hits: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
-        longest = max(map(len, filter(None, self._forms)), default=0)
-        for phrase in self.phrases:
-            for k in range(max(1, len(phrase) - longest), len(phrase)):
-                rests[self._collapses and phrase[k - 1] == " "].add(phrase[k:])
+        forms = self._forms
         shortest = min(map(len, self.phrases), default=0)
-        inside: list[int] = []
-        for i, form in enumerate(self._forms):
-            if not form:
-                continue
-            for at, known in enumerate(rests):
-                start = form[1:] if at and form[0] == " " else form
-                for k in range(1, len(start) + 1):
-                    if start[:k] in known:
-                        hits[at].setdefault(start[:k], []).append(i)
-            if len(form) >= shortest and self._walk(0, form)[1] >= 0:
-                inside.append(i)
+        inside = [
+            i
+            for i, form in enumerate(forms.forms)
+            if form is not None and len(form) >= shortest and self._walk(0, form)[1] >= 0
+        ]
         self.inside = np.array(inside, dtype=np.int64)
-        parts: dict[int, list[list[int]]] = {}
+        parts: dict[int, list[Ids]] = {}
+        known: dict[tuple[bool, str], Ids] = {}
         for phrase, path in zip(self.phrases, self._paths, strict=True):
-            for k in range(1, len(phrase)):
-                found = hits[self._collapses and phrase[k - 1] == " "].get(phrase[k:])
-                if found:
+            for k in range(max(1, len(phrase) - forms.longest), len(phrase)):
+                # after a space, a space in front of a token does not count
+                rest = self._collapses and phrase[k - 1] == " ", phrase[k:]
+                found = known.get(rest)
+                if found is None:
+                    found = known[rest] = forms.beginning(*reversed(rest))
+                if len(found):
                     parts.setdefault(path[k], []).append(found)
-        self._own = {node: np.fromiter(chain.from_iterable(own), dtype=np.int64) for node, own in parts.items()}
+        self._own = {node: own[0] if len(own) == 1 else np.concatenate(own) for node, own in parts.items()}
 
     # ---------------------------------------------------------------------------------------------------------- steps
 
@@ -204,20 +162,20 @@ class PhraseAutomaton:
         node, pending = state
         data = pending + data
         text, used = utf_8_decode(data, "replace", False)
-        node, phrase = self._walk(node, self._form(text))
+        node, phrase = self._walk(node, self.normalisation.apply(text))
         return (node, data[used:]) if phrase < 0 else None
 
     def _after(self, state: State, token: int) -> tuple[State, int]:
         node, pending = state
         if not pending:
-            form = self._forms[token]
+            form = self._forms.forms[token]
             if form is None:
                 raise ValueError(f"`token`: expected an ordinary token, got the id {token}. Check `vocabulary.pieces`.")
             node, phrase = self._walk(node, form)
-            return (node, self._tails.get(token, b"") if self._tails else b""), phrase
+            return (node, self._forms.tails.get(token, b"")), phrase
         data = pending + (self.vocabulary.pieces[token] or b"")
         text, used = utf_8_decode(data, "replace", False)
-        node, phrase = self._walk(node, self._form(text))
+        node, phrase = self._walk(node, self.normalisation.apply(text))
         return (node, data[used:]), phrase
 
     def forbidden(self, state: State) -> Ids:
@@ -240,24 +198,12 @@ class PhraseAutomaton:
 
     def _cut(self, state: State) -> Ids:
         """Return the forbidden tokens where a character is unfinished."""
-        broken, _ = self._walk(state[0], self._form(INVALID))  # any token that does not go on with it
+        broken, _ = self._walk(state[0], self.normalisation.apply(INVALID))  # any token that does not go on with it
         others = self.forbidden((broken, b""))
-        inner = [i for i in self._inner.tolist() if self._after(state, i)[1] >= 0]
-        return np.concatenate([others[~self._is_inner[others]], np.array(inner, dtype=np.int64)])
+        inner = [i for i in self._forms.inner.tolist() if self._after(state, i)[1] >= 0]
+        return np.concatenate([others[~self._forms.is_inner[others]], np.array(inner, dtype=np.int64)])
 
     def holds(self, text: str) -> str | None:
         """Return the first phrase that the normal form of a whole text holds, or None."""
         form = self.normalisation.apply(text)
         return next((phrase for phrase in self.phrases if phrase in form), None)
-
-
-class _Lines(dict[int, str]):
-    """Translation of many texts in one string that keeps the character between them."""
-
-    def __init__(self, table: Table) -> None:
-        super().__init__({ord(_BETWEEN): _BETWEEN})
-        self.table = table
-
-    def __missing__(self, code: int) -> str:
-        self[code] = form = self.table[code]
-        return form

@@ -93,15 +93,14 @@ class Normalisation:
 
 
 class Table(dict[int, str]):
-    """Table for ``str.translate``: normal forms over an alphabet; a character outside of it becomes U+0000."""
+    """Table of normal forms for ``str.translate``, filled as characters are asked for."""
 
-    def __init__(self, normalisation: Normalisation, alphabet: set[str]) -> None:
+    def __init__(self, normalisation: Normalisation) -> None:
         super().__init__()
-        self.normalisation, self.alphabet = normalisation, alphabet
+        self.normalisation = normalisation
 
     def __missing__(self, code: int) -> str:
-        found = self.normalisation.character(chr(code))
-        self[code] = form = "".join(c if c in self.alphabet else "\0" for c in found)
+        self[code] = form = self.normalisation.character(chr(code))
         return form
 
 
