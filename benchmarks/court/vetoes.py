@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,21 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def run(tokenizer: Any, paths: list[Path], phrases: tuple[str, ...], steps: int) -> dict[str, Any]:
-    """Return how many tokens of clean texts are vetoed, and whether each text with a phrase is.
+    """Return how many tokens of clean texts are vetoed, and how many texts with a phrase pass.
+
+    Half as many phrases again are runs of three words of the texts, so that some texts hold one.
 
     A text is clean if its normal form holds no phrase; that check reads the whole text, without tokens. Texts are read
     again from the first file until there were enough steps.
     """
+    rng, runs = random.Random(0), {}
+    every = [text for path in paths for text in texts(path)]
+    while len(runs) < len(phrases) // 2:
+        words = rng.choice(every).split()
+        at = rng.randrange(max(1, len(words) - 3))
+        if len(words) >= 3 and (run := " ".join(words[at : at + 3])).replace(" ", "").isalpha():
+            runs[run] = None
+    phrases = (*phrases, *runs)
     court = Court.compile([ForbiddenPhrases(name="phrases", phrases=phrases, lookalikes=True)], tokenizer)
     (rule,) = court.rules
     done = false = missed = clean = dirty = 0

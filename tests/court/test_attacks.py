@@ -31,7 +31,7 @@ def leaky(words):
     model = tiny_llama(len(words), seed=0, layers=1)
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(30):
+    for _ in range(60):
         question = " ".join(rng.choices(WORDS, k=8))
         messages = [ACCESS.messages[0], {"role": "user", "content": question}]
         encoded = encode_one(words, [*messages, {"role": "assistant", "content": "It is snow."}])
