@@ -133,14 +133,14 @@ class PhraseAutomaton:
         ]
         self.inside = np.array(inside, dtype=np.int64)
         parts: dict[int, list[Ids]] = {}
-        known: dict[tuple[bool, str], Ids] = {}
+        known: dict[tuple[str, bool], Ids] = {}
         for phrase, path in zip(self.phrases, self._paths, strict=True):
             for k in range(max(1, len(phrase) - forms.longest), len(phrase)):
                 # after a space, a space in front of a token does not count
-                rest = self._collapses and phrase[k - 1] == " ", phrase[k:]
+                rest = phrase[k:], self._collapses and phrase[k - 1] == " "
                 found = known.get(rest)
                 if found is None:
-                    found = known[rest] = forms.beginning(*reversed(rest))
+                    found = known[rest] = forms.beginning(*rest)
                 if len(found):
                     parts.setdefault(path[k], []).append(found)
         self._own = {node: own[0] if len(own) == 1 else np.concatenate(own) for node, own in parts.items()}

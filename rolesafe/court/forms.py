@@ -75,6 +75,11 @@ class Forms:
             known[normalisation] = cls(vocabulary, normalisation)
         return known[normalisation]
 
+    @staticmethod
+    def forget() -> None:
+        """Clear the cache of :meth:`of`."""
+        _KNOWN.clear()
+
     def beginning(self, start: str, after_space: bool = False) -> Ids:
         """Return the ids of the tokens whose form begins with a text.
 

@@ -26,10 +26,12 @@ class Rule(ABC):
     Attributes:
         article: Name of the article.
         start: State before the first token.
+        only_forbids: True if :meth:`forbidden` and :meth:`step` are the whole rule.
     """
 
     article: str
     start: Any
+    only_forbids = False
 
     @abstractmethod
     def step(self, state: Any, token: int) -> Any | None:
@@ -64,6 +66,8 @@ class PhraseRule(Rule):
         phrases: Normalised phrase to name of its article.
         normalisation: Their normal form.
     """
+
+    only_forbids = True
 
     def __init__(self, vocabulary: Vocabulary, phrases: dict[str, str], normalisation: Any) -> None:
         self.automaton = PhraseAutomaton(vocabulary, list(phrases), normalisation)

@@ -192,6 +192,10 @@ class Tree:
         for rule, state in zip(self.rules, reply.states, strict=True):
             try:
                 ids = rule.forbidden(state)
+                if rule.only_forbids:
+                    if len(ids):
+                        forbidden.append(ids)
+                    continue
                 only = rule.allowed(state)
                 may_end = rule.may_end(state)
             except EngineError as error:
