@@ -44,6 +44,7 @@ INSTALL_REQUIRES = [
 STATS = ["scipy>=1.11", "statsmodels>=0.14.2"]  # intervals and tests
 
 EXTRAS: dict[str, list[str]] = {
+    "court": ["llguidance>=1.9"],  # grammars, JSON schemas and regular expressions of the court
     "demo": ["matplotlib>=3.8", *STATS],
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
     # For benchmarks/gcg.py, with `pip install --no-deps nanogcg==0.3.0`: that one asks for transformers<=4.47.1, so no
@@ -57,6 +58,7 @@ EXTRAS: dict[str, list[str]] = {
     "trl": ["trl>=0.26"],
 }
 EXTRAS["dev"] = [
+    *EXTRAS["court"],
     *EXTRAS["demo"],
     *EXTRAS["docs"],
     *EXTRAS["peft"],
@@ -67,7 +69,9 @@ EXTRAS["dev"] = [
     "ruff>=0.12",
     "sentencepiece>=0.2",  # tokenizers under test
 ]
-EXTRAS["all"] = sorted({requirement for extra in ("demo", "peft", "sets", "trl") for requirement in EXTRAS[extra]})
+EXTRAS["all"] = sorted(
+    {requirement for extra in ("court", "demo", "peft", "sets", "trl") for requirement in EXTRAS[extra]}
+)
 
 setup(
     name="rolesafe",

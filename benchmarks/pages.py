@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import steering
 from benchmarks.costs import costs
+from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
 from benchmarks.override_resistance import blocks as study
 from benchmarks.pretrained.page import generated
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
     "costs": costs,
+    "court": court_page.block,
     "pretrained": generated,
     "demo": demo,
     "steering": steering.block,

@@ -40,6 +40,7 @@ LAYERS = (
         "tasks",
         "training",
     },
+    {"court"},
     {"evaluation"},
     {"report"},
     {"retrain"},

@@ -14,6 +14,7 @@ def chat(
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    court: Annotated[str | None, typer.Option(help="File of articles (JSON or YAML) that every reply keeps.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
 ) -> None:
@@ -31,12 +32,20 @@ def chat(
 
     if not 0 <= temperature < math.inf:
         raise ValueError(f"`--temperature`: expected a number >= 0, got {temperature}. Pass 0 for greedy.")
+    articles = None
+    if court is not None:
+        from rolesafe.court import load_articles
+
+        try:
+            articles = load_articles(court)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"`--court`: expected a file of articles, got {court!r}: {error}") from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     names = [model] if compare is None else [model, compare]
     console = Console()
     with console.status("loading") if console.is_terminal else _nothing():
-        speakers = tuple(_load(name, device, dtype, max_new_tokens, temperature) for name in names)
+        speakers = tuple(_load(name, device, dtype, max_new_tokens, temperature, articles) for name in names)
     run_chat(Session(speakers, system), typed_lines(console), console, echo=not sys.stdin.isatty())
 
 
@@ -46,7 +55,7 @@ def _nothing() -> Any:
     return nullcontext()
 
 
-def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float) -> Any:
+def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float, court: Any = None) -> Any:
     import torch
 
     from rolesafe.chat.session import Speaker
@@ -70,5 +79,10 @@ def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temper
             f"`--device`: expected a usable device, got {device!r}: {first_line(error)}. Choose cpu or another device."
         ) from error
     return Speaker(
-        name=path, model=model.eval(), tokenizer=tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
+        name=path,
+        model=model.eval(),
+        tokenizer=tokenizer,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        court=court,
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rolesafe.attacks.replies import context_size, end_ids, role_config
 from rolesafe.tasks import Message
+
+if TYPE_CHECKING:
+    from rolesafe.court import Articles
 
 Write = Callable[[str], None]
 """Callback for the reply so far, after each new part."""
@@ -23,6 +26,7 @@ class Speaker:
         tokenizer: Tokenizer of the model, with a chat template.
         max_new_tokens: Maximum length of a reply in tokens.
         temperature: Sampling temperature; 0 is greedy.
+        court: Articles that every reply keeps; None for none.
     """
 
     name: str
@@ -30,14 +34,17 @@ class Speaker:
     tokenizer: Any
     max_new_tokens: int = 256
     temperature: float = 0.0
+    court: Articles | None = None
 
     def reply(self, messages: list[Message], write: Write) -> str:
         """Return the reply to `messages`, and stream it to `write`.
 
         Raises:
-            ValueError: The chat template does not support the conversation, or it exceeds the context.
+            ValueError: The chat template does not support the conversation, it exceeds the context, or the articles
+                cannot be compiled.
         """
         import torch
+        from transformers import LogitsProcessorList
 
         from rolesafe.patching import is_patched
         from rolesafe.roles.encoding import encode, padding_id
@@ -61,15 +68,27 @@ class Speaker:
         sampling = (
             {"do_sample": True, "temperature": self.temperature} if self.temperature > 0 else {"do_sample": False}
         )
+        court, processors = None, LogitsProcessorList()
+        if self.court is not None:
+            from rolesafe.court import Court, CourtProcessor
+
+            court = Court.compile(
+                self.court, self.tokenizer, messages=messages, config=role_config(model), end_ids=ends
+            )
+            processors.append(CourtProcessor(court, inputs["input_ids"], record=False))
         with torch.no_grad():
             model.generate(
                 **inputs,
                 **sampling,
+                logits_processor=processors,
                 max_new_tokens=min(self.max_new_tokens, room),
                 eos_token_id=ends or None,
                 pad_token_id=padding_id(self.tokenizer),
                 streamer=stream,
             )
+        if court is not None and court.check(stream.ids) is not None:
+            write(court.articles.refusal)
+            return court.articles.refusal
         return stream.text
 
 

@@ -16,6 +16,7 @@ from rolesafe.attacks import replies
 from rolesafe.chat.session import Session, Speaker, _Stream
 from rolesafe.chat.terminal import run_chat
 from rolesafe.cli import app
+from rolesafe.court import Articles, ForbiddenPhrases
 from rolesafe.retrain import load_retrained
 from tests.retrain.conftest import checkpoint  # noqa: F401  (a fixture)
 
@@ -158,3 +159,29 @@ def test_chat_bad_argument_prints_one_line(checkpoint, arguments, named):  # noq
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     assert named in line
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "aware"])
+def test_court_holds_in_chat(request, kind):
+    """The first letters of the free reply are forbidden; the streamed text keeps the article."""
+    path = request.getfixturevalue(kind)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say something about rain."}]
+    options = {"temperature": 1.0, "max_new_tokens": 24}
+    torch.manual_seed(0)
+    free = speaker(path, **options).reply(messages, lambda text: None)
+    letters = tuple(dict.fromkeys(c for c in free if c.isprintable() and c not in " \ufffd"))[:3]
+    assert letters, repr(free)
+    articles = Articles((ForbiddenPhrases(name="x", phrases=letters),), "")
+    seen: list[str] = []
+    torch.manual_seed(0)
+    text = speaker(path, court=articles, **options).reply(messages, seen.append)
+    assert not any(c.casefold() in part.casefold() for c in letters for part in [text, *seen])
+    assert text != free
+
+
+def test_command_with_bad_court_file_names_it(tmp_path):
+    file = tmp_path / "court.json"
+    file.write_text('{"articles": [{"kind": "law"}]}')
+    result = CliRunner().invoke(app, ["chat", "nowhere", "--court", str(file)])
+    assert result.exit_code != 0
+    assert "--court" in f"{result.output}{result.exception}"

@@ -18,6 +18,7 @@ SAYS = {
     "compare_two_mechanisms": ("ise: benign tasks solved", "channel: benign tasks solved", "attacker won"),
     "audit_model": ("token equality:", "privileged attention:", "role forging:"),
     "kernel_alone": ("sdpa: output differs by", "triton: output differs by"),
+    "court": ("articles: ['code', 'greeting', 'short']", "Heron breaks: code", "reply: 'Hello", "after 2 proposals"),
     "custom_roles": ("policy: 7 tokens", "document: 6 tokens", "without config: "),
 }
 """Parts of the output that show that an example did its work."""

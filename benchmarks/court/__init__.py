@@ -1,0 +1,1 @@
+"""Speed, false vetoes and adaptive tries of the court."""
