@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch import Tensor
 from rolesafe_kernels.call import MAX_ROLES, packed
 from rolesafe_kernels.decode import role_attn_decode
 from rolesafe_kernels.launch import INTERPRET, architecture, launch_of
-from rolesafe_kernels.ops import role_attn_fwd, role_blocks
+from rolesafe_kernels.ops import build_blocks, role_attn_fwd, role_blocks
+from rolesafe_kernels.plan import Plan, Settings, decodes
+from rolesafe_kernels.replay import PLANS, form, is_eager
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
-DECODE_ROWS = 64
-"""Largest number of queries, over all heads that share keys, for which programs divide the keys."""
 
 
 class RoleLayout:
@@ -38,26 +39,41 @@ class RoleLayout:
         self, q_roles: Tensor, k_roles: Tensor, privileged: Sequence[int] = (0, 1), key_mask: Tensor | None = None
     ) -> None:
         self.q_roles, self.k_roles, self.key_mask = q_roles, k_roles, key_mask
-        self.privileged = sum(1 << role for role in set(privileged))
+        self.privileged = role_bits(privileged)
         self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def keys(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
         """Return roles (B, S) int8 and lists of blocks for `kernel`, for tokens such as `like` of head dim `dim`."""
-        return self._blocks("keys", self.k_roles, self.key_mask, like, dim, kernel)
+        return self._blocks("keys", like, dim, kernel)
 
     def queries(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
         """Return roles (B, T) int8 and lists of blocks of the queries."""
-        side = "keys" if self.q_roles is self.k_roles and self.key_mask is None else "queries"
-        return self._blocks(side, self.q_roles, None, like, dim, kernel)
+        return self._blocks("queries", like, dim, kernel)
 
-    def _blocks(
-        self, side: str, roles: Tensor, mask: Tensor | None, like: Tensor, dim: int, kernel: str
-    ) -> tuple[Tensor, Tensor]:
+    def of_block(self, side: str, block: int) -> tuple[Tensor, Tensor]:
+        """Return the same of "keys" or "queries" for blocks of `block` tokens, without a registered operation."""
+        key = (self._side(side), block)
+        if key not in self._kept:
+            self._kept[key] = build_blocks(*self._tokens(key[0]), self.privileged, block)
+        return self._kept[key]
+
+    def _blocks(self, side: str, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
+        roles, mask = self._tokens(side)
+        if is_eager(roles, mask):
+            return self.of_block(side, getattr(launch_of(like.device, like.dtype, dim), kernel).block)
         compiling = torch.compiler.is_compiling()
+        side = self._side(side)
         key = (side, kernel if compiling else getattr(launch_of(like.device, like.dtype, dim), kernel).block)
         if key not in self._kept:
-            self._kept[key] = role_blocks(roles, mask, self.privileged, like.dtype, dim, kernel)
+            self._kept[key] = role_blocks(*self._tokens(side), self.privileged, like.dtype, dim, kernel)
         return self._kept[key]
+
+    def _side(self, side: str) -> str:
+        """Return the side that is prepared: queries that are the keys are prepared once."""
+        return "keys" if self.q_roles is self.k_roles and self.key_mask is None else side
+
+    def _tokens(self, side: str) -> tuple[Tensor, Tensor | None]:
+        return (self.k_roles, self.key_mask) if side == "keys" else (self.q_roles, None)
 
 
 def unsupported(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
@@ -148,16 +164,7 @@ def check(
         if tensor is not None and not tensor.is_floating_point():
             raise ValueError(f"`{name}`: expected floating numbers, got {describe(tensor)}")
     if layout is not None:
-        sides = (("q_roles", layout.q_roles, (batch, length)), ("k_roles", layout.k_roles, (batch, keys)))
-        for name, roles, shape in sides:
-            if q_roles is None or tuple(roles.shape) != shape or roles.device != q.device:
-                raise ValueError(f"`layout`: expected `{name}` of shape {shape} on {q.device}, got {describe(roles)}")
-        made_of = (layout.q_roles is q_roles, layout.k_roles is k_roles, layout.key_mask is key_mask)
-        if not all(made_of) or layout.privileged != sum(1 << role for role in set(privileged)):
-            raise ValueError(
-                "`layout`: expected the layout of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this call, "
-                "got another. Build it with RoleLayout(q_roles, k_roles, privileged, key_mask)."
-            )
+        check_layout(layout, q, k, q_roles, k_roles, key_mask, privileged)
     if bias is not None:
         square = bias.ndim == 3 and bias.shape[0] == heads and bias.shape[1] == bias.shape[2]
         if not square or not 1 <= bias.shape[1] <= MAX_ROLES or bias.device != q.device:
@@ -192,6 +199,34 @@ def check(
         raise ValueError(
             f"`q`: expected at most 32767 sequences and 65535 heads (the launch grid), got {batch} and {heads}"
         )
+
+
+def check_layout(
+    layout: RoleLayout,
+    q: Tensor,
+    k: Tensor,
+    q_roles: Tensor | None,
+    k_roles: Tensor | None,
+    key_mask: Tensor | None,
+    privileged: Sequence[int],
+) -> None:
+    """Raise ValueError unless `layout` was made of the roles, the mask and the privileged ids of the call."""
+    made_of = (layout.q_roles is q_roles, layout.k_roles is k_roles, layout.key_mask is key_mask)
+    if all(made_of) and layout.privileged == role_bits(privileged):
+        return
+    for name, roles, x in (("q_roles", layout.q_roles, q), ("k_roles", layout.k_roles, k)):
+        shape = (x.shape[0], x.shape[2])
+        if q_roles is None or tuple(roles.shape) != shape or roles.device != q.device:
+            raise ValueError(f"`layout`: expected `{name}` of shape {shape} on {q.device}, got {describe(roles)}")
+    raise ValueError(
+        "`layout`: expected the layout of the `q_roles`, `k_roles`, `key_mask` and `privileged` of this call, got "
+        "another. Build it with RoleLayout(q_roles, k_roles, privileged, key_mask)."
+    )
+
+
+def role_bits(privileged: Sequence[int]) -> int:
+    """Return a number with bit r set for each role r of `privileged`."""
+    return sum(1 << role for role in set(privileged))
 
 
 def describe(x: Tensor) -> str:
@@ -261,33 +296,78 @@ def role_attention(
     Raises:
         ValueError: The kernels cannot compute this; the message names the argument, the expected and the given value.
     """
-    check(
-        q, k, v, q_roles, k_roles, bias, share, sinks, mask, key_mask,
-        privileged, dedicated, integrity, scale, window, softcap, causal, layout, ranges,
-    )  # fmt: skip
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    dim, length = max(q.shape[3], v.shape[3]), q.shape[2]
-    q, k, v = packed(q), packed(k), packed(v)
-    if mask is not None and length == 1 and mask.shape[1] == 1 and q_roles is not None:
-        # one query: its mask is a key mask
+    pairs = (None, None) if ranges is None else ranges
+    tensors = (q, k, v, q_roles, k_roles, bias, share, sinks, key_mask, mask, *pairs)
+    train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, share, sinks))
+    call = (privileged, dedicated, integrity, scale, window, softcap, causal)
+    if is_eager(*tensors):
+        key = (*map(form, tensors), q_roles is k_roles, *privileged, *call[1:], train)
+        plan = PLANS.find(key)
+        if plan is None:
+            check(q, k, v, q_roles, k_roles, bias, share, sinks, mask, key_mask, *call, layout, ranges)
+            plan = Plan(q, k, v, ranges, settings_of(q, *call), train, is_key_mask(mask, q, q_roles))
+            PLANS.keep(key, plan)
+        elif layout is not None:
+            check_layout(layout, q, k, q_roles, k_roles, key_mask, privileged)
+        attend: Any = plan
+        of_keys = plan.of_keys
+    else:
+        check(q, k, v, q_roles, k_roles, bias, share, sinks, mask, key_mask, *call, layout, ranges)
+        attend = partial(registered, settings_of(q, *call), train)
+        of_keys = is_key_mask(mask, q, q_roles)
+    if of_keys and mask is not None:
         seen = mask[:, 0, 0].expand(q.shape[0], -1)
         key_mask, mask, layout = seen if key_mask is None else seen & key_mask.bool(), None, None
-    roles8: tuple[Tensor | None, Tensor | None] = (None, None)
-    train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, share, sinks))
-    decode = not train and ranges is None and length * (q.shape[1] // k.shape[1]) <= DECODE_ROWS
+    if layout is None and q_roles is not None and k_roles is not None:
+        layout = RoleLayout(q_roles, k_roles, privileged, key_mask)
+    return attend(q, k, v, layout, bias, share, sinks, mask, pairs)
+
+
+def settings_of(
+    q: Tensor,
+    privileged: Sequence[int],
+    dedicated: int,
+    integrity: bool,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+    causal: bool,
+) -> Settings:
+    """Return the numbers of a checked call as the operations take them."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return Settings(scale, softcap or 0.0, window or 0, causal, dedicated, integrity, role_bits(privileged))
+
+
+def is_key_mask(mask: Tensor | None, q: Tensor, q_roles: Tensor | None) -> bool:
+    """Return True where `mask` can be a key mask: that of one query, the same for all heads."""
+    return mask is not None and q.shape[2] == 1 and mask.shape[1] == 1 and q_roles is not None
+
+
+def registered(
+    settings: Settings,
+    train: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: RoleLayout | None,
+    bias: Tensor | None,
+    share: Tensor | None,
+    sinks: Tensor | None,
+    mask: Tensor | None,
+    ranges: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """Compute a checked call by the registered operations, which compilers, transforms and modes know."""
+    q, k, v = packed(q), packed(k), packed(v)
+    dim = max(q.shape[3], v.shape[3])
+    decode = decodes(q, k, train, ranges[0])
     kernel = "decode" if decode else "forward"
-    blocks = dq_blocks = dkdv_blocks = None
-    if q_roles is not None and k_roles is not None:
-        if layout is None:
-            layout = RoleLayout(q_roles, k_roles, privileged, key_mask)
-        k_roles8, blocks = layout.keys(q, dim, kernel)
-        q_roles8, dkdv_blocks = layout.queries(q, dim, "dkdv" if train else kernel)
-        roles8 = (q_roles8, k_roles8)
+    q_roles = k_roles = blocks = dq_blocks = dkdv_blocks = None
+    if layout is not None:
+        k_roles, blocks = layout.keys(q, dim, kernel)
+        q_roles, dkdv_blocks = layout.queries(q, dim, "dkdv" if train else kernel)
         if train:
             dq_blocks = layout.keys(q, dim, "dq")[1]
-    bits = sum(1 << role for role in set(privileged))
-    settings = (scale, softcap or 0.0, window or 0, causal, dedicated, integrity, bits)
     if decode:
-        return role_attn_decode(q, k, v, *roles8, blocks, bias, share, sinks, mask, *settings, 0)
-    tensors = (*roles8, blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, *(ranges or (None, None)))
+        return role_attn_decode(q, k, v, q_roles, k_roles, blocks, bias, share, sinks, mask, *settings, 0)
+    tensors = (q_roles, k_roles, blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, *ranges)
     return role_attn_fwd(q, k, v, *tensors, *settings, train)[0]

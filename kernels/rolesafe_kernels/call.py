@@ -29,7 +29,10 @@ def options(tile: Tile) -> dict[str, Any]:
 
 def on(x: Tensor) -> AbstractContextManager[Any]:
     """Make the device of `x` the current one, on which kernels are launched."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    return torch.cuda.device(x.device) if x.is_cuda and x.device.index != torch.cuda.current_device() else _HERE
+
+
+_HERE = nullcontext()
 
 
 def is_packed(x: Tensor) -> bool:

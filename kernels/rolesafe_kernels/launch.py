@@ -48,17 +48,20 @@ def by_descriptors(launch: Launch) -> Launch:
     return launch._replace(**{name: getattr(launch, name)._replace(descriptors=True) for name in kernels})
 
 
-def width(dim: int) -> int:
-    """Return the head dim of the kernels' tiles: the next power of two, at least 16."""
-    return max(16, triton.next_power_of_2(dim))
+def width(dim: int, least: int = 16) -> int:
+    """Return the head dim of the kernels' tiles: the next power of two, at least `least`."""
+    return max(least, 1 << (dim - 1).bit_length())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def architecture(device: torch.device) -> int:
     """Return the compute capability as one number: 90 for an H100, 0 under the interpreter."""
-    if device.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
+    return 0 if device.type != "cuda" else _capability(device.index)
+
+
+@cache
+def _capability(index: int | None) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
 

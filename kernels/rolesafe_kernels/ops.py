@@ -29,6 +29,7 @@ from rolesafe_kernels.call import (
 from rolesafe_kernels.forward import role_attn_fwd_kernel
 from rolesafe_kernels.launch import launch_of
 from rolesafe_kernels.layout import ROWS, role_bits_kernel, role_lists_kernel
+from rolesafe_kernels.replay import is_eager
 
 LIST_CHUNK = 512
 """Blocks that a program of `role_lists_kernel` takes at a time: one kernel for every length."""
@@ -97,8 +98,7 @@ def empty_outputs(q: Tensor, v: Tensor, share: Tensor | None, train: bool) -> tu
     )
 
 
-@torch.library.custom_op("rolesafe::role_attn_fwd", mutates_args=())
-def role_attn_fwd(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -142,6 +142,9 @@ def role_attn_fwd(
         scale, softcap, window, causal, dedicated, integrity, privileged, train,
     )  # fmt: skip
     return o, lse, lse_p, diff
+
+
+role_attn_fwd = torch.library.custom_op("rolesafe::role_attn_fwd", attend, mutates_args=())
 
 
 @role_attn_fwd.register_fake
@@ -207,8 +210,7 @@ def forward(
             launch("rest", dedicated)
 
 
-@torch.library.custom_op("rolesafe::role_attn_bwd", mutates_args=())
-def role_attn_bwd(
+def gradients(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -282,6 +284,9 @@ def summed(dbias: Tensor) -> Tensor:
     return dbias.sum((0, 2)) if dbias.shape[-1] else dbias.new_empty(0)
 
 
+role_attn_bwd = torch.library.custom_op("rolesafe::role_attn_bwd", gradients, mutates_args=())
+
+
 @role_attn_bwd.register_fake
 def role_attn_bwd_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
     """Return the outputs of `role_attn_bwd`, unwritten. Arguments as there: `bias` is the thirteenth."""
@@ -306,7 +311,9 @@ def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor |
     if grad is None:
         return (None,) * 22
     *_, bias, share, sinks, _, _, _ = saved = ctx.saved_tensors
-    dq, dk, dv, dbias, sums = role_attn_bwd(grad, *saved, *ctx.settings)
+    # a second derivative, or a trace, needs the registered operation
+    direct = not torch.is_grad_enabled() and is_eager(grad, *saved)
+    dq, dk, dv, dbias, sums = (gradients if direct else role_attn_bwd)(grad, *saved, *ctx.settings)
     return (
         dq, dk, dv, None, None, None, None, None,
         None if bias is None else dbias.to(bias.dtype),
@@ -317,3 +324,11 @@ def backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor |
 
 
 role_attn_fwd.register_autograd(backward, setup_context=setup_context)
+
+
+class Attend(torch.autograd.Function):
+    """`role_attn_fwd` with gradients in eager mode: ``Attend.apply`` takes its arguments and gives its outputs."""
+
+    forward = staticmethod(attend)
+    setup_context = staticmethod(setup_context)
+    backward = staticmethod(backward)

@@ -2,6 +2,7 @@
 
     python -m tools.offline           compile every launch-table entry without a GPU and compare with compiled.json
     python -m tools.counters          count the blocks of keys that a launch reads, by kind
+    python -m tools.host              time all that the CPU does for a call and a patched layer, without a GPU
     python -m tools.tune              time tiles on the GPU at hand and rewrite its launch table
 
 `inputs` makes the tensors of a call, `gate` compares results with the specification in fp64, `timing` times calls in

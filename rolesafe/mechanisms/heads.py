@@ -127,6 +127,8 @@ class RoleHeads(RolePart):
             return None
         # PEFT sets `requires_grad` of all that it saves; a constant share gets no gradient.
         share = self.share if self.learns_share else self.share.detach()
+        if not (share.requires_grad and torch.is_grad_enabled()):
+            return share.clamp(self.share_floor, 1)
         clamped: Tensor = _Clamp.apply(share, self.share_floor)  # type: ignore[no-untyped-call]
         return clamped
 
@@ -154,12 +156,18 @@ class RoleHeads(RolePart):
         This is `forward`, so hooks that move parameters (offloading) run.
         """
         # A copy: hooks that moved the parameter (offloading, fully_shard of the part) free it after this call.
-        table = None if self.bias is None else self.bias.clone()
+        table: Tensor | None = self.bias
+        if table is not None and (torch.is_grad_enabled() or self._has_hooks()):
+            table = table.clone()
         constants = self.steering(device)
         if constants is not None:
             # fp32 wins over a table in half precision, which would round log M to 8 bits
             table = constants if table is None else table + constants
         return table, self.reserved_share()
+
+    def _has_hooks(self) -> bool:
+        """Return True where something runs around `forward`: hooks, or a `forward` that accelerate replaced."""
+        return bool(self._forward_hooks or self._forward_pre_hooks or "forward" in self.__dict__)
 
     def extra_repr(self) -> str:
         parts = f"heads={self.heads}, dedicated={self.dedicated}, integrity={self.integrity}"

@@ -25,6 +25,7 @@ NAME = "rolesafe"
 
 UNSUPPORTED = ("position_bias", "head_mask", "cache", "block_table")
 """Arguments that would change the result and that role-aware attention does not compute."""
+_UNSUPPORTED = frozenset(UNSUPPORTED)
 
 
 def register() -> None:
@@ -65,7 +66,7 @@ def role_attention_forward(
         RuntimeError: The module has no role heads, or has another number of heads.
     """
     name = type(module).__name__
-    heads: Any = getattr(module, "rolesafe_heads", None)
+    heads: Any = module._modules.get("rolesafe_heads")
     if not hasattr(heads, "reserved_share"):  # duck typing: libraries wrap modules that they train or move
         raise RuntimeError(
             f"{name} has attn_implementation='{NAME}' and no role layer: the model was not patched. Call "
@@ -76,8 +77,8 @@ def role_attention_forward(
             f"`role_ids` did not reach {name}: expected a role id for every token, got none. Call the patched model "
             "itself (not its inner `model.model`) with `role_ids`; `rolesafe.encode` returns them."
         )
-    for argument in UNSUPPORTED:
-        if kwargs.get(argument) is not None:
+    for argument in _UNSUPPORTED.intersection(kwargs):
+        if kwargs[argument] is not None:
             raise ValueError(
                 f"`{argument}`: {name} passes it to its attention, role-aware attention does not compute it"
             )

@@ -170,7 +170,7 @@ def test_second_derivative_is_refused(calls: list[Any]) -> None:
 
 def test_expanded_and_strided_tokens(calls: list[Any]) -> None:
     """The gradient of a sum has stride 0, and tokens may be transposed in their last dimension."""
-    x = {name: x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_() for name, x in tensors().items()}
+    x = {name: y.detach().mT.contiguous().mT.requires_grad_() for name, y in tensors().items()}
     bias = table(True)
     found = []
     for impl in ("reference", "sdpa"):
