@@ -1,4 +1,4 @@
-"""Tables of time and memory on a CPU, from the record of `benchmarks/attention_cpu.py`."""
+"""Tables of time and memory on a CPU, from the records of `attention_cpu.py` and `decode_cpu.py`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 RECORD = Path(__file__).parent / "results" / "attention_cpu.json"
+DECODE = RECORD.with_name("decode_cpu.json")
 
 
 def costs(quantity: str) -> str:
     """Return a Markdown table of the record, cases down, passes and lengths across.
 
     Args:
-        quantity: ``"time"``: multiples of plain attention; ``"memory"``: rise of the peak over the inputs, in MiB.
+        quantity: ``"time"``: multiples of plain attention; ``"memory"``: rise of the peak over the inputs, in MiB;
+            ``"decode"``: one token of a patched model, as a multiple of the unpatched one.
     """
+    if quantity == "decode":
+        return _decode()
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     results, where = record["results"], record["environment"]
     heads = [f"{one['pass']}, L={one['length']}" for one in results]
@@ -28,6 +32,25 @@ def costs(quantity: str) -> str:
     for case in results[0]["cases"]:
         cells = [_cell(quantity, case, one["cases"].get(case)) for one in results]
         lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _decode() -> str:
+    record = json.loads(DECODE.read_text(encoding="utf-8"))
+    where, settings, results = record["environment"], record["settings"], record["results"]
+    lines = [
+        f"`{DECODE.name}`, commit {where['commit'][:7]}, torch {where['torch']}, {where['threads']} thread of an "
+        f"{where['cpu']}; {settings['layers']} layers, d={settings['hidden']}, fp32; median and 95% interval.",
+        "",
+        f"| keys | {' | '.join(str(one['length']) for one in results)} |",
+        f"| :-- |{' --: |' * len(results)}",
+        "| unpatched | " + " | ".join(f"{one['models']['unpatched']['p50_ms']:.1f} ms" for one in results) + " |",
+    ]
+    for model in results[0]["models"]:
+        if model != "unpatched":
+            ratios = [one["models"][model]["ratio"] for one in results]
+            cells = [f"{x['median']:.2f}x ({x['low']:.2f} to {x['high']:.2f})" for x in ratios]
+            lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
