@@ -23,7 +23,7 @@ def costs(quantity: str) -> str:
     results, where = record["results"], record["environment"]
     heads = [f"{one['pass']}, L={one['length']}" for one in results]
     lines = [
-        f"`attention_cpu.json`, commit {where['commit'][:7]}, torch {where['torch']}, {where['threads']} threads of an "
+        f"`attention_cpu.json`, commit {where['commit'][:7]}, torch {where['torch']}, {_threads(where)} of an "
         f"{where['cpu']}; B=1, H={record['settings']['heads']}, D={record['settings']['head_dim']}, fp32.",
         "",
         f"| {quantity} | {' | '.join(heads)} |",
@@ -35,11 +35,15 @@ def costs(quantity: str) -> str:
     return "\n".join(lines)
 
 
+def _threads(where: dict[str, Any]) -> str:
+    return "1 thread" if where["threads"] == 1 else f"{where['threads']} threads"
+
+
 def _decode() -> str:
     record = json.loads(DECODE.read_text(encoding="utf-8"))
     where, settings, results = record["environment"], record["settings"], record["results"]
     lines = [
-        f"`{DECODE.name}`, commit {where['commit'][:7]}, torch {where['torch']}, {where['threads']} thread of an "
+        f"`{DECODE.name}`, commit {where['commit'][:7]}, torch {where['torch']}, {_threads(where)} of an "
         f"{where['cpu']}; {settings['layers']} layers, d={settings['hidden']}, fp32; median and 95% interval.",
         "",
         f"| keys | {' | '.join(str(one['length']) for one in results)} |",
