@@ -13,7 +13,18 @@ from rolesafe.court.rules import ClosingRule, LengthRule, OpeningRule, Repetitio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening(Article):
+class _Border(Article):
+    """Base class of articles about the texts at one end of a reply."""
+
+    texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_texts(self.texts, "texts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(_Border):
     """Require that a reply begins with one of several texts, byte for byte.
 
     Args:
@@ -22,12 +33,6 @@ class Opening(Article):
 
     kind: ClassVar[str] = "opening"
     about: ClassVar[str] = "texts, one of which begins a reply"
-
-    texts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect_texts(self.texts, "texts")
 
     def compile(self, context: Context) -> Iterator[Rule]:
         """Yield the rule.
@@ -40,7 +45,7 @@ class Opening(Article):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Closing(Article):
+class Closing(_Border):
     """Require that a reply ends with one of several texts, byte for byte.
 
     The end token is vetoed until then. Where a :class:`Length` article limits the tokens, the first text is written in
@@ -52,12 +57,6 @@ class Closing(Article):
 
     kind: ClassVar[str] = "closing"
     about: ClassVar[str] = "texts, one of which ends a reply"
-
-    texts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expect_texts(self.texts, "texts")
 
     def compile(self, context: Context) -> Iterator[Rule]:
         """Yield the rule.

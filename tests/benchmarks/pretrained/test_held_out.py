@@ -14,7 +14,7 @@ from rolesafe.tasks import phrasing
 
 TRAINING = ("alpaca_5000.json", "benign_instructions.json")
 KNOWN = {"what color is the sky"}
-"""Rows shared by AlpacaFarm and Alpaca. They have no input and no injection; only NLL and KL use them."""
+"""Rows shared by AlpacaFarm and Alpaca. They have no input and no injection; the arms leave them out of training."""
 
 
 def training_files():
