@@ -1,5 +1,6 @@
 """The court: articles about a reply that a program decides, with a veto at every token."""
 
+from rolesafe.court.any_depth import AnyDepthReply, any_depth_replies
 from rolesafe.court.articles import Article, Articles
 from rolesafe.court.court import Court
 from rolesafe.court.declare import declared_articles
@@ -75,4 +76,6 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "ModelReader",
     "Proposal",
     "Release",
+    "any_depth_replies",
+    "AnyDepthReply",
 ]

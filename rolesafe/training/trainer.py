@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,6 +20,7 @@ from rolesafe.patching.checkpoint import check_checkpoint, read_config
 from rolesafe.patching.seal import UNSAVED, unsaved_names
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
+from rolesafe.training.reply_losses import ReplyLoss
 
 
 class RoleTrainer(Trainer):
@@ -34,6 +35,7 @@ class RoleTrainer(Trainer):
         data_collator: Its `with_roles` and roles must fit the model.
         role_learning_rate: Learning rate of the role parameters, without weight decay; None: that of `args`; 0: they
             are not trained, and may be frozen.
+        loss: Replaces the model's own loss, see :class:`rolesafe.training.ReplyLoss`.
         **kwargs: See `Trainer` (`train_dataset`, `eval_dataset`, `callbacks`, ...).
 
     Raises:
@@ -50,6 +52,7 @@ class RoleTrainer(Trainer):
         *,
         data_collator: RoleCollator | None = None,
         role_learning_rate: float | None = None,
+        loss: ReplyLoss | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -71,6 +74,22 @@ class RoleTrainer(Trainer):
         args.remove_unused_columns = False
         self.role_learning_rate = role_learning_rate
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        self.reply_loss = loss
+        if loss is not None:
+            _mean_per_batch(self)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of `loss`, or the Trainer's."""
+        if self.reply_loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = self.reply_loss(model, inputs)
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """Create the Trainer's optimizer, and move the role parameters to a group of their own."""
@@ -135,6 +154,39 @@ class RoleTrainer(Trainer):
                 "1, where the guarantees of its role layer do not hold. Set load_best_model_at_end=False with "
                 "AnnealRoles, or compare checkpoints from its end on."
             )
+
+
+def with_loss(trainer: type[Trainer], loss: ReplyLoss) -> type[Trainer]:
+    """Return a subclass of any Trainer, such as TRL's ``SFTTrainer``, that minimises `loss`.
+
+    The batches must be those of a :class:`RoleCollator`: pass it as `data_collator`, with `remove_unused_columns=False`
+    in the arguments. ``SFTTrainer`` also needs ``dataset_kwargs={"skip_prepare_dataset": True}`` and a
+    ``datasets.Dataset``: give it encoded rows, and set `train_dataset` to a :class:`SafetyRows` afterwards.
+    :class:`RoleTrainer` takes `loss` and such rows itself, and checks roles and checkpoints as well.
+
+    Raises:
+        TypeError: `trainer` is no class of a Trainer.
+    """
+    if not (isinstance(trainer, type) and issubclass(trainer, Trainer)):
+        raise TypeError(f"`trainer`: expected a subclass of transformers.Trainer, got {trainer!r}")
+
+    class WithLoss(trainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            _mean_per_batch(self)
+
+        def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            value, outputs = loss(model, inputs)
+            return (value, outputs) if return_outputs else value
+
+    WithLoss.__name__ = WithLoss.__qualname__ = f"{trainer.__name__}WithLoss"
+    return WithLoss
+
+
+def _mean_per_batch(trainer: Trainer) -> None:
+    """Have the Trainer divide the loss by the number of accumulated batches: a ReplyLoss is a mean over one batch."""
+    trainer.model_accepts_loss_kwargs = False
+    trainer.loss_is_scaled_for_ga = False
 
 
 def _check_roles(model: nn.Module, collator: RoleCollator) -> None:
