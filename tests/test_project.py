@@ -37,6 +37,7 @@ LAYERS = (
     {"patching"},
     {
         "attacks",
+        "depth",
         "tasks",
         "training",
     },
