@@ -48,6 +48,8 @@ LAYERS = (
         "audit",
         "chat",
         "demo",
+        "integrations",
+        "serve",
     },
     {"cli", "__main__"},
 )

@@ -42,13 +42,18 @@ def _call(call: Call, k: int, source: Source, form: Form) -> dict[str, Any]:
     """Return a tool call in the form of OpenAI and Hugging Face."""
     arguments = call.text if form.text_arguments or call.arguments is None else call.arguments
     function = {
-        "name": Traced.of(call.name, source._replace(field=("name", k))),
-        "arguments": wrap(arguments, source._replace(field=("arguments", k))),
+        _printed("name"): Traced.of(call.name, source._replace(field=("name", k))),
+        _printed("arguments"): wrap(arguments, source._replace(field=("arguments", k))),
     }
-    shown: dict[str, Any] = {"type": Traced.of("function", PRINTED), "function": function}
-    if call.id is not None:
-        shown["id"] = Traced.of(call.id, source._replace(field=("id", k)))
-    return shown
+    about: dict[str, Any] = {_printed("type"): _printed("function"), _printed("function"): function}
+    if call.id is None:
+        return about
+    return {_printed("id"): Traced.of(call.id, source._replace(field=("id", k))), **about}
+
+
+def _printed(text: str) -> Traced:
+    """Return a text that is the template's where it is printed, such as a key of JSON."""
+    return Traced.of(text, PRINTED)
 
 
 class Renderer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rolesafe.roles.fields import NEUTRAL, Fields, neutral
 from rolesafe.roles.messages import Message
@@ -68,13 +68,18 @@ Body = tuple["str | Sequence[str] | None", Fields]
 """Content and further fields of a message."""
 
 
-def bodies(conversation: Sequence[Message], other: bool, form: Form) -> list[Body]:
-    """Return the bodies of messages: contents as they were sent, or text as parts and parts as text for `other`."""
-    return [_body(message, other, form) for message in conversation]
+Contents = Literal["sent", "text", "parts"]
+"""Form in which a template gets contents: as they were sent, all as text, or all as lists of parts."""
 
 
-def _body(message: Message, other: bool, form: Form) -> Body:
-    content: str | Sequence[str] | None = message.shown((message.parts is not None) != other)
+def bodies(conversation: Sequence[Message], contents: Contents, form: Form) -> list[Body]:
+    """Return the bodies of messages in these forms."""
+    return [_body(message, contents, form) for message in conversation]
+
+
+def _body(message: Message, contents: Contents, form: Form) -> Body:
+    as_parts = message.parts is not None if contents == "sent" else contents == "parts"
+    content: str | Sequence[str] | None = message.shown(as_parts)
     fields = message.fields
     if not fields.calls:
         return content, fields

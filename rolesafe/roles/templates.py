@@ -18,14 +18,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rolesafe.config import RoleConfig
 from rolesafe.roles.attribution import attribute
 from rolesafe.roles.fields import NEUTRAL, NONE
 from rolesafe.roles.messages import Message
 from rolesafe.roles.role import DEFAULT_ROLES
-from rolesafe.roles.segments import FORMS, PLAIN, Body, Form, RefusedError, Segment, Shape, Span, bodies
+from rolesafe.roles.segments import FORMS, PLAIN, Body, Contents, Form, RefusedError, Segment, Shape, Span, bodies
 from rolesafe.roles.segments import Part as Part
 from rolesafe.roles.traced import Kind, Traced
 
@@ -174,8 +174,8 @@ class Layout:
         key = ("names", own, shapes, tuple(bool(message.content.strip()) for message in conversation))
         reasons = []
         plans = self._plans(own, conversation)
-        for names, joined, form in dict.fromkeys([self.known.get(key, (own, False, PLAIN)), *plans]):
-            given = bodies(conversation, joined, form)
+        for names, contents, form in dict.fromkeys([self.known.get(key, (own, "sent", PLAIN)), *plans]):
+            given = bodies(conversation, contents, form)
             try:
                 text = self.render(names, given, form=form)
                 self._check_whole(names, given, form, text)
@@ -185,7 +185,7 @@ class Layout:
             self._check_variables(text)
             if key not in self.known:
                 _warn_changed(roles, own, names, form)
-            _keep(self.known, key, (names, joined, form))
+            _keep(self.known, key, (names, contents, form))
             return Shape.of(names, given, form), text
         culprit = self._refused_role(own)
         raise ValueError(
@@ -197,8 +197,8 @@ class Layout:
 
     def _plans(
         self, own: tuple[str, ...], conversation: Sequence[Message]
-    ) -> Iterator[tuple[tuple[str, ...], bool, Form]]:
-        """Iterate over ways to print a conversation: names of the roles, True for contents in their other form, calls.
+    ) -> Iterator[tuple[tuple[str, ...], Contents, Form]]:
+        """Iterate over ways to print a conversation: names of the roles, form of the contents, form of the calls.
 
         As few roles are renamed as possible, and none that every template supports. Calls become text of the content
         where no names print them.
@@ -211,8 +211,7 @@ class Layout:
                         ("system" if name in self.config.privileged else "user") if name in renamed else name
                         for name in own
                     )
-                    yield names, False, form
-                    yield names, True, form
+                    yield from ((names, contents, form) for contents in get_args(Contents))
 
     def _check_whole(self, names: tuple[str, ...], given: Sequence[Body], form: Form, text: Traced) -> None:
         """Raise where the template omits a content or a tool call that has text."""

@@ -97,6 +97,14 @@ def test_ids_are_those_of_apply_chat_template(hermes):
     assert encode_one(hermes, messages, tools=tools).input_ids == expected
 
 
+def test_whole_calls_may_be_printed_as_json():
+    template = ct.CHATML.replace("message['content']", "message['content'] + (message.tool_calls | tojson)", 1)
+    tokenizer = bytes_tokenizer(template=template)
+    messages = chat(call(arguments={"city": "Paris"}), content="")[2:3]
+    expected = tokenizer.apply_chat_template(messages, return_dict=False)
+    assert encode_one(tokenizer, messages).input_ids == expected
+
+
 def test_marker_in_fields_is_text(hermes):
     """Everything that a model or a tool writes may hold markers: none becomes a token, all keep their role."""
     messages = chat(call(EVIL, json.dumps({EVIL: [EVIL]}), EVIL), content=EVIL, reasoning_content=EVIL)
@@ -142,6 +150,13 @@ def test_template_without_calls_prints_them_as_text(template, content):
     lines = text.removeprefix("<|im_start|>assistant\n").removesuffix("<|im_end|>\n").split("\n")
     assert lines[:-2] == ([content] if content else [])
     assert [json.loads(line)["name"] for line in lines[-2:]] == ["lookup", "two"]
+
+
+def test_contents_of_both_kinds_are_printed():
+    """Some clients send parts for one message and text for the next; this template reads text alone."""
+    parts = [{"type": "text", "text": "weather"}, {"type": "text", "text": "?"}]
+    messages = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": parts}]
+    assert owners(bytes_tokenizer(), messages)[1] == (USER, "<|im_start|>user\nweather?<|im_end|>\n")
 
 
 def test_template_without_tools_raises():
