@@ -49,6 +49,8 @@ LAYERS = (
         "audit",
         "chat",
         "demo",
+        "integrations",
+        "serve",
     },
     {"cli", "__main__"},
 )
