@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rolesafe.mechanisms import get_strength
 from rolesafe.patching.checkpoint_files import digest, tensor_digest
+from rolesafe.patching.locked import LOCKED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,14 @@ PARTS = {
 }
 """Entries of a seal, in the order in which they are compared, with words for errors."""
 
-_RUNTIME = ("_name_or_path", "name_or_path", "transformers_version", "use_cache", "_attn_implementation_internal")
+_RUNTIME = (
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "use_cache",
+    "_attn_implementation_internal",
+    LOCKED,
+)
 _SAMPLE = 64  # elements of each tensor that the fast check reads
 
 

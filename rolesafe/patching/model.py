@@ -132,9 +132,10 @@ class RoleAwareMixin(RoleAware):
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any, **kw: Any) -> Any:
         """Repeat the rows as the base model does, and those of a frozen prompt in the cache too."""
-        cache, tokens = given_cache(kw), kw.get("input_ids")
-        frozen = getattr(cache, "rolesafe_tokens", None) is not None and tokens is not None
-        if expand_size > 1 and frozen and cache.rolesafe_roles.shape[0] == tokens.shape[0]:
+        cache: Any = given_cache(kw)
+        tokens = kw.get("input_ids")
+        frozen = getattr(cache, "rolesafe_tokens", None) is not None and expand_size > 1
+        if frozen and tokens is not None and cache.rolesafe_roles.shape[0] == tokens.shape[0]:
             cache.batch_repeat_interleave(expand_size)
         return super()._expand_inputs_for_generation(expand_size, *args, **kw)  # type: ignore[misc]
 

@@ -3,12 +3,14 @@
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.fit import FitSettings, Losses, fit
+from rolesafe.training.keep_locked import KeepLocked
 from rolesafe.training.need import choose_dedicated, choose_heads, head_need
 from rolesafe.training.trainer import RoleTrainer
 
 __all__ = [
     "AnnealRoles",
     "FitSettings",
+    "KeepLocked",
     "Losses",
     "RoleCollator",
     "RoleTrainer",

@@ -17,9 +17,11 @@ from rolesafe.mechanisms import set_strength
 from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.patching.adapters import check_adapter, freeze_constants, learned_parameters
 from rolesafe.patching.checkpoint import check_checkpoint, read_config
+from rolesafe.patching.locked import check_lock, locked
 from rolesafe.patching.seal import UNSAVED, unsaved_names
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
+from rolesafe.training.keep_locked import KeepLocked
 
 
 class RoleTrainer(Trainer):
@@ -38,8 +40,8 @@ class RoleTrainer(Trainer):
 
     Raises:
         ValueError: `data_collator` and `model` have other roles, there are no role parameters for the rate, the role
-            layer is frozen and the rate is not 0, PEFT would not save it, or the optimizer is given and would ignore
-            the rate.
+            layer is frozen and the rate is not 0, PEFT would not save it, the optimizer is given and would ignore the
+            rate, or a locked parameter moved or has an adapter.
         TypeError: `model` is no module, or `data_collator` is missing.
     """
 
@@ -71,6 +73,10 @@ class RoleTrainer(Trainer):
         args.remove_unused_columns = False
         self.role_learning_rate = role_learning_rate
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
+        if any(is_patched(module) and locked(module) for module in model.modules()):
+            check_lock(model)
+            if not any(isinstance(one, KeepLocked) for one in self.callback_handler.callbacks):
+                self.add_callback(KeepLocked())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """Create the Trainer's optimizer, and move the role parameters to a group of their own."""
@@ -98,6 +104,8 @@ class RoleTrainer(Trainer):
         self._check_checkpoint(resume_from_checkpoint)
         self._anneal_to(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if any(is_patched(module) for module in self.model.modules()):
+            check_lock(self.model)  # the checkpoint of another run
 
     def _load_best_model(self) -> None:
         """Load as the Trainer does; raise where it only logs missing weights."""
