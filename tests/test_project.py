@@ -63,10 +63,12 @@ LONGEST = dict.fromkeys(("rolesafe", "kernels", "tests", "benchmarks"), 400)
 """Largest number of lines of a file, by folder."""
 
 PUBLIC = [
+    "FrozenPrompt",
     "Role",
     "RoleConfig",
     "__version__",
     "encode",
+    "freeze",
     "from_pretrained",
     "named_role_parameters",
     "patch",

@@ -13,6 +13,7 @@ from rolesafe.court.replies import CourtReply, generate
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
 from rolesafe.court.storing import load_articles, save_articles
 from rolesafe.court.tree import Veto
+from rolesafe.court.tries import ArticleTries, try_to_break
 from rolesafe.court.verify import (
     ClassifierReader,
     ModelReader,
@@ -67,6 +68,8 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "CourtProcessor",
     "project",
     "veto_mask",
+    "try_to_break",
+    "ArticleTries",
     "generate_verified",
     "judge",
     "isolated",

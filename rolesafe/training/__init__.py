@@ -3,6 +3,7 @@
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.fit import FitSettings, Losses, fit
+from rolesafe.training.keep_locked import KeepLocked
 from rolesafe.training.need import choose_dedicated, choose_heads, head_need
 from rolesafe.training.policy_gradient import PolicyGradientLoss, PromptRows
 from rolesafe.training.reply_losses import PreferenceLoss, RecoveryLoss, ReplyLoss, TokenConstrainedLoss
@@ -19,6 +20,7 @@ from rolesafe.training.trainer import RoleTrainer, with_loss
 __all__ = [
     "AnnealRoles",
     "FitSettings",
+    "KeepLocked",
     "Losses",
     "PolicyGradientLoss",
     "PreferenceLoss",

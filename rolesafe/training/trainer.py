@@ -17,9 +17,11 @@ from rolesafe.mechanisms import set_strength
 from rolesafe.patching import is_patched, named_role_parameters
 from rolesafe.patching.adapters import check_adapter, freeze_constants, learned_parameters
 from rolesafe.patching.checkpoint import check_checkpoint, read_config
+from rolesafe.patching.locked import check_lock, locked
 from rolesafe.patching.seal import UNSAVED, unsaved_names
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
+from rolesafe.training.keep_locked import KeepLocked
 from rolesafe.training.reply_losses import ReplyLoss
 
 
@@ -40,8 +42,8 @@ class RoleTrainer(Trainer):
 
     Raises:
         ValueError: `data_collator` and `model` have other roles, there are no role parameters for the rate, the role
-            layer is frozen and the rate is not 0, PEFT would not save it, or the optimizer is given and would ignore
-            the rate.
+            layer is frozen and the rate is not 0, PEFT would not save it, the optimizer is given and would ignore the
+            rate, or a locked parameter moved or has an adapter.
         TypeError: `model` is no module, or `data_collator` is missing.
     """
 
@@ -77,6 +79,10 @@ class RoleTrainer(Trainer):
         self.reply_loss = loss
         if loss is not None:
             _mean_per_batch(self)
+        if any(is_patched(module) and locked(module) for module in model.modules()):
+            check_lock(model)
+            if not any(isinstance(one, KeepLocked) for one in self.callback_handler.callbacks):
+                self.add_callback(KeepLocked())
 
     def compute_loss(
         self,
@@ -117,6 +123,8 @@ class RoleTrainer(Trainer):
         self._check_checkpoint(resume_from_checkpoint)
         self._anneal_to(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if any(is_patched(module) for module in self.model.modules()):
+            check_lock(self.model)  # the checkpoint of another run
 
     def _load_best_model(self) -> None:
         """Load as the Trainer does; raise where it only logs missing weights."""
