@@ -43,7 +43,7 @@ LAYERS = (
     {"court"},
     {"evaluation"},
     {"report"},
-    {"retrain"},
+    {"integrations", "retrain"},
     {
         "audit",
         "chat",
