@@ -55,13 +55,14 @@ EXTRAS: dict[str, list[str]] = {
     "peft": ["peft>=0.18"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
     "stats": STATS,
-    "trl": ["trl>=0.26"],
+    "trl": ["trl>=1.16"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["court"],
     *EXTRAS["demo"],
     *EXTRAS["docs"],
     *EXTRAS["peft"],
+    *EXTRAS["trl"],
     "hypothesis>=6.100",
     "mypy>=1.15",
     "pytest>=8.0",
