@@ -56,7 +56,7 @@ EXTRAS: dict[str, list[str]] = {
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
     "stats": STATS,
-    "trl": ["trl>=0.26"],
+    "trl": ["trl>=1.16"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["court"],
@@ -65,6 +65,7 @@ EXTRAS["dev"] = [
     *EXTRAS["peft"],
     *EXTRAS["serve"],
     "httpx>=0.27",  # of the test client of fastapi
+    *EXTRAS["trl"],
     "hypothesis>=6.100",
     "mypy>=1.15",
     "openai>=1.60",  # a client of the server

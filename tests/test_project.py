@@ -44,7 +44,7 @@ LAYERS = (
     {"court"},
     {"evaluation"},
     {"report"},
-    {"retrain"},
+    {"integrations", "retrain"},
     {
         "audit",
         "chat",

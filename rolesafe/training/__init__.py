@@ -4,6 +4,7 @@ from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.fit import FitSettings, Losses, fit
 from rolesafe.training.keep_locked import KeepLocked
+from rolesafe.training.log import LogRoles
 from rolesafe.training.need import choose_dedicated, choose_heads, head_need
 from rolesafe.training.policy_gradient import PolicyGradientLoss, PromptRows
 from rolesafe.training.reply_losses import PreferenceLoss, RecoveryLoss, ReplyLoss, TokenConstrainedLoss
@@ -21,6 +22,7 @@ __all__ = [
     "AnnealRoles",
     "FitSettings",
     "KeepLocked",
+    "LogRoles",
     "Losses",
     "PolicyGradientLoss",
     "PreferenceLoss",

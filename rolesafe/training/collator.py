@@ -187,12 +187,20 @@ class RoleCollator:
 
     def _labels(self, one: EncodedConversation) -> list[int]:
         learned = self.config.generated_id
-        return [
-            token
-            if role == learned and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
-            else IGNORED
-            for token, role, part, message in zip(one.input_ids, one.role_ids, one.parts, one.message_ids, strict=True)
-        ]
+        return labels_at(one, [role == learned for role in one.role_ids])
+
+
+def labels_at(one: EncodedConversation, learned: Sequence[bool]) -> list[int]:
+    """Return the labels (T,) of the tokens in contents and ends of turns where `learned` (T,), else -100.
+
+    A message that was truncated does not teach its end.
+    """
+    return [
+        token
+        if is_learned and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
+        else IGNORED
+        for token, is_learned, part, message in zip(one.input_ids, learned, one.parts, one.message_ids, strict=True)
+    ]
 
 
 def _pairs(features: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[int] | None]:

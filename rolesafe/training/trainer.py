@@ -1,4 +1,4 @@
-"""`RoleTrainer`: the Hugging Face Trainer with a separate learning rate for role parameters."""
+"""`RoleTrainer`: the Hugging Face Trainer with a separate learning rate for role parameters; its mixin for others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,92 @@ from rolesafe.patching.seal import UNSAVED, unsaved_names
 from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.keep_locked import KeepLocked
+from rolesafe.training.log import LogRoles
 from rolesafe.training.reply_losses import ReplyLoss
 
 
-class RoleTrainer(Trainer):
+class RoleTraining:
+    """Mixed into a subclass of `Trainer`, in front of it: a learning rate for the role parameters, checked checkpoints.
+
+    Attributes:
+        role_learning_rate: See :class:`RoleTrainer`. Set before the Trainer creates its optimizer.
+    """
+
+    role_learning_rate: float | None = None
+
+    def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Optimizer:
+        """Create the Trainer's optimizer, and move the role parameters to a group of their own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer: Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if self.role_learning_rate is None:
+            return optimizer
+        own: list[nn.Parameter] = [p for _, p in named_role_parameters(self.model) if p.requires_grad]
+        if not own:
+            return optimizer
+        ids = {id(p) for p in own}
+        if not ids <= {id(p) for group in optimizer.param_groups for p in group["params"]}:
+            raise ValueError(
+                f"`role_learning_rate`: expected None, or an optimizer that holds the role parameters themselves, got "
+                f"{type(optimizer).__name__}"
+            )
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ids]
+        optimizer.add_param_group({"params": own, "lr": self.role_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does; :class:`LogRoles` comes before the reporters."""
+        self.callback_handler.callbacks.sort(key=lambda one: not isinstance(one, LogRoles))
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load as the Trainer does; raise where it only logs missing weights."""
+        self._check_checkpoint(resume_from_checkpoint)
+        self._anneal_to(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if any(is_patched(module) for module in self.model.modules()):
+            check_lock(self.model)  # the checkpoint of another run
+
+    def _load_best_model(self: Any) -> None:
+        """Load as the Trainer does; raise where it only logs missing weights."""
+        self._check_checkpoint(self.state.best_model_checkpoint)
+        self._check_full_strength(str(self.state.best_model_checkpoint))
+        super()._load_best_model()  # type: ignore[misc]
+
+    def _check_checkpoint(self: Any, directory: str | Path) -> None:
+        patched = next((module for module in self.model.modules() if is_patched(module)), None)
+        if patched is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # sharded states load whole, or raise
+        if hasattr(self.model, "peft_config"):
+            check_adapter(directory, self.model, self.model.active_adapters[0])
+        else:
+            check_checkpoint(directory, patched)
+
+    def _anneal_to(self: Any, directory: str) -> None:
+        """Set the strength of a checkpoint that is resumed: adapters load at the strength that they were saved with."""
+        anneal = next((one for one in self.callback_handler.callbacks if isinstance(one, AnnealRoles)), None)
+        file = Path(directory) / TRAINER_STATE_NAME
+        if anneal is not None and file.is_file():
+            state = TrainerState.load_from_json(str(file))
+            set_strength(self.model, anneal.strength(state.global_step, state.max_steps))
+
+    def _check_full_strength(self: Any, directory: str) -> None:
+        """Raise where the best checkpoint was saved before the end of an annealing, with less than full strength.
+
+        An adapter holds its strength itself, and raises when it is loaded.
+        """
+        about = None if hasattr(self.model, "peft_config") else read_config(directory)
+        strength = 1.0 if about is None else about.get("strength", 1.0)
+        if strength != 1.0:
+            raise ValueError(
+                f"`load_best_model_at_end`: the best checkpoint, {directory!r}, was saved with strength {strength} of "
+                "1, where the guarantees of its role layer do not hold. Set load_best_model_at_end=False with "
+                "AnnealRoles, or compare checkpoints from its end on."
+            )
+
+
+class RoleTrainer(RoleTraining, Trainer):
     """Train patched models, or plain ones on the same batches, on conversations.
 
     Seeds, progress bar, checkpoints, `train(resume_from_checkpoint=True)` and distributed training are the Trainer's.
@@ -66,12 +148,9 @@ class RoleTrainer(Trainer):
         if data_collator is None:
             raise TypeError("`data_collator`: expected a RoleCollator, got None")
         _check_roles(model, data_collator)
-        freeze_constants(model)
-        _check_rate(model, role_learning_rate)
+        check_trainable(model, role_learning_rate)
         if role_learning_rate:
-            _check_optimizer(args, kwargs)
-        if lost := unsaved_names(model):
-            raise ValueError(UNSAVED.format(lost[0]))
+            check_optimizer(args, kwargs)
         # The collator needs the column `messages`, which no model takes.
         args.remove_unused_columns = False
         self.role_learning_rate = role_learning_rate
@@ -79,10 +158,7 @@ class RoleTrainer(Trainer):
         self.reply_loss = loss
         if loss is not None:
             _mean_per_batch(self)
-        if any(is_patched(module) and locked(module) for module in model.modules()):
-            check_lock(model)
-            if not any(isinstance(one, KeepLocked) for one in self.callback_handler.callbacks):
-                self.add_callback(KeepLocked())
+        keep_locked(self, model)
 
     def compute_loss(
         self,
@@ -97,71 +173,25 @@ class RoleTrainer(Trainer):
         loss, outputs = self.reply_loss(model, inputs)
         return (loss, outputs) if return_outputs else loss
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
-        """Create the Trainer's optimizer, and move the role parameters to a group of their own."""
-        if self.optimizer is not None:
-            return self.optimizer
-        optimizer: Optimizer = super().create_optimizer(*args, **kwargs)
-        if self.role_learning_rate is None:
-            return optimizer
-        own: list[nn.Parameter] = [p for _, p in named_role_parameters(self.model) if p.requires_grad]
-        if not own:
-            return optimizer
-        ids = {id(p) for p in own}
-        if not ids <= {id(p) for group in optimizer.param_groups for p in group["params"]}:
-            raise ValueError(
-                f"`role_learning_rate`: expected None, or an optimizer that holds the role parameters themselves, got "
-                f"{type(optimizer).__name__}"
-            )
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in ids]
-        optimizer.add_param_group({"params": own, "lr": self.role_learning_rate, "weight_decay": 0.0})
-        return optimizer
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load as the Trainer does; raise where it only logs missing weights."""
-        self._check_checkpoint(resume_from_checkpoint)
-        self._anneal_to(resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if any(is_patched(module) for module in self.model.modules()):
-            check_lock(self.model)  # the checkpoint of another run
+def check_trainable(model: nn.Module, rate: float | None) -> None:
+    """Freeze constant shares of `model`, then raise a ValueError where training at `rate` would lose role parameters.
 
-    def _load_best_model(self) -> None:
-        """Load as the Trainer does; raise where it only logs missing weights."""
-        self._check_checkpoint(self.state.best_model_checkpoint)
-        self._check_full_strength(str(self.state.best_model_checkpoint))
-        super()._load_best_model()
+    Args:
+        rate: Learning rate of the role parameters, see :class:`RoleTrainer`.
+    """
+    freeze_constants(model)
+    _check_rate(model, rate)
+    if lost := unsaved_names(model):
+        raise ValueError(UNSAVED.format(lost[0]))
 
-    def _check_checkpoint(self, directory: str | Path) -> None:
-        patched = next((module for module in self.model.modules() if is_patched(module)), None)
-        if patched is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return  # sharded states load whole, or raise
-        if hasattr(self.model, "peft_config"):
-            check_adapter(directory, self.model, self.model.active_adapters[0])
-        else:
-            check_checkpoint(directory, patched)
 
-    def _anneal_to(self, directory: str) -> None:
-        """Set the strength of a checkpoint that is resumed: adapters load at the strength that they were saved with."""
-        anneal = next((one for one in self.callback_handler.callbacks if isinstance(one, AnnealRoles)), None)
-        file = Path(directory) / TRAINER_STATE_NAME
-        if anneal is not None and file.is_file():
-            state = TrainerState.load_from_json(str(file))
-            set_strength(self.model, anneal.strength(state.global_step, state.max_steps))
-
-    def _check_full_strength(self, directory: str) -> None:
-        """Raise where the best checkpoint was saved before the end of an annealing, with less than full strength.
-
-        An adapter holds its strength itself, and raises when it is loaded.
-        """
-        about = None if hasattr(self.model, "peft_config") else read_config(directory)
-        strength = 1.0 if about is None else about.get("strength", 1.0)
-        if strength != 1.0:
-            raise ValueError(
-                f"`load_best_model_at_end`: the best checkpoint, {directory!r}, was saved with strength {strength} of "
-                "1, where the guarantees of its role layer do not hold. Set load_best_model_at_end=False with "
-                "AnnealRoles, or compare checkpoints from its end on."
-            )
+def keep_locked(trainer: Trainer, model: nn.Module) -> None:
+    """Check locked parameters of `model` now, and during the training of `trainer`."""
+    if any(is_patched(module) and locked(module) for module in model.modules()):
+        check_lock(model)
+        if not any(isinstance(one, KeepLocked) for one in trainer.callback_handler.callbacks):
+            trainer.add_callback(KeepLocked())
 
 
 def with_loss(trainer: type[Trainer], loss: ReplyLoss) -> type[Trainer]:
@@ -229,7 +259,7 @@ def _check_rate(model: nn.Module, rate: float | None) -> None:
         )
 
 
-def _check_optimizer(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
+def check_optimizer(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
     """Raise where the optimizer is given, so the rate would be ignored."""
     engine = getattr(args, "hf_deepspeed_config", None)
     for name, given in (
