@@ -49,6 +49,7 @@ LAYERS = (
         "audit",
         "chat",
         "demo",
+        "depth_report",
     },
     {"cli", "__main__"},
 )

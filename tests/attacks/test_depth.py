@@ -50,6 +50,9 @@ class Bigram(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> Any:
         return torch.nn.Embedding.from_pretrained(self.table)
 
+    def get_output_embeddings(self) -> Any:
+        return self.get_input_embeddings()
+
     def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: Any = None, **other: Any) -> Any:
         return CausalLMOutput(logits=self.table[input_ids])
 
