@@ -26,7 +26,8 @@ def jacobian(logits: Callable[[Tensor], Sequence[Tensor]], theta: Tensor) -> tup
         logits: Function of parameters (K,) that returns T tables.
         theta: (K,) parameters.
     """
-    return tuple(torch.func.jacfwd(lambda values: tuple(logits(values)))(theta.double()))
+    found = torch.autograd.functional.jacobian(lambda values: tuple(logits(values)), theta.double())
+    return tuple(found)
 
 
 def gradient(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:
