@@ -110,7 +110,10 @@ setup(
         *find_packages("kernels", include=["rolesafe_kernels", "rolesafe_kernels.*"]),
     ],
     package_dir={"rolesafe": "rolesafe", "rolesafe_kernels": "kernels/rolesafe_kernels"},
-    package_data={"rolesafe": ["py.typed", "report/*.html"], "rolesafe_kernels": ["py.typed", "launch/*.json"]},
+    package_data={
+        "rolesafe": ["py.typed", "report/*.html", "depth_report/*.html"],
+        "rolesafe_kernels": ["py.typed", "launch/*.json"],
+    },
     entry_points={"console_scripts": ["rolesafe = rolesafe.cli:main"]},
     zip_safe=False,
 )

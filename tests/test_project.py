@@ -51,6 +51,7 @@ LAYERS = (
         "demo",
         "integrations",
         "serve",
+        "depth_report",
     },
     {"cli", "__main__"},
 )
