@@ -43,12 +43,11 @@ LAYERS = (
     {"court"},
     {"evaluation"},
     {"report"},
-    {"retrain"},
+    {"integrations", "retrain"},
     {
         "audit",
         "chat",
         "demo",
-        "integrations",
         "serve",
     },
     {"cli", "__main__"},

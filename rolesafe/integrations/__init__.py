@@ -1,25 +1,4 @@
-"""Role-aware models in the tools of others. Every name is imported on first use."""
+"""Role-aware models in other libraries: PEFT, TRL, and whatever a Trainer reports to.
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-_HOME = {"RolePipeline": "rolesafe.integrations.pipeline"}
-
-__all__ = ["RolePipeline"]
-
-if TYPE_CHECKING:
-    from rolesafe.integrations.pipeline import RolePipeline
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'rolesafe.integrations' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+Each module imports its library on import and names the extra that installs it.
+"""

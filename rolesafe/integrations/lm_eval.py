@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from rolesafe.attacks.replies import context_size, end_ids
-from rolesafe.chat.command import load_chat_model
 from rolesafe.extras import require
 from rolesafe.patching import is_patched
 from rolesafe.patching.modes import evaluating
+from rolesafe.retrain.loading import load_chat_model
 from rolesafe.roles.encoding import EncodedConversation, collate, encode_one, padding_id
 from rolesafe.roles.role import role_id
 
@@ -138,7 +138,8 @@ class RolesafeLM(LM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, in windows of the context where it is longer."""
         utils = require("lm_eval.utils", "lm-eval")
-        rows, counts = [], []
+        rows: list[tuple[list[int], list[int], list[int]]] = []
+        counts = []
         size = (self.context or 2048) - 1
         for request in requests:
             windows = utils.get_rolling_token_windows(

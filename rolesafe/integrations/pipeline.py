@@ -24,7 +24,7 @@ class RolePipeline:
     transformers' own pipeline encodes without roles, so a patched model raises in it.
 
     >>> import rolesafe
-    >>> from rolesafe.integrations import RolePipeline
+    >>> from rolesafe.integrations.pipeline import RolePipeline
     >>> from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
     >>> tokenizer = tiny_tokenizer(["hello", "world"])
     >>> model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0), rolesafe.RoleConfig.preset("bias"))
@@ -55,7 +55,7 @@ class RolePipeline:
 
         loaded: Any = model
         if isinstance(model, str):
-            from rolesafe.chat.command import load_chat_model
+            from rolesafe.retrain.loading import load_chat_model
 
             loaded, own = load_chat_model(model, device, dtype)
             tokenizer = tokenizer or own

@@ -6,7 +6,7 @@ import pytest
 
 import rolesafe
 from rolesafe.attacks import replies
-from rolesafe.integrations import RolePipeline
+from rolesafe.integrations.pipeline import RolePipeline
 from rolesafe.training.tiny import text_tokenizer, tiny_llama
 from tests.retrain.conftest import ROWS
 
