@@ -93,22 +93,23 @@ def run_program(program: str, python: str, url: str, log: Path, timeout: int) ->
     with tempfile.TemporaryDirectory() as folder:
         given = {"CLIENTS_URL": url, "CLIENTS_MODEL": NAME, "CLIENTS_FOLDER": folder, "HOME": folder}
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | given
-        path = Path(__file__).parent / "programs" / f"{program}.py"
+        file = Path(__file__).parent / "programs" / f"{program}.py"
         try:
             done = subprocess.run(
-                [python, str(path)], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
+                [python, str(file)], cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout
             )
-            status, output = done.returncode, done.stdout + done.stderr
+            status, output = done.returncode, done.stderr + done.stdout
         except subprocess.TimeoutExpired as error:
             status, output = -1, str(error)
-        output = output.replace(folder, "FOLDER").replace(str(Path(python).parents[1]), "ENVIRONMENT")
+        for path, name in ((folder, "FOLDER"), (str(ROOT), "ROOT"), (str(Path(python).parents[1]), "ENVIRONMENT")):
+            output = output.replace(path, name)
     return {
         "package": PACKAGES[program],
         "version": version,
         "status": status,
         "seconds": round(time.monotonic() - start, 1),
         **summary([json.loads(line) for line in log.read_text().splitlines()[before:]]),
-        "output": [line[:200] for line in output.strip().splitlines() if line.strip()][-TAIL:],
+        "output": [line[:200] for line in output.strip().splitlines() if line.strip() and "%|" not in line][-TAIL:],
     }
 
 
