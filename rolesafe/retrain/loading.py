@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rolesafe.files import read_json
+from rolesafe.patching.base_model import is_gguf
 from rolesafe.patching.checkpoint import read_config
 from rolesafe.patching.loading import UNREADABLE, read_model, reading
 from rolesafe.patching.seal import is_sealed
@@ -17,11 +18,6 @@ from rolesafe.retrain.config import RECIPE_NAME, RetrainConfig
 from rolesafe.terminal import first_line
 
 ADAPTER_NAME = "adapter_config.json"
-
-
-def is_gguf(path: str) -> bool:
-    """Return True where `path` names a GGUF file."""
-    return path.lower().endswith(".gguf")
 
 
 def load_tokenizer(path: str) -> Any:
