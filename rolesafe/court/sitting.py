@@ -1,4 +1,4 @@
-"""A court that sits over every reply of a model, for attacks and evaluations that call ``model.generate`` themselves."""
+"""A court over every reply of a model, for attacks and evaluations that call ``model.generate`` themselves."""
 
 from __future__ import annotations
 
