@@ -197,6 +197,7 @@ def audit(
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU if available.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="File for the whole report.")] = None,
+    court: Annotated[Path | None, typer.Option(help="Articles of a court to break: JSON or YAML.")] = None,
     fail_on_risk: Annotated[
         bool, typer.Option("--fail-on-risk", help="Exit with 1 if a verdict is RISK or not measured.")
     ] = False,
@@ -225,6 +226,7 @@ def audit(
         device=device,
         dtype=dtype,  # type: ignore[arg-type]  # checked by `load`
         json_path=json,
+        court=court,
     )
     if not report.complete:
         raise typer.Exit(INTERRUPTED)
