@@ -18,6 +18,7 @@ from benchmarks import steering
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
+from benchmarks.depth_theory import page as depth_page
 from benchmarks.override_resistance import blocks as study
 from benchmarks.pretrained.page import generated
 from rolesafe.files import write_whole
@@ -29,6 +30,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
     "costs": costs,
     "court": court_page.block,
+    "depth-theory": depth_page.block,
     "pretrained": generated,
     "demo": demo,
     "steering": steering.block,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rolesafe.arguments import is_integer, is_number
-from rolesafe.depth.martingale import Harms, martingale
+from rolesafe.depth.martingale import Harms, differences, expected_harm
 from rolesafe.depth.objective import DeepObjective, conditional_kl
 from rolesafe.depth.tabular import TabularModel, harm_table
 
@@ -177,7 +177,7 @@ def _tilted(log_base: Tensor, tilt: Tensor, bonus: Tensor, mask: Tensor) -> Tens
 
 
 def _check_prefixes(base: TabularModel, harm: Tensor, laws: Sequence[Tensor]) -> None:
-    innovations = martingale(base, harm).innovations
+    innovations = differences(expected_harm(base, harm))
     for t, law in enumerate(laws):
         undecided = (innovations[t].abs().amax(-1) > 0) & (base.law[t] > 0) & (law <= 0)
         if bool(undecided.any()):
