@@ -135,8 +135,9 @@ def _sweep(
         q, m = laws[t - 1], model.law[t - 1]
         weight = objective.weight(t)
         if policy:
-            ratio = torch.where(q > 0, q / m, 0.0)
-            tilt, bonus = -cost, weight * ratio
+            # infinite where the model no longer reaches a prefix of Q: it recovers there for free
+            bonus = torch.where(q > 0, weight * q / m, 0.0) if weight else torch.zeros_like(q)
+            tilt = -cost
         else:
             ratio = torch.where((m > 0) & (q > 0), m / q, 0.0)
             tilt = -cost * ratio.unsqueeze(-1)
