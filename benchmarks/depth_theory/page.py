@@ -87,7 +87,7 @@ def _coverage(found: dict[str, Any]) -> list[str]:
         "| :-- | :-- | " + " | ".join("--:" for _ in range(length)) + " |",
     ]
     for kind, row in coverage["harm"].items():
-        label = f"{names[kind]}, mean {row['mean']:.2f}"
+        label = f"{names[kind]}, mean {row['mean']:.2g}"
         one, other = ("t", "t") if kind == "graded" else ("Tango", "Clopper-Pearson")
         lines.append(_row(f"I of the next token, {label}", one, row["information"]))
         lines.append(_row(f"S, {label}", other, row["tail"]))
