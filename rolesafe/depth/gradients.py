@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rolesafe.depth.martingale import Harms, differences, expected_harm, martingale
+from rolesafe.depth.harm_process import Harms, differences, expected_harm, martingale
 from rolesafe.depth.tabular import TabularModel, total
 
 Jacobian = Sequence[Tensor]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rolesafe.arguments import is_number
-from rolesafe.depth.martingale import Harms, expected_harm
-from rolesafe.depth.recovery import Prefixes, check_penalty, prefix_laws, recovery_mask, recovery_probabilities
+from rolesafe.depth.harm_process import Harms, expected_harm
+from rolesafe.depth.recovery_theory import Prefixes, check_penalty, prefix_laws, recovery_mask, recovery_probabilities
 from rolesafe.depth.tabular import TabularModel
 
 Weights = Literal["prefix", "policy"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rolesafe.arguments import is_integer, is_number
-from rolesafe.depth.martingale import Harms, differences, expected_harm
+from rolesafe.depth.harm_process import Harms, differences, expected_harm
 from rolesafe.depth.objective import DeepObjective, conditional_kl
 from rolesafe.depth.tabular import TabularModel, harm_table
 
