@@ -28,8 +28,7 @@ def jacobian(logits: Callable[[Tensor], Sequence[Tensor]], theta: Tensor) -> tup
         theta: (K,) parameters.
     """
     derive: Any = torch.autograd.functional.jacobian
-    found = derive(lambda values: tuple(logits(values)), theta.double())
-    return tuple(found)
+    return tuple(derive(lambda values: tuple(logits(values)), theta.double()))
 
 
 def gradient(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:
