@@ -19,6 +19,7 @@ from benchmarks.clients import page as clients_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
+from benchmarks.depth_theory import page as depth_page
 from benchmarks.override_resistance import blocks as study
 from benchmarks.pretrained.page import generated
 from rolesafe.files import write_whole
@@ -31,6 +32,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "clients": clients_page.block,
     "costs": costs,
     "court": court_page.block,
+    "depth-theory": depth_page.block,
     "pretrained": generated,
     "demo": demo,
     "steering": steering.block,

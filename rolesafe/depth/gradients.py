@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rolesafe.depth.martingale import Harms, martingale
+from rolesafe.depth.harm_process import Harms, differences, expected_harm, martingale
 from rolesafe.depth.tabular import TabularModel, total
 
 Jacobian = Sequence[Tensor]
@@ -36,8 +36,7 @@ def gradient(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:
 
     The entry of a prefix y and a token v is P(y) P(v | y) (h(yv) - h(y)): exactly 0 after the horizon (Thm. 10).
     """
-    found = martingale(model, harm)
-    rows = zip(model.law, model.probs, found.innovations, strict=False)
+    rows = zip(model.law, model.probs, differences(expected_harm(model, harm)), strict=False)
     return tuple(law.unsqueeze(-1) * probs * innovation for law, probs, innovation in rows)
 
 
