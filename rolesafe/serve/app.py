@@ -167,6 +167,7 @@ async def _until_done(answer: Answer, request: Any) -> None:
         await task
     finally:
         task.cancel()
+        answer.cancel()  # now: the task may get to it later
 
 
 async def _events(answer: Answer, include_usage: bool, record: Record) -> AsyncGenerator[str, None]:
@@ -176,6 +177,7 @@ async def _events(answer: Answer, include_usage: bool, record: Record) -> AsyncG
             async for event in stream:
                 yield event
     finally:
+        answer.cancel()
         if answer.failed is not None:
             record.write(answer.failed.status, answer, answer.failed.code)
         elif answer.done:

@@ -94,8 +94,12 @@ class Answer:
                     raise ApiError(*_FAULTS["timeout"], code="timeout") from None
                 yield k, self.choices[k].add(event, self.parallel_calls)
         finally:
-            for job in self.jobs:
-                job.cancelled = True
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End what is left of all replies at their next token."""
+        for job in self.jobs:
+            job.cancelled = True
 
     @property
     def done(self) -> bool:

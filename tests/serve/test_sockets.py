@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from rolesafe.serve import Engine, ServeSettings
 from rolesafe.serve.run import make_server
+from rolesafe.serve.slow import SlowClients
 from tests.serve.conftest import MESSAGES, TOOL
 from tests.serve.test_refusals import Slow
 
@@ -93,8 +95,19 @@ def test_reply_to_a_client_that_went_away_is_cancelled(model, tokenizer, stream,
         else:
             with pytest.raises(openai.APITimeoutError):
                 client.with_options(timeout=0.3).chat.completions.create(**given)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 15
         while not (log.exists() and log.read_text()) and time.monotonic() < until:
             time.sleep(0.02)
         assert '"status": 499' in log.read_text()
         assert all(job.cancelled for job in served._running)
+
+
+def test_client_that_does_not_read_is_given_up():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.body"})
+
+    async def stuck(message):
+        await asyncio.sleep(10)
+
+    with pytest.raises(OSError, match=r"read nothing for 0\.05 s"):
+        asyncio.run(SlowClients(app, 0.05)({"type": "http"}, None, stuck))
