@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import steering
+from benchmarks import stacks, steering
 from benchmarks.clients import page as clients_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
@@ -35,6 +35,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "depth-theory": depth_page.block,
     "pretrained": generated,
     "demo": demo,
+    "stacks": stacks.block,
     "steering": steering.block,
 }
 """Name of a generated part to the function that returns its Markdown."""

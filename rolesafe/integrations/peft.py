@@ -14,6 +14,8 @@ from torch import nn
 from rolesafe.extras import require
 from rolesafe.patching import from_pretrained, is_patched, role_modules
 
+__all__ = ["load_adapter", "role_lora_config"]
+
 ROLE_LAYERS = r".*rolesafe_.*"
 """Regular expression of the modules of a role layer, for `exclude_modules`: they are trained whole."""
 

@@ -165,6 +165,8 @@ def test_sft_encoded_rows_are_cut_with_their_roles(tmp_path: Path) -> None:
     for roles in (None, [0, 2, 3]):
         with pytest.raises(ValueError, match=r"row 0: expected `role_ids` for each of its 4 tokens"):
             sft(tmp_path, [{"input_ids": [8, 9, 10, 11], "role_ids": roles}])
+    with pytest.raises(ValueError, match=r"row 0: expected one conversation, got a packed row"):
+        sft(tmp_path, [{**rows[0], "seq_lengths": [2, 2]}])
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,12 @@ def test_sft_argument_that_loses_roles_raises(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         sft(tmp_path, rows, options=options, **changes)
+
+
+@pytest.mark.parametrize("trainer", [RoleSFTTrainer, RoleDPOTrainer, RoleGRPOTrainer])
+def test_other_arguments_raise(trainer: Any, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`args`: expected a \w+Config or None, got dict"):
+        trainer(model(), **({"reward_funcs": length} if trainer is RoleGRPOTrainer else {}), args={})
 
 
 @pytest.mark.parametrize("make", [sft, dpo, grpo])
@@ -307,8 +315,11 @@ def test_grpo_log_probabilities_are_those_of_the_model(tmp_path: Path) -> None:
         expected = logits.log_softmax(-1).gather(2, reply.unsqueeze(2)).squeeze(2)
         got, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, tokens, mask, 2, batch_size=2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"`prompt_role_ids`: expected the roles of 2 prompts"):
+    with pytest.raises(ValueError, match=r"`prompt_role_ids`: expected the roles of 2 prompts.*\(3, "):
         trainer._get_per_token_logps_and_entropies(trainer.model, tokens[:2], mask[:2], 2)
+    trainer._prompt_roles = None
+    with pytest.raises(ValueError, match=r"`prompt_role_ids`: expected the roles of 3 prompts.*got None"):
+        trainer._get_per_token_logps_and_entropies(trainer.model, tokens, mask, 2)
 
 
 @pytest.mark.parametrize(

@@ -93,3 +93,5 @@ def test_export_accepts_any_length(name: str) -> None:
             got, expected = (m(**inputs(size), use_cache=False).logits for m in (exported, model))
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     assert rolesafe.patching.is_patched(model)
+    with pytest.raises(ValueError, match="role_ids"):
+        exported(input_ids=inputs(12)["input_ids"], use_cache=False)

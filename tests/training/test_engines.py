@@ -1,8 +1,9 @@
-"""DDP and FSDP2 on two processes compute what one process computes; saved on two, loaded on one."""
+"""DDP, FSDP2 and DeepSpeed on two processes compute what one computes; saved on two, loaded on one."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,59 @@ def test_two_processes_train_as_one_and_load_on_one(two_processes: Path, engine:
 def test_missing_roles_raise_on_every_process(two_processes: Path, engine: str, rank: int) -> None:
     said = json.loads((two_processes / f"{engine}-{rank}.json").read_text())
     assert said.startswith("`role_ids` did not reach LlamaModel")
+
+
+# ------------------------------------------------------------------------------------------------------------ DeepSpeed
+
+
+def adam_of(model: nn.Module) -> torch.optim.Optimizer:
+    groups = optimizer_of(model).param_groups
+    return torch.optim.AdamW(
+        [{"params": group["params"], "lr": rate} for group, rate in zip(groups, (0.05, 0.01), strict=True)]
+    )
+
+
+def run_deepspeed(rank: int, stage: int, directory: str) -> None:
+    """Train with ZeRO in one of two processes, and write the loss and the error without roles."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=2)
+    import deepspeed
+
+    model = role_model("llama", CONFIG).train()
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    engine = deepspeed.initialize(model=model, optimizer=adam_of(model), config=config)[0]
+    for step in range(STEPS):
+        engine.backward(loss_of(engine, batches(step)[rank]))
+        engine.step()
+    loss = loss_of(engine, batches(STEPS)[0]).item()
+    try:
+        engine(**plain(batches(STEPS)[0]))
+        said = "nothing"
+    except ValueError as error:
+        said = str(error)
+    Path(directory, f"{rank}.json").write_text(json.dumps([loss, said]))
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_as_one_process(stage: int, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    torch.multiprocessing.spawn(run_deepspeed, (stage, str(tmp_path)), nprocs=2)
+    model = role_model("llama", CONFIG).train()
+    optimizer = adam_of(model)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        for batch in batches(step):
+            (loss_of(model, batch) / 2).backward()
+        optimizer.step()
+    expected = loss_of(model, batches(STEPS)[0]).item()
+    for rank in (0, 1):
+        loss, said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert loss == pytest.approx(expected, abs=5e-4)
+        assert said.startswith("`role_ids` did not reach LlamaModel")

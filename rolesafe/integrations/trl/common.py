@@ -44,6 +44,12 @@ def refuse(given: Mapping[str, Any], **reasons: str) -> None:
             raise ValueError(f"`{name}`: expected none, got one: {reason}")
 
 
+def check_arguments(args: Any, kind: type) -> None:
+    """Raise a TypeError unless `args` is a configuration of the class `kind`, or None."""
+    if args is not None and not isinstance(args, kind):
+        raise TypeError(f"`args`: expected a {kind.__name__} or None, got {type(args).__name__}")
+
+
 def check_before(model: Any, args: Any, kwargs: Mapping[str, Any], rate: float | None) -> None:
     """Raise a ValueError, before anything is loaded or encoded, where training would lose role parameters.
 

@@ -19,6 +19,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from rolesafe.integrations.trl.common import (
     WidePrecision,
+    check_arguments,
     check_before,
     copy_reference,
     padded,
@@ -99,7 +100,7 @@ class RoleDPOTrainer(RoleTraining, DPOTrainer):
         **kwargs: See `DPOTrainer`.
 
     Raises:
-        TypeError: `model` is a name.
+        TypeError: `model` is a name, or `args` of another class.
         ValueError: `model` or `ref_model` is not patched, an argument would lose roles, or the role layer would not be
             trained or saved.
     """
@@ -116,6 +117,7 @@ class RoleDPOTrainer(RoleTraining, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         patched = patched_model(model)
+        check_arguments(args, DPOConfig)
         refuse(kwargs, data_collator="it would have no roles. Leave it out.")
         check_before(model, args, kwargs, role_learning_rate)
         args = DPOConfig(f"{type(patched).__name__}-DPO") if args is None else args

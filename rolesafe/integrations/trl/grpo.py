@@ -17,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 import rolesafe
 from rolesafe.integrations.trl.common import (
     WidePrecision,
+    check_arguments,
     check_before,
     copy_reference,
     padded,
@@ -43,7 +44,7 @@ class RoleGRPOTrainer(RoleTraining, GRPOTrainer):
         **kwargs: See `GRPOTrainer`.
 
     Raises:
-        TypeError: `model` is a name.
+        TypeError: `model` is a name, or `args` of another class.
         ValueError: `model` is not patched, an argument would lose roles, or the role layer would not be trained or
             saved.
     """
@@ -58,6 +59,7 @@ class RoleGRPOTrainer(RoleTraining, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         patched = patched_model(model)
+        check_arguments(args, GRPOConfig)
         args = GRPOConfig(f"{type(patched).__name__}-GRPO") if args is None else copy.copy(args)
         no_roles = "its tokens would have no roles. Use generation by transformers."
         refuse(kwargs, tools=no_roles, environment_factory=no_roles, rollout_func=no_roles)

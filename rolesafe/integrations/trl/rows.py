@@ -114,6 +114,11 @@ class RowEncoder:
                 f"{name}: expected `role_ids` for each of its {len(tokens)} tokens, got {got}. Encode rows with "
                 "rolesafe.encode, or pass conversations."
             )
+        if row.get("seq_lengths") is not None:
+            raise ValueError(
+                f"{name}: expected one conversation, got a packed row (`seq_lengths`). Pass conversations, with "
+                "packing=True."
+            )
         labels = row.get("labels")
         if labels is None:
             used = [row[mask] for mask in MASKS if mask in row and (mask != MASKS[0] or self.completion_only)]

@@ -18,6 +18,7 @@ from trl.trainer.utils import global_then_local_main_first
 
 from rolesafe.integrations.trl.common import (
     WidePrecision,
+    check_arguments,
     check_before,
     padded,
     patched_model,
@@ -74,7 +75,7 @@ class RoleSFTTrainer(RoleTraining, SFTTrainer):
         **kwargs: See `SFTTrainer`.
 
     Raises:
-        TypeError: `model` is a name.
+        TypeError: `model` is a name, or `args` of another class.
         ValueError: `model` is not patched, an argument would lose roles, or the role layer would not be trained or
             saved.
     """
@@ -84,6 +85,7 @@ class RoleSFTTrainer(RoleTraining, SFTTrainer):
 
     def __init__(self, model: Any, args: Any = None, *, role_learning_rate: float | None = None, **kwargs: Any) -> None:
         patched = patched_model(model)
+        check_arguments(args, SFTConfig)
         refuse(
             kwargs,
             data_collator="it would have no roles. Leave it out.",
