@@ -55,8 +55,9 @@ def options_of(way, assistant):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_generate_never_emits_a_phrase(model, tokenizer, assistant, way):
+def test_generate_never_emits_a_phrase(request, tokenizer, assistant, way):
     """The characters of the free reply are forbidden, so the court bites at every step."""
+    model = request.getfixturevalue("plain" if way in ("greedy", "beam_sampling", "assisted") else "patched")
     options = options_of(way, assistant)
     torch.manual_seed(0)
     free = generate(model, tokenizer, MESSAGES, empty(tokenizer), max_new_tokens=16, **options)
@@ -302,3 +303,10 @@ def test_projection_passes_no_gradient(tokenizer):
     out.log_softmax(-1).gather(-1, ids[..., None]).sum().backward()
     assert torch.all(logits.grad[forbidden] == 0)
     assert torch.any(logits.grad[~forbidden] != 0)
+
+
+def test_processor_refuses_the_last_tokens_alone(tokenizer):
+    """Continuous batching passes one token of each row, from which no state follows."""
+    processor = CourtProcessor(empty(tokenizer), torch.tensor([[10, 11]]))
+    with pytest.raises(ValueError, match=r"`input_ids`: expected whole rows .* Continuous batching"):
+        processor(torch.tensor([11]), torch.zeros(1, len(tokenizer)))
