@@ -29,6 +29,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
     "costs": costs,
     "court": court_page.block,
+    "frozen": court_page.frozen,
     "pretrained": generated,
     "demo": demo,
     "steering": steering.block,
