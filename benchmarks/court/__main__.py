@@ -68,10 +68,7 @@ def main() -> int:
     if "generation" in options.only and options.model:
         found["generation"] = generation.generation(options.model, tokenizer, phrases, options.rounds)
     if "frozen" in options.only and options.model:
-        found["frozen"] = {
-            "rounds": options.rounds,
-            "rows": generation.frozen(options.model, tokenizer, text, options.rounds),
-        }
+        found["frozen"] = {"rows": generation.frozen(options.model, tokenizer, text, options.rounds)}
     if "arms" in options.only:
         found["arms"] = arms.run(options.train_steps, options.examples)
     for part in options.only:

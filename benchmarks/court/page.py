@@ -27,8 +27,7 @@ def block() -> str:
         for row in speed["rows"]
     ]
     every = vetoes["clean_texts"] + vetoes["texts_with_a_phrase"]
-    by = ", ".join(f"{count:,} {search}" for search, count in tries["by_search"].items())
-    forging = tries["forging"]
+    by = ", ".join(f"{count:,} {search}" for search, count in tries.get("by_search", {}).items())
     lines += [
         "",
         f"Once per tokenizer: {speed['vocabulary_once_ms']:.0f} ms for its bytes, {speed['template_once_ms']:.0f} ms "
@@ -37,13 +36,18 @@ def block() -> str:
         f"- False vetoes: {vetoes['false_vetoes']} in {vetoes['steps']:,} tokens of {every:,} texts; "
         f"{vetoes['missed']} of {vetoes['texts_with_a_phrase']:,} texts with a phrase passed.",
         f"- Violations: {tries['violations']} in {tries['tries']:,} replies of {tries['steps']} tokens whose logits an "
-        f"attacker sets ({by}); the first choice was vetoed in {tries['first_choices_vetoed']:,} steps.",
-        f"- Articles changed by untrusted text that forges declarations: {forging['k']} in {forging['n']:,} "
-        "conversations.",
-        f"- {_generation(found['generation'])}",
-        "",
-        *_arms(found["arms"]),
+        f"attacker sets{f' ({by})' if by else ''}; the first choice was vetoed in {tries['first_choices_vetoed']:,} "
+        "steps.",
     ]
+    if "forging" in tries:
+        changed, conversations = (tries["forging"][key] for key in ("changed", "tries"))
+        lines.append(
+            f"- Articles changed by untrusted text that forges declarations: {changed} in {conversations:,} conversations."
+        )
+    if "generation" in found:
+        lines.append(f"- {_generation(found['generation'])}")
+    if "arms" in found:
+        lines += ["", *_arms(found["arms"])]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from rolesafe.court.rules import Rule
 from rolesafe.training.tiny import tiny_llama
 from tests.court.conftest import MESSAGES, court_of
 from tests.court.naive import breaks
+from tests.models import CACHE
 
 COMMON = ("t", "h", "a", "o", "+", "c", ")", "key", "#", "2")
 """Phrases of one character bite at most steps of a random model."""
@@ -303,6 +304,16 @@ def test_projection_passes_no_gradient(tokenizer):
     out.log_softmax(-1).gather(-1, ids[..., None]).sum().backward()
     assert torch.all(logits.grad[forbidden] == 0)
     assert torch.any(logits.grad[~forbidden] != 0)
+
+
+def test_frozen_prompt_under_a_court(tokenizer):
+    model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0, layers=1), rolesafe.RoleConfig.preset("channel")).eval()
+    frozen = rolesafe.freeze(model, tokenizer, MESSAGES[:1])
+    court = court_of([ForbiddenPhrases(name="x", phrases=COMMON)], tokenizer, end_ids=[2])
+    (found,) = generate(model, tokenizer, MESSAGES, court, max_new_tokens=8, **{CACHE: frozen.cache()})
+    (expected,) = generate(model, tokenizer, MESSAGES, court, max_new_tokens=8)
+    assert found == expected
+    assert found.vetoes
 
 
 def test_processor_refuses_the_last_tokens_alone(tokenizer):
