@@ -42,7 +42,8 @@ def block() -> str:
     if "forging" in tries:
         changed, conversations = (tries["forging"][key] for key in ("changed", "tries"))
         lines.append(
-            f"- Articles changed by untrusted text that forges declarations: {changed} in {conversations:,} conversations."
+            f"- Articles changed by untrusted text that forges declarations: {changed} in {conversations:,} "
+            "conversations."
         )
     if "generation" in found:
         lines.append(f"- {_generation(found['generation'])}")
