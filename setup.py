@@ -45,7 +45,8 @@ INSTALL_REQUIRES = [
 STATS = ["scipy>=1.11", "statsmodels>=0.14.2"]  # intervals and tests
 
 EXTRAS: dict[str, list[str]] = {
-    "court": ["llguidance>=1.9"],  # grammars, JSON schemas and regular expressions of the court
+    # grammars, JSON schemas and regular expressions of the court; Unicode's table of look-alikes
+    "court": ["llguidance>=1.9", "confusable-homoglyphs>=3.3"],
     "demo": ["matplotlib>=3.8", *STATS],
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
     # For benchmarks/gcg.py, with `pip install --no-deps nanogcg==0.3.0`: that one asks for transformers<=4.47.1, so no

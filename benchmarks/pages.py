@@ -33,6 +33,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "costs": costs,
     "court": court_page.block,
     "depth-theory": depth_page.block,
+    "frozen": court_page.frozen,
     "pretrained": generated,
     "demo": demo,
     "stacks": stacks.block,

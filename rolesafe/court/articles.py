@@ -128,18 +128,19 @@ class SpelledArticle(Article):
     """Base class of articles about texts, with the differences of spelling that do not count.
 
     Args:
-        case, spaces, zero_width, lookalikes, ignored: See :class:`rolesafe.court.Normalisation`.
+        case, spaces, zero_width, lookalikes, confusables, ignored: See :class:`rolesafe.court.Normalisation`.
     """
 
     case: bool = True
     spaces: Spaces = "collapse"
     zero_width: bool = True
     lookalikes: bool = False
+    confusables: bool = False
     ignored: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("case", "zero_width", "lookalikes"):
+        for key in ("case", "zero_width", "lookalikes", "confusables"):
             expect(isinstance(getattr(self, key), bool), key, "True or False", getattr(self, key))
         expect(isinstance(self.ignored, str), "ignored", "a text of characters to ignore", self.ignored)
         self.normalisation()
@@ -151,6 +152,7 @@ class SpelledArticle(Article):
             spaces=self.spaces,
             zero_width=self.zero_width,
             lookalikes=self.lookalikes,
+            confusables=self.confusables,
             ignored=self.ignored,
         )
 

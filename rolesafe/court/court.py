@@ -18,6 +18,8 @@ from rolesafe.roles.messages import read_conversation
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SEARCHED = 2000  # beginnings of replies that are read for one that can end
+
 
 class Court(Tree):
     """Articles compiled for one tokenizer. Make it with :meth:`compile`.
@@ -147,6 +149,12 @@ class Court(Tree):
             raise ValueError(
                 f"`articles`: expected articles that allow some reply, got none: {culprit!r} leaves no first token. "
                 "The articles contradict each other: remove one."
+            )
+        if len(self.rules) > 1 and not self.can_end(_SEARCHED):
+            names = ", ".join(repr(article.name) for article in self.articles.articles)
+            raise ValueError(
+                f"`articles`: expected articles that allow some whole reply, got none: {names} contradict each other "
+                "after some tokens. Remove one."
             )
 
 

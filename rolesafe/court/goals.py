@@ -17,6 +17,7 @@ from typing import Any
 from rolesafe.court.articles import Article, SpelledArticle
 from rolesafe.court.court import Court
 from rolesafe.court.language import AllowedLanguage
+from rolesafe.court.lookalikes import unicode_confusables
 from rolesafe.court.phrases import ForbiddenPhrases, Secrets
 from rolesafe.court.provenance import NoCopy, ToolCalls
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
@@ -51,7 +52,10 @@ def spell(rng: random.Random, text: str, article: SpelledArticle) -> str:
         steps.append(lambda t: re.sub(" ", lambda _: rng.choice(_SPACES), t))
     if article.spaces == "ignore":
         steps.append(" ".join)
-    if article.lookalikes:
+    if article.confusables:
+        likes = {letter: like for like, letter in unicode_confusables().items()}
+        steps.append(lambda t: "".join(likes.get(c, c) for c in t))
+    if article.lookalikes or article.confusables:
         steps += [
             lambda t: t.translate(_LATIN),
             lambda t: "".join(chr(ord(c) + 0xFEE0) if "a" <= c <= "z" else c for c in t),

@@ -103,6 +103,8 @@ class AllowedLanguage(Article):
 class LanguageRule(Rule):
     """Texts of a language. State: a matcher of the engine, never changed after it was made."""
 
+    reads_text = True
+
     def __init__(self, article: AllowedLanguage, context: Context) -> None:
         module = require("llguidance", "court")
         self.article = article.name

@@ -6,6 +6,10 @@ decomposition removes them. Digits are left alone: ``0`` for ``o`` would veto nu
 
 from __future__ import annotations
 
+from functools import cache
+
+from rolesafe.extras import require
+
 _GROUPS = (
     # Latin, Cyrillic, Greek, Armenian, Cherokee, Latin with strokes and small capitals
     ("a", "аαɑᴀ"), ("b", "ЬʙƄ"), ("c", "сϲᴄⅽ"), ("d", "ԁɗᴅժ"), ("e", "еҽєᴇ℮"), ("f", "ſƒꜰ"),
@@ -23,3 +27,22 @@ _GROUPS = (
 
 LOOKALIKES: dict[str, str] = {like: letter for letter, likes in _GROUPS for like in likes}
 """Latin letter, hyphen or quotation mark of each look-alike."""
+
+
+@cache
+def unicode_confusables() -> dict[str, str]:
+    """Return the Latin letters of Unicode's table of confusables (UTS 39), of the package confusable-homoglyphs.
+
+    Characters beyond ASCII alone: digits and ASCII letters are never exchanged. :data:`LOOKALIKES` goes first, where
+    both have a character: Unicode writes a capital I as l.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
+    rows = require("confusable_homoglyphs.confusables", "court").confusables_data
+    found = {}
+    for character, likes in rows.items():
+        letters = [like["c"] for like in likes if like["c"].isascii() and like["c"].isalpha()]
+        if len(character) == 1 and not character.isascii() and letters:
+            found[character] = letters[0]
+    return {**found, **LOOKALIKES}

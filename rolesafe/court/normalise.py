@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rolesafe.court.lookalikes import LOOKALIKES
+from rolesafe.court.lookalikes import LOOKALIKES, unicode_confusables
 
 Spaces = Literal["exact", "collapse", "ignore"]
 INVALID = "\ufffd"
@@ -35,6 +35,7 @@ class Normalisation:
             fillers, soft hyphens, and bytes that are no UTF-8.
         lookalikes: Decompose compatibly (NFKD), remove combining marks, and replace the letters of
             :data:`rolesafe.court.lookalikes.LOOKALIKES` by those they look like.
+        confusables: The same with all Latin letters of Unicode's table of confusables. Needs the extra ``court``.
         ignored: Further characters to remove, such as ``"-._*"``.
 
     >>> Normalisation(lookalikes=True, spaces="ignore").apply("К\u200bi l\u0301L")
@@ -45,11 +46,14 @@ class Normalisation:
     spaces: Spaces = "collapse"
     zero_width: bool = True
     lookalikes: bool = False
+    confusables: bool = False
     ignored: str = ""
 
     def __post_init__(self) -> None:
         if self.spaces not in get_args(Spaces):
             raise ValueError(f"`spaces`: expected one of {get_args(Spaces)}, got {self.spaces!r}. Choose one.")
+        if self.confusables:
+            unicode_confusables()
 
     def character(self, c: str) -> str:
         """Return the normal form of one character, which may be empty or several characters."""
@@ -59,11 +63,12 @@ class Normalisation:
             return {"exact": c, "collapse": " ", "ignore": ""}[self.spaces]
         if self.zero_width and is_zero_width(c):
             return ""
-        if self.lookalikes:
+        plain = self.lookalikes or self.confusables
+        if plain:
             c = "".join(map(self._plain, unicodedata.normalize("NFKD", c)))
         if self.case:
             c = c.casefold()
-            if self.lookalikes:  # case folding may compose or spell out
+            if plain:  # case folding may compose or spell out
                 c = "".join(map(self._plain, unicodedata.normalize("NFKD", c)))
         if not c.isascii():  # a decomposition may hold a space or a mark without width
             c = "".join(
@@ -76,7 +81,7 @@ class Normalisation:
     def _plain(self, c: str) -> str:
         if unicodedata.category(c) in _MARKS:
             return ""
-        return LOOKALIKES.get(c, c)
+        return (unicode_confusables() if self.confusables else LOOKALIKES).get(c, c)
 
     def join(self, text: str) -> str:
         """Return a text of normalised characters with its runs of spaces collapsed, where spaces are."""

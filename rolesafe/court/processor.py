@@ -83,6 +83,11 @@ class CourtProcessor(LogitsProcessor):
         Raises:
             ValueError: The rows do not begin with the prompts of this processor, or V is smaller than the vocabulary.
         """
+        if input_ids.ndim != 2:  # continuous batching passes the last token of each row alone
+            raise ValueError(
+                f"`input_ids`: expected whole rows of shape (R, L), got {tuple(input_ids.shape)}. Continuous batching "
+                "is not supported: use `generate`."
+            )
         ids = input_ids.detach().cpu().numpy()
         replies, owners = self._replies(ids)
         out = scores.detach().clone()

@@ -27,11 +27,13 @@ class Rule(ABC):
         article: Name of the article.
         start: State before the first token.
         only_forbids: True if :meth:`forbidden` and :meth:`step` are the whole rule.
+        reads_text: True if the state depends on the text alone, however it is split into tokens.
     """
 
     article: str
     start: Any
     only_forbids = False
+    reads_text = False
 
     @abstractmethod
     def step(self, state: Any, token: int) -> Any | None:
@@ -68,6 +70,7 @@ class PhraseRule(Rule):
     """
 
     only_forbids = True
+    reads_text = True
 
     def __init__(self, vocabulary: Vocabulary, phrases: dict[str, str], normalisation: Any) -> None:
         self.automaton = PhraseAutomaton(vocabulary, list(phrases), normalisation)
@@ -172,6 +175,8 @@ class OpeningRule(Rule):
 
     State: the bytes still to write, for each text that is still possible; empty when one is complete.
     """
+
+    reads_text = True
 
     def __init__(self, article: str, vocabulary: Vocabulary, texts: tuple[str, ...]) -> None:
         self.article, self.vocabulary = article, vocabulary

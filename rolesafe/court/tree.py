@@ -19,7 +19,7 @@ from rolesafe.court.vocabulary import Vocabulary
 
 ENGINE = "engine error"
 NOTHING = "nothing allowed"
-_AHEAD = 8  # tokens to look ahead for dead ends
+_AHEAD = 256  # replies to read for a dead end
 _FEW = 32  # largest number of allowed tokens that are looked at
 
 
@@ -228,7 +228,7 @@ class Tree:
         return left
 
     def _without_dead_ends(self, reply: Reply, mask: Mask) -> Mask:
-        """Return a mask without the tokens after which, a few tokens on, nothing is allowed.
+        """Return a mask without the tokens after which no reply can end.
 
         A language may allow a word whose end another article forbids. Only where few tokens are left.
         """
@@ -240,20 +240,69 @@ class Tree:
             raise _Ended(self._blame_end(reply), NOTHING)
         return Mask((*mask.forbidden, np.array(dead, dtype=np.int64)), mask.allowed, mask.ends) if dead else mask
 
-    def _goes_on(self, reply: Reply, token: int, ahead: int) -> bool:
-        """Return False if nothing is allowed within `ahead` tokens after a token, whichever are chosen."""
-        pairs = zip(self.rules, reply.states or (), strict=True)
-        after = Reply(reply.count + 1, tuple(rule.step(state, token) for rule, state in pairs))
-        if any(state is None for state in after.states or ()):
-            return False
+    def _goes_on(self, reply: Reply, token: int, most: int) -> bool:
+        """Return False if no reply that goes on with a token can end.
+
+        All ways to go on are searched, those with the same text once, until one may end or has more than `_FEW`
+        tokens to choose from. True also where `most` replies were read without an answer.
+        """
+        by_text = all(rule.reads_text for rule in self.rules)
+        first = self._after(reply, token)
+        open_, seen = [(first, self._key(b"" if by_text else (), token))], set()
+        while open_:
+            node, key = open_.pop()
+            if node is None or key in seen:
+                continue
+            seen.add(key)
+            if len(seen) > most:
+                return True
+            try:
+                mask = self._basic(node)
+            except _Ended:
+                continue
+            if mask.ends or mask.allowed is None or mask.forced is not None:
+                return True
+            left = np.nonzero(self._left(mask))[0]
+            if len(left) > _FEW:
+                return True
+            sizes = [len(self.vocabulary.pieces[one] or b"") for one in left.tolist()]
+            for k in np.argsort(sizes, kind="stable").tolist():  # the longest is read first
+                one = int(left[k])
+                if (follow := self._key(key, one)) not in seen:
+                    open_.append((self._after(node, one), follow))
+        return False
+
+    def _key(self, key: Any, token: int) -> Any:
+        """Return the text (bytes) or the tokens (tuple) of a reply after one more token."""
+        return key + (self.vocabulary.pieces[token] or b"") if isinstance(key, bytes) else (*key, token)
+
+    def _after(self, reply: Reply, token: int) -> Reply | None:
+        """Return the reply after a token, without keeping it; None if an article or an engine refuses the token."""
+        states = []
+        for rule, state in zip(self.rules, reply.states or (), strict=True):
+            try:
+                after = rule.step(state, token)
+            except EngineError:
+                return None
+            if after is None:
+                return None
+            states.append(after)
+        return Reply(reply.count + 1, tuple(states))
+
+    def can_end(self, most: int) -> bool:
+        """Return False if no reply can end: articles contradict each other.
+
+        True also where `most` beginnings of replies were read without an answer.
+        """
+        start = self.start()
         try:
-            mask = self._basic(after)
+            mask = self._basic(start)
         except _Ended:
             return False
-        if ahead <= 1 or mask.ends or mask.allowed is None or mask.forced is not None:
+        if mask.ends or mask.allowed is None or mask.forced is not None:
             return True
         left = np.nonzero(self._left(mask))[0]
-        return len(left) > _FEW or any(self._goes_on(after, one, ahead - 1) for one in left.tolist())
+        return len(left) > _FEW or any(self._goes_on(start, one, most) for one in left.tolist())
 
     def end(self, reply: Reply, article: str, reason: str) -> Mask:
         """End a reply with the court's text, or at once where that would break an article of forbidden texts."""

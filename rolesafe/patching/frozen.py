@@ -6,7 +6,6 @@ Legend: B conversations, N tokens of the longest, P tokens of the frozen prompt,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,10 @@ from rolesafe.mechanisms import get_strength
 from rolesafe.patching import families
 from rolesafe.patching.caches import bind_frozen, cache_argument
 from rolesafe.patching.checkpoint_files import digest, tensor_digest
+from rolesafe.patching.frozen_files import load, save
 from rolesafe.patching.frozen_seal import (
     PARTS,
+    LayerState,
     WeightsWatch,
     computation_of,
     configuration_digest,
@@ -40,18 +41,6 @@ _PROBES = ("a", "\n\n b")
 """Contents of a next message: tokens that both leave unchanged do not depend on what follows."""
 
 _OWN = ("config", "padding", "padding_side", "return_tensors", "chat_template")
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """Keys and values (1, G, P', D) of one layer, as its cache keeps them (a window may keep the last P' < P).
-
-    `seen` is the number of tokens that a layer with a window has seen; None for a layer that keeps all.
-    """
-
-    keys: Tensor
-    values: Tensor
-    seen: int | None = None
 
 
 class FrozenPrompt:
@@ -163,7 +152,9 @@ class FrozenPrompt:
         """Raise a ValueError where the frozen states are not those that the model would compute now."""
         _check_model(self._model)
         if self._model.training:
-            raise ValueError("`model`: expected evaluation mode for a frozen prompt, got training mode. Call eval().")
+            raise ValueError(
+                "`model`: expected evaluation mode for a frozen prompt, got training mode. Call model.eval()."
+            )
         found = _seal_of(self._model, self._tokenizer, self._chat_template, tokenizer_too=False)
         _compare(self.seal, found)
         if len(self._tokenizer) != self._vocabulary:
@@ -179,10 +170,8 @@ class FrozenPrompt:
         Raises:
             ValueError: As :meth:`check`.
         """
-        from rolesafe.patching.frozen_files import save
-
         self.check()
-        save(self, directory)
+        save(directory, self.about(), self.state_tensors())
 
     @classmethod
     def load(cls, directory: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> FrozenPrompt:
@@ -191,8 +180,6 @@ class FrozenPrompt:
         Raises:
             ValueError: The files were changed, or the model, tokenizer, template or backend is another.
         """
-        from rolesafe.patching.frozen_files import load
-
         _check_model(model)
         parts = load(directory)
         found = _seal_of(model, tokenizer, parts["chat_template"])
@@ -260,7 +247,7 @@ def freeze(
     _check_model(model)
     patched: Any = model
     if patched.training:
-        raise ValueError("`model`: expected evaluation mode for a frozen prompt, got training mode. Call eval().")
+        raise ValueError("`model`: expected evaluation mode for a frozen prompt, got training mode. Call model.eval().")
     config = patched.rolesafe_config
     for i, message in enumerate(read_conversation(messages, config.roles, "messages")):
         if message.role_id not in config.privileged_ids:

@@ -5,8 +5,9 @@ Each file holds a digest of the other's content. They are no signature: rewritin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,10 +22,7 @@ from rolesafe.patching.checkpoint_files import (
     read_metadata,
     tensor_digest,
 )
-from rolesafe.patching.frozen_seal import PARTS
-
-if TYPE_CHECKING:
-    from rolesafe.patching.frozen import FrozenPrompt
+from rolesafe.patching.frozen_seal import PARTS, LayerState
 
 ABOUT_NAME = "frozen.json"
 STATES_NAME = "frozen.safetensors"
@@ -33,12 +31,12 @@ _KEYS = ("format_version", "messages", "chat_template", "seen", "computation", "
 _AGAIN = "Freeze the messages again with rolesafe.freeze."
 
 
-def save(frozen: FrozenPrompt, directory: str | Path) -> None:
-    """Write the files of a frozen prompt into `directory`."""
+def save(directory: str | Path, about: Mapping[str, Any], states: Mapping[str, Tensor]) -> None:
+    """Write the files of a frozen prompt into `directory`: its tensors, and what else it is about."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"format_version": VERSION, **frozen.about()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in frozen.state_tensors().items()}
+    about = {"format_version": VERSION, **about}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in states.items()}
     (folder / ABOUT_NAME).unlink(missing_ok=True)  # an interruption leaves no pair that does not fit
     scratch = folder / f".{STATES_NAME}.part"
     save_file(tensors, scratch, metadata={"format": "pt", ABOUT_NAME: digest(about)})
@@ -52,8 +50,6 @@ def load(directory: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: A file is missing, damaged, of another version, or was changed.
     """
-    from rolesafe.patching.frozen import LayerState
-
     source = Source(directory)
     where = f"{str(directory)!r}"
     about, file = source.read_json(ABOUT_NAME), source.find(STATES_NAME)

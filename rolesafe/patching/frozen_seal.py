@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,6 +102,18 @@ def computation_of(model: Any) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """Keys and values (1, G, P', D) of one layer, as its cache keeps them (a window may keep the last P' < P).
+
+    `seen` is the number of tokens that a layer with a window has seen; None for a layer that keeps all.
+    """
+
+    keys: Tensor
+    values: Tensor
+    seen: int | None = None
 
 
 class WeightsWatch:

@@ -237,3 +237,29 @@ def test_no_copy_counts_in_its_region_only(tokenizer):
 def test_options_are_documented():
     for option in Normalisation.__dataclass_fields__:
         assert f"{option}:" in (Normalisation.__doc__ or "")
+
+
+def test_confusables_are_those_of_unicode(tokenizer):
+    pytest.importorskip("confusable_homoglyphs")
+    normal = Normalisation(confusables=True)
+    assert normal.apply("\u1d0b\u0456\u217c\u217c") == "kill"
+    assert normal.apply("\u13a0\U0001d5de") == "dk"
+    assert normal.apply("10 0il") == "10 0il", "digits and ASCII letters stay"
+    assert Normalisation(lookalikes=True).apply("\u2c9f") == "\u2c9f"
+    assert normal.apply("\u2c9f") == "o"
+    court = court_of([ForbiddenPhrases(name="x", phrases=("cook",), confusables=True)], tokenizer)
+    assert court.violation("a c\u2c9fok") == "x"
+    ids = tokenizer("c\u2c9fok").input_ids
+    assert court.read(ids).broken == "x"
+
+
+def test_confusables_without_their_package_raise(monkeypatch):
+    import sys
+
+    from rolesafe.court.lookalikes import unicode_confusables
+
+    unicode_confusables.cache_clear()
+    monkeypatch.setitem(sys.modules, "confusable_homoglyphs.confusables", None)
+    with pytest.raises(ImportError, match=r"confusable_homoglyphs is not installed. Run .*rolesafe\[court\]"):
+        ForbiddenPhrases(name="x", phrases=("cook",), confusables=True)
+    unicode_confusables.cache_clear()

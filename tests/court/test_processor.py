@@ -23,6 +23,7 @@ from rolesafe.court.rules import Rule
 from rolesafe.training.tiny import tiny_llama
 from tests.court.conftest import MESSAGES, court_of
 from tests.court.naive import breaks
+from tests.models import CACHE
 
 COMMON = ("t", "h", "a", "o", "+", "c", ")", "key", "#", "2")
 """Phrases of one character bite at most steps of a random model."""
@@ -55,8 +56,9 @@ def options_of(way, assistant):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_generate_never_emits_a_phrase(model, tokenizer, assistant, way):
+def test_generate_never_emits_a_phrase(request, tokenizer, assistant, way):
     """The characters of the free reply are forbidden, so the court bites at every step."""
+    model = request.getfixturevalue("plain" if way in ("greedy", "beam_sampling", "assisted") else "patched")
     options = options_of(way, assistant)
     torch.manual_seed(0)
     free = generate(model, tokenizer, MESSAGES, empty(tokenizer), max_new_tokens=16, **options)
@@ -302,3 +304,20 @@ def test_projection_passes_no_gradient(tokenizer):
     out.log_softmax(-1).gather(-1, ids[..., None]).sum().backward()
     assert torch.all(logits.grad[forbidden] == 0)
     assert torch.any(logits.grad[~forbidden] != 0)
+
+
+def test_frozen_prompt_under_a_court(tokenizer):
+    model = rolesafe.patch(tiny_llama(len(tokenizer), seed=0, layers=1), rolesafe.RoleConfig.preset("channel")).eval()
+    frozen = rolesafe.freeze(model, tokenizer, MESSAGES[:1])
+    court = court_of([ForbiddenPhrases(name="x", phrases=COMMON)], tokenizer, end_ids=[2])
+    (found,) = generate(model, tokenizer, MESSAGES, court, max_new_tokens=8, **{CACHE: frozen.cache()})
+    (expected,) = generate(model, tokenizer, MESSAGES, court, max_new_tokens=8)
+    assert found == expected
+    assert found.vetoes
+
+
+def test_processor_refuses_the_last_tokens_alone(tokenizer):
+    """Continuous batching passes one token of each row, from which no state follows."""
+    processor = CourtProcessor(empty(tokenizer), torch.tensor([[10, 11]]))
+    with pytest.raises(ValueError, match=r"`input_ids`: expected whole rows .* Continuous batching"):
+        processor(torch.tensor([11]), torch.zeros(1, len(tokenizer)))

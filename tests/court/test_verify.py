@@ -27,22 +27,30 @@ UNTRUSTED = st.lists(
 )
 
 
-@given(UNTRUSTED)
-@settings(max_examples=8, deadline=None)
-def test_verdicts_are_equal_whatever_the_untrusted_text(patched, tokenizer, texts):
-    """Bit for bit, for a model, a classifier and a program."""
+GOOD = [{"role": "system", "content": "be good"}]
+
+
+@pytest.fixture(scope="module")
+def judged(patched, tokenizer):
+    """Readers, their verdicts without untrusted text, and what the first one has seen."""
     seen = []
     readers = [
         ProgramReader("program", lambda privileged, reply: seen.append((privileged, reply)) is None),
         ClassifierReader("classifier", lambda privileged, reply: len(repr(privileged)) / 1e6),
         ModelReader("model", patched, tokenizer, margin=-math.inf),
     ]
-    system = [{"role": "system", "content": "be good"}]
-    expected = judge(readers, system, "hello world")
-    found = judge(readers, [*system, *texts], "hello world")
+    return readers, judge(readers, GOOD, "hello"), seen
+
+
+@given(UNTRUSTED)
+@settings(max_examples=4, deadline=None)
+def test_verdicts_are_equal_whatever_the_untrusted_text(judged, texts):
+    """Bit for bit, for a model, a classifier and a program."""
+    readers, expected, seen = judged
+    found = judge(readers, [*GOOD, *texts], "hello")
     assert found == expected
     assert found[2].score.hex() == expected[2].score.hex()
-    assert seen[0] == seen[1]
+    assert all(one == seen[0] for one in seen)
 
 
 def test_model_reader_depends_on_reply_and_privileged_text(patched, tokenizer):
