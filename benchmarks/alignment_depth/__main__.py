@@ -49,6 +49,9 @@ def main() -> int:
                 continue
             base = arms.build("base", words, options.out, seed)
             found = measure.measured(model, base, words, options.n, seed, any_depth=name == "ada")
+            if name.removeprefix("channel-") in arms.DEEP:
+                start_model = arms.reference(name, words, options.out, seed)
+                found["prediction"] = measure.prediction(model, start_model, words, options.n, seed, arms.STRENGTH)
             known[name] = {**asdict(arms.ARMS[name]), **found, "seconds": round(trained, 1)}
             write_whole(options.json, json.dumps(record, indent=1) + "\n")
             print(f"seed {seed}: {name}: {round(time.perf_counter() - start)} s", flush=True)
