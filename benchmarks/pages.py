@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import steering
+from benchmarks.alignment_depth import page as depth_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
+    "alignment-depth": depth_page.block,
     "costs": costs,
     "court": court_page.block,
     "pretrained": generated,
