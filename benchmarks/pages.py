@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import stacks, steering
+from benchmarks.alignment_depth import page as alignment_page
 from benchmarks.clients import page as clients_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
+    "alignment-depth": alignment_page.block,
     "clients": clients_page.block,
     "costs": costs,
     "court": court_page.block,

@@ -39,16 +39,18 @@ def main() -> int:
     words = arms.tokenizer()
     for seed in options.seeds:
         known = record["seeds"].setdefault(str(seed), {})
-        for name in _needed(options.only):
-            if name in known:
-                continue
+        todo = [name for name in options.only if name not in known]
+        for name in _needed(todo):
             start = time.perf_counter()
             model = arms.train(name, words, options.out, seed)
             trained = time.perf_counter() - start
-            if name not in options.only:
+            if name not in todo:
                 continue
             base = arms.build("base", words, options.out, seed)
             found = measure.measured(model, base, words, options.n, seed, any_depth=name == "ada")
+            if name.removeprefix("channel-") in arms.DEEP:
+                start_model = arms.reference(name, words, options.out, seed)
+                found["prediction"] = measure.prediction(model, start_model, words, options.n, seed, arms.STRENGTH)
             known[name] = {**asdict(arms.ARMS[name]), **found, "seconds": round(trained, 1)}
             write_whole(options.json, json.dumps(record, indent=1) + "\n")
             print(f"seed {seed}: {name}: {round(time.perf_counter() - start)} s", flush=True)
@@ -56,7 +58,9 @@ def main() -> int:
 
 
 def _needed(chosen: list[str]) -> list[str]:
-    """Return the arms of `chosen` and those that they start from, in the order of training."""
+    """Return the arms of `chosen` and those that they start from or are compared with, in the order of training."""
+    if not chosen:
+        return []
     wanted = {"base", *chosen}
     for name in reversed(arms.ARMS):
         if name in wanted and arms.ARMS[name].start:

@@ -32,6 +32,10 @@ from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 KINDS: Final = ("protected", "benign", "mention")
 RATIO: Final = {"safety_rows": 8, "benign_rows": 24}
 BATCH: Final = 32
+STRENGTH: Final = 10.0
+"""Strength of the deep objective; its discount is 1."""
+DEEP: Final = ("deep", "heads")
+"""Arms with the deep objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +211,8 @@ def _data(
 
 
 def _deep(name: str, words: PreTrainedTokenizerBase, directory: Path, seed: int) -> RecoveryLoss:
-    return RecoveryLoss([words.convert_tokens_to_ids("sorry")], 10.0, reference=reference(name, words, directory, seed))
+    frozen = reference(name, words, directory, seed)
+    return RecoveryLoss([words.convert_tokens_to_ids("sorry")], STRENGTH, reference=frozen)
 
 
 def harm(texts: Sequence[str]) -> list[float]:

@@ -18,6 +18,7 @@ from rolesafe.attacks.forcing import ForcedPrompt
 from rolesafe.attacks.likelihood import reply_ids
 from rolesafe.attacks.replies import prompts, role_config
 from rolesafe.court import any_depth_replies
+from rolesafe.depth import recovery, recovery_profile
 from rolesafe.roles.encoding import EncodedConversation
 from rolesafe.training import RoleCollator
 from rolesafe.training.reply_losses import divergence, forward
@@ -107,6 +108,32 @@ def measured(
         found[f"{kind} refused"] = [sum("sorry" in text.split() for text in own), n]
     found["kl"] = _kl(model, base, words, tasks.rows(("benign", "mention"), n, f"test/{seed}"))
     return found
+
+
+def prediction(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    words: PreTrainedTokenizerBase,
+    n: int,
+    seed: int,
+    strength: float,
+) -> dict[str, float]:
+    """Return the mean and the largest error of the recovery predicted from the reference (Theorem 20, discount 1).
+
+    Args:
+        model: Model trained with the deep objective.
+        reference: Reference of its KL divergence.
+        words: Tokenizer.
+        n: Number of protected conversations; all prefixes of a harmful reply up to the longest of :data:`FORCED`.
+        seed: Seed of the conversations.
+        strength: Strength of the objective.
+    """
+    some = tasks.talks("protected", n, f"test/{seed}")
+    talks, token = [one.messages for one in some], [words.convert_tokens_to_ids("sorry")]
+    prefixes = [_branches(model, words, one)[0][: FORCED[-1]] for one in some]
+    ours, base = (recovery_profile(one, words, talks, prefixes, token) for one in (model, reference))
+    error = (recovery(base, strength) - ours).abs()
+    return {"mean": float(error.mean()), "largest": float(error.max())}
 
 
 def rate(counts: Sequence[int]) -> Rate:
