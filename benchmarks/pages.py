@@ -18,6 +18,7 @@ from benchmarks import steering
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
+from benchmarks.kernel_loops import loops
 from benchmarks.override_resistance import blocks as study
 from benchmarks.pretrained.page import generated
 from rolesafe.files import write_whole
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
     "costs": costs,
+    "loops": loops,
     "court": court_page.block,
     "pretrained": generated,
     "demo": demo,

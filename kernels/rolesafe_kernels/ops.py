@@ -27,11 +27,11 @@ from rolesafe_kernels.call import (
     packed,
 )
 from rolesafe_kernels.forward import role_attn_fwd_kernel
-from rolesafe_kernels.launch import launch_of
+from rolesafe_kernels.launch import INTERPRET, launch_of
 from rolesafe_kernels.layout import ROWS, role_bits_kernel, role_lists_kernel
 from rolesafe_kernels.replay import is_eager
 
-LIST_CHUNK = 512
+LIST_CHUNK = 32 if INTERPRET else 512
 """Blocks that a program of `role_lists_kernel` takes at a time: one kernel for every length."""
 ROW_TILE = 16
 """Queries of a program that prepares the backward: it only reads and sums."""

@@ -83,9 +83,11 @@ MAIN = ("plain", "bias", "share", "channel")
 MAY_SPILL = ("mask", "extras", "descriptors")
 """Variants that may spill registers anywhere: no tile was chosen for them."""
 
-COMMON = ("plain", "bias", "channel")
-"""Variants of fp32 and of head dims below 64, which few models have: the least, the commonest and the most. The other
-entries are compiled in all."""
+FULL = ((80, 64), (80, 128), (90, 64), (90, 128))
+"""Architectures and head dims whose entries of 16 bits are compiled in all variants."""
+COMMON = ("plain", "bias", "channel", "descriptors")
+"""Variants of these head dims on a newer architecture. Other entries are compiled with the whole channel alone, and one
+of fp32 whose tiles a wider head has too is not: it needs less."""
 
 TARGETS = ("sm_90 16/128 ",)
 """Beginnings of the names that must prefetch into at least three buffers, four in decode."""
@@ -224,12 +226,15 @@ def is_aligned(name: str, kind: str) -> bool:
 
 
 def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
-    """Yield all compilations of one entry of a launch table; with descriptors on GPUs that have them."""
-    full = bits == 16 and width >= 64
+    """Yield the compilations of one entry of a launch table; with descriptors on GPUs that have them."""
+    common = bits == 16 and width in (64, 128)
     for kernel, variants in VARIANTS.items():
+        if kernel in SMALL and not common:
+            continue
         tile = SMALL[kernel] if kernel in SMALL else getattr(launch, kernel)
         for variant in variants:
-            if (full or kernel in SMALL or variant in COMMON) and (variant != "descriptors" or arch >= 90):
+            full = common and ((arch, width) in FULL or variant in COMMON)
+            if (full or kernel in SMALL or variant == "channel") and (variant != "descriptors" or arch >= 90):
                 yield Job(arch, bits, width, kernel, variant, tile)
 
 
@@ -237,9 +242,11 @@ def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> 
     """Return the compilations of the committed tables, or those with a name that begins with one of `only`."""
     jobs: list[Job] = []
     for arch in arches:
-        for key, launch in launch_table(arch).items():
+        table = launch_table(arch)
+        for key, launch in table.items():
             bits, dim = map(int, key.split("/"))
-            jobs += jobs_of(arch, bits, dim, launch)
+            if bits == 16 or launch != table.get(f"{bits}/{2 * dim}"):
+                jobs += jobs_of(arch, bits, dim, launch)
     if only is None:
         return jobs
     chosen = tuple(f"sm_{arch} {start}" for arch in arches for start in only)
@@ -268,6 +275,8 @@ def find_fault(job: Job, report: Report | Lost, known: Report | None = None) -> 
     if job.descriptors and not report.bulk:
         return "no bulk copy, though tokens are read by descriptors"
     if job.variant in MAIN and job.kernel not in SMALL:
+        if report.buffers < 2 and job.bits == 16 and job.width <= 128:
+            return "its main loop is no pipeline"
         if report.waits == 0:
             return "its main loop waits for all of its copies: nothing is prefetched"
         if report.serial and (known is None or not known.serial or job.name.startswith(TARGETS)):
@@ -301,7 +310,7 @@ JOB_LIMIT = 600.0
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record: by version of Triton the source's fingerprint, the tiles, the fields of `Report` by kernel."""
+    """Return the record: by version of Triton the source's fingerprint, the tiles, and a `Report` for each kernel."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return data
 
@@ -353,7 +362,8 @@ def check(jobs: list[Job], record: Path | None, write: bool, workers: int) -> in
             found[job.name] = report
             if record is not None and write:
                 kernels = {name: list(one) for name, one in sorted(found.items())}
-                data = {**read_record(record), version: {"source": source_hash(), "tiles": tiles, "kernels": kernels}}
+                made = {"source": source_hash(), "fields": Report._fields, "tiles": tiles, "kernels": kernels}
+                data = {**read_record(record), version: made}
                 write_whole(record, render(data))
         print(f"[{done}/{len(jobs)}] {job.name:40} {'FAULT: ' + fault if fault else 'ok'}", flush=True)
     faults = compare_lengths(found)

@@ -59,7 +59,7 @@ def test_record_of_descriptors_has_bulk_copies(version: str) -> None:
     record = offline.read_reports(RECORD, version)
     found = {name: report for name, report in record.items() if name.endswith(" descriptors")}
     assert all(report.bulk > 0 for report in found.values())
-    names = {f"sm_{arch} 16/{dim}" for arch in (90, 100) for dim in (64, 128, 256)}
+    names = {f"sm_{arch} 16/{dim}" for arch in (90, 100) for dim in (64, 128)}
     assert set(found) == {f"{name} {kernel} descriptors" for name in names for kernel in ("forward", "dq", "dkdv")}
 
 
@@ -71,22 +71,20 @@ def test_source_hash_covers_every_kernel() -> None:
     assert all((here / name).exists() for name in offline.SOURCES)
 
 
-KERNELS = [f"16/128 {kernel} channel" for kernel in ("forward", "dq", "dkdv", "decode", "merge", "rows")] + [
-    "16/128 lists"
-]
+SAMPLE = ("16/128 forward channel", "16/128 lists")
 
 
 def test_offline_sample_compiles() -> None:
-    """Each kernel under the entry that matters most, with the Triton of this environment, compared with its record."""
+    """The longest kernel and a short one, with the Triton of this environment, compared with its record."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-W", "ignore", "-m", "tools.offline"]
     done = subprocess.run(
-        [*command, "--arch", "90", "--only", *KERNELS, "--record", str(RECORD), "--workers", "1"],
+        [*command, "--arch", "90", "--only", *SAMPLE, "--record", str(RECORD), "--workers", "1"],
         cwd=ROOT / "kernels", env=environment, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 of 7 without fault" in done.stdout
+    assert "2 of 2 without fault" in done.stdout
 
 
 def test_offline_under_interpreter_exits_with_2() -> None:
@@ -142,6 +140,8 @@ def job(
         (job(), report(buffers=2), None, "2 buffers in its main loop, expected 3"),
         (job(kernel="decode"), report(buffers=3), None, "3 buffers in its main loop, expected 4"),
         (job(width=64), report(buffers=2), None, None),
+        (job(width=64), report(buffers=0, waits=-1), None, "no pipeline"),
+        (job(width=256), report(buffers=0, waits=-1), None, None),
         (job(), report(serial=1), report(serial=1), "wait for each other"),
         (job(width=64), report(serial=1), report(), "wait for each other"),
         (job(width=64), report(serial=1), report(serial=1), None),
