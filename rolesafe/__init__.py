@@ -19,6 +19,8 @@ _HOME = {
     "named_role_parameters": "rolesafe.patching.patched",
     "from_pretrained": "rolesafe.patching.loading",
     "save_role_layer": "rolesafe.patching.saving",
+    "freeze": "rolesafe.patching.frozen",
+    "FrozenPrompt": "rolesafe.patching.frozen",
     "role_attention": "rolesafe.attention",
     "role_parameters": "rolesafe.patching.patched",  # deprecated
 }
@@ -32,6 +34,8 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "named_role_parameters",
     "from_pretrained",
     "save_role_layer",
+    "freeze",
+    "FrozenPrompt",
     "role_attention",
     "__version__",
 ]
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from rolesafe.attention import role_attention
     from rolesafe.config import RoleConfig
     from rolesafe.patching import from_pretrained, named_role_parameters, patch, save_role_layer, unpatch
+    from rolesafe.patching.frozen import FrozenPrompt, freeze
     from rolesafe.roles.encoding import encode
     from rolesafe.roles.role import Role
 

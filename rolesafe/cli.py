@@ -1,4 +1,4 @@
-"""Command line: `rolesafe demo`, `inspect`, `mechanisms`, `audit`, `retrain` and `chat`.
+"""Command line: `rolesafe demo`, `inspect`, `mechanisms`, `audit`, `retrain`, `chat` and `serve`.
 
 Exit statuses are those of :mod:`rolesafe.terminal`.
 """
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 import rolesafe
 from rolesafe.chat.command import chat
 from rolesafe.retrain.command import retrain
+from rolesafe.serve.command import serve
 from rolesafe.terminal import INTERRUPTED, as_text, guard_terminal, one_line, print_error, run_main, status_of
 
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -233,6 +234,7 @@ def audit(
 
 app.command()(retrain)
 app.command()(chat)
+app.command()(serve)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from rolesafe.arguments import is_integer, is_number
 from rolesafe.presets import PRESETS
-from rolesafe.roles.role import DEFAULT_PRIVILEGED, DEFAULT_ROLES, MAX_ROLES
+from rolesafe.roles.role import DEFAULT_GENERATED, DEFAULT_PRIVILEGED, DEFAULT_ROLES, MAX_ROLES
 
 FORMAT_VERSION = 2
 """Version of the dictionary that :meth:`RoleConfig.to_dict` writes. Version 1 had the parts up to `impl`."""
@@ -96,7 +96,7 @@ class RoleConfig:
 
     roles: tuple[str, ...] = DEFAULT_ROLES
     privileged: tuple[str, ...] = DEFAULT_PRIVILEGED
-    generated: str = "assistant"
+    generated: str = DEFAULT_GENERATED
     embedding: Embedding = "none"
     embedding_std: float = 0.0
     bias: bool = True

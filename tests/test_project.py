@@ -37,17 +37,20 @@ LAYERS = (
     {"patching"},
     {
         "attacks",
+        "depth",
         "tasks",
         "training",
     },
     {"court"},
     {"evaluation"},
     {"report"},
-    {"retrain"},
+    {"integrations", "retrain"},
     {
         "audit",
         "chat",
         "demo",
+        "integrations",
+        "serve",
     },
     {"cli", "__main__"},
 )
@@ -60,10 +63,12 @@ LONGEST = dict.fromkeys(("rolesafe", "kernels", "tests", "benchmarks"), 400)
 """Largest number of lines of a file, by folder."""
 
 PUBLIC = [
+    "FrozenPrompt",
     "Role",
     "RoleConfig",
     "__version__",
     "encode",
+    "freeze",
     "from_pretrained",
     "named_role_parameters",
     "patch",

@@ -13,12 +13,14 @@ import json
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from benchmarks.court import speed, tries, vetoes
 from rolesafe.evaluation import environment
+from rolesafe.evaluation.environment import checkout_commit
 from rolesafe.files import check_writable, write_whole
 from rolesafe.terminal import run_main
 
@@ -44,7 +46,7 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     text = options.text.read_text(encoding="utf-8")
     phrases = speed.draw_phrases(text, 1000)
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     if options.json is not None and options.json.exists():
         found = json.loads(options.json.read_text(encoding="utf-8"))
     try:
@@ -52,12 +54,16 @@ def main() -> int:
     except PackageNotFoundError:
         engine = None
     found["environment"] = {**asdict(environment()), "llguidance": engine}
+    commit = checkout_commit()
     if "speed" in options.only:
         found["speed"] = speed.measure(tokenizer, text, options.repeats)
     if "vetoes" in options.only and options.clean:
         found["vetoes"] = vetoes.run(tokenizer, options.clean, phrases, options.steps)
     if "tries" in options.only:
         found["tries"] = tries.run(tokenizer, phrases, SECRET, options.tries)
+    for part in options.only:
+        if part in found:
+            found[part] = {**found[part], "commit": commit}
     content = json.dumps(found, indent=1) + "\n"
     print(content)
     if options.json is not None:

@@ -9,7 +9,15 @@ from typing import Any
 
 from rolesafe.attacks.best_of_n import BestOfNConfig
 from rolesafe.attacks.config import AttackConfig, SearchAttackConfig, TextAttackConfig
+from rolesafe.attacks.consistency import Consistency, consistency
+from rolesafe.attacks.depth import (
+    BannedDecodingConfig,
+    PrefillDepthConfig,
+    SpanInsertionConfig,
+    WorstSpanInsertionConfig,
+)
 from rolesafe.attacks.encodings import EncodedConfig
+from rolesafe.attacks.forcing import Continuation, ForcedPrompt
 from rolesafe.attacks.forging import ForgingRecord, RoleForgingConfig, forge
 from rolesafe.attacks.gradient import BeastConfig, GCGConfig, SoftPromptConfig
 from rolesafe.attacks.judge import contains, same
@@ -37,15 +45,19 @@ __all__ = [
     "TEXT_ATTACKS",
     "AttackConfig",
     "AttackResult",
+    "BannedDecodingConfig",
     "BeastConfig",
     "BestOfNConfig",
     "CombinedConfig",
+    "Consistency",
+    "Continuation",
     "DilutionConfig",
     "EncodedConfig",
     "EscapeCharactersConfig",
     "FakeCompletionConfig",
     "FakeSystemConfig",
     "FillerConfig",
+    "ForcedPrompt",
     "ForgingRecord",
     "Found",
     "GCGConfig",
@@ -60,16 +72,20 @@ __all__ = [
     "PlacementConfig",
     "PositionConfig",
     "PrefillConfig",
+    "PrefillDepthConfig",
     "Rate",
     "RoleForgingConfig",
     "SearchAttackConfig",
     "SearchContext",
     "SoftPromptConfig",
+    "SpanInsertionConfig",
     "TextAttackConfig",
     "WorstInsertionConfig",
+    "WorstSpanInsertionConfig",
     "attack",
     "attackable",
     "attacked",
+    "consistency",
     "contains",
     "forge",
     "progress_bar",

@@ -121,7 +121,7 @@ def _segments(
         markers=structure(tokenizer).markers,
     )
     messages = [{"role": role, "content": "Hello"} for role in roles]
-    segments = layout.segments(read_conversation(messages, config.roles, "messages"))
+    segments = layout.segments(read_conversation(messages, config.roles, "messages", config.generated))
     return [
         (roles[s.message], s.part.name, s.text) for s in segments if s.message < len(roles) and s.kind is Kind.TEMPLATE
     ]

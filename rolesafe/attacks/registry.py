@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from rolesafe.attacks.best_of_n import BestOfNConfig
 from rolesafe.attacks.config import AttackConfig, TextAttackConfig, look_up
+from rolesafe.attacks.depth import (
+    BannedDecodingConfig,
+    PrefillDepthConfig,
+    SpanInsertionConfig,
+    WorstSpanInsertionConfig,
+)
 from rolesafe.attacks.encodings import EncodedConfig
 from rolesafe.attacks.forging import RoleForgingConfig
 from rolesafe.attacks.gradient import BeastConfig, GCGConfig, SoftPromptConfig
@@ -45,6 +51,11 @@ _ALL: tuple[type[AttackConfig], ...] = (
     InsertionConfig,
     WorstInsertionConfig,
     PrefillConfig,
+    # inside the reply
+    PrefillDepthConfig,
+    SpanInsertionConfig,
+    WorstSpanInsertionConfig,
+    BannedDecodingConfig,
     # search and gradient
     BestOfNConfig,
     BeastConfig,

@@ -46,7 +46,7 @@ class PrefillConfig(SearchAttackConfig):
         model, tokenizer, example = context.model, context.tokenizer, context.example
         messages = example.with_target(f"{example.request} {example.injection()}")
         ids = reply_ids(tokenizer, messages, context.wanted, role_config(model))
-        given = ids[: min(self.k, _before(tokenizer, ids, context.success), self.max_new_tokens - 1)]
+        given = ids[: min(self.k, before_success(tokenizer, ids, context.success), self.max_new_tokens - 1)]
         size = context_size(model)
         if size is not None and len(prompts(model, tokenizer, [messages])[0]) + self.max_new_tokens > size:
             return Found(messages=messages, reply="", n_queries=0, n_steps=0, losses=(), typed=False)
@@ -119,7 +119,7 @@ class WorstInsertionConfig(SearchAttackConfig):
         )
 
 
-def _before(tokenizer: PreTrainedTokenizerBase, ids: list[int], success: str) -> int:
+def before_success(tokenizer: PreTrainedTokenizerBase, ids: list[int], success: str) -> int:
     """Return the number of tokens of a reply before the first one of `success`, all of them if it does not occur."""
 
     def holds(start: int, end: int) -> bool:

@@ -32,14 +32,7 @@ def chat(
 
     if not 0 <= temperature < math.inf:
         raise ValueError(f"`--temperature`: expected a number >= 0, got {temperature}. Pass 0 for greedy.")
-    articles = None
-    if court is not None:
-        from rolesafe.court import load_articles
-
-        try:
-            articles = load_articles(court)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"`--court`: expected a file of articles, got {court!r}: {error}") from error
+    articles = None if court is None else load_articles_file(court)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     names = [model] if compare is None else [model, compare]
@@ -55,10 +48,33 @@ def _nothing() -> Any:
     return nullcontext()
 
 
-def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float, court: Any = None) -> Any:
+def load_articles_file(path: str) -> Any:
+    """Return the articles in the file of the option ``--court``.
+
+    Raises:
+        ValueError: It cannot be read, or holds no articles.
+    """
+    from rolesafe.court import load_articles
+
+    try:
+        return load_articles(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--court`: expected a file of articles, got {path!r}: {error}") from error
+
+
+def load_chat_model(path: str, device: str | None, dtype: str) -> tuple[Any, Any]:
+    """Load a model, patched or plain, in eval mode on a device, and its tokenizer with a chat template.
+
+    Args:
+        path: Directory or hub id.
+        device: Such as "cpu" or "cuda"; None for a GPU where there is one.
+        dtype: "auto" (as saved) or the name of a torch dtype.
+
+    Raises:
+        ValueError: The model or the chat template is missing, or an option is not usable.
+    """
     import torch
 
-    from rolesafe.chat.session import Speaker
     from rolesafe.retrain.loading import load_retrained
     from rolesafe.terminal import first_line
 
@@ -78,9 +94,16 @@ def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temper
         raise ValueError(
             f"`--device`: expected a usable device, got {device!r}: {first_line(error)}. Choose cpu or another device."
         ) from error
+    return model.eval(), tokenizer
+
+
+def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float, court: Any = None) -> Any:
+    from rolesafe.chat.session import Speaker
+
+    model, tokenizer = load_chat_model(path, device, dtype)
     return Speaker(
         name=path,
-        model=model.eval(),
+        model=model,
         tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -1,5 +1,6 @@
 """The court: articles about a reply that a program decides, with a veto at every token."""
 
+from rolesafe.court.any_depth import AnyDepthReply, any_depth_replies
 from rolesafe.court.articles import Article, Articles
 from rolesafe.court.court import Court
 from rolesafe.court.declare import declared_articles
@@ -12,6 +13,7 @@ from rolesafe.court.replies import CourtReply, generate
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
 from rolesafe.court.storing import load_articles, save_articles
 from rolesafe.court.tree import Veto
+from rolesafe.court.tries import ArticleTries, try_to_break
 from rolesafe.court.verify import (
     ClassifierReader,
     ModelReader,
@@ -66,6 +68,8 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "CourtProcessor",
     "project",
     "veto_mask",
+    "try_to_break",
+    "ArticleTries",
     "generate_verified",
     "judge",
     "isolated",
@@ -75,4 +79,6 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "ModelReader",
     "Proposal",
     "Release",
+    "any_depth_replies",
+    "AnyDepthReply",
 ]

@@ -82,7 +82,7 @@ class Court(Tree):
         context = Context(
             vocabulary,
             lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,
-            tuple(read_conversation(messages, config.roles, "messages")) if messages else (),
+            tuple(read_conversation(messages, config.roles, "messages", config.generated)) if messages else (),
             tuple(config.roles),
             min(limits, default=None),
             _end_ids(tokenizer, config, end_ids),

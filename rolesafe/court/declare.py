@@ -57,7 +57,7 @@ def declared_articles(
     if base.tokenizer is not None:
         settings["tokenizer"] = base.tokenizer
     out: list[dict[str, Any]] = []
-    for i, message in enumerate(read_conversation(messages, config.roles, "messages")):
+    for i, message in enumerate(read_conversation(messages, config.roles, "messages", config.generated)):
         if message.role_id not in config.privileged_ids:
             out.append(dict(messages[i]))
             continue

@@ -142,7 +142,7 @@ def isolated(messages: Sequence[Mapping[str, Any]], config: RoleConfig | None = 
         config: Role configuration; default: ``RoleConfig()``.
     """
     config = RoleConfig() if config is None else config
-    read = read_conversation(messages, config.roles, "messages")
+    read = read_conversation(messages, config.roles, "messages", config.generated)
     return tuple({"role": m.role, "content": m.content} for m in read if m.role_id in config.privileged_ids)
 
 

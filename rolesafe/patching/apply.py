@@ -99,6 +99,7 @@ def unpatch(model: Model) -> Model:
     """
     from rolesafe.patching.guards import refuse_roles
     from rolesafe.patching.install import uninstall
+    from rolesafe.patching.locked import LOCKED
     from rolesafe.patching.moved import return_heads
 
     check_patched(model)
@@ -106,5 +107,6 @@ def unpatch(model: Model) -> Model:
     return_heads(cast(Any, model))
     uninstall(model)
     model.__class__ = base
+    cast(Any, model).config.__dict__.pop(LOCKED, None)
     refuse_roles(cast(Any, model))
     return model

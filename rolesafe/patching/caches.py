@@ -68,10 +68,12 @@ class _KeepsRoles:
     Attributes:
         rolesafe_roles: (B, C) int8 roles of the cached tokens, `NOBODY` where there is none; None: unknown.
         rolesafe_owner: Patch and strength of the model that filled it.
+        rolesafe_tokens: (P,) ids of the frozen prompt that it began with; None without one.
     """
 
     rolesafe_roles: Tensor | None = None
     rolesafe_owner: tuple[str, float] | None = None
+    rolesafe_tokens: Tensor | None = None
     rolesafe_base: type[Cache]
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
@@ -85,7 +87,7 @@ class _KeepsRoles:
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.rolesafe_owner = None
+        self.rolesafe_owner = self.rolesafe_tokens = None
         if self.rolesafe_roles is not None:  # in place: compiled code knows a static cache by its addresses
             self.rolesafe_roles.fill_(NOBODY)
 
@@ -131,6 +133,35 @@ def change_rows(cache: Any, change: Callable[[Tensor], Tensor]) -> None:
     """Apply `change` to the roles (B, C) that `cache` keeps, after its keys were changed layer by layer."""
     if getattr(cache, "rolesafe_roles", None) is not None:
         cache.rolesafe_roles = change(cache.rolesafe_roles)
+
+
+def bind_frozen(cache: Any, tokens: Tensor, role_ids: Tensor, owner: tuple[str, float]) -> None:
+    """Bind a cache that was filled from a frozen prompt to its tokens (P,), their roles (B, P) and their patch."""
+    follow(cache)
+    cache.rolesafe_roles, cache.rolesafe_owner, cache.rolesafe_tokens = role_ids.to(torch.int8), owner, tokens
+
+
+def check_frozen(cache: Any, input_ids: Any) -> None:
+    """Raise where the rows (B, N) of a call of `generate` do not begin with the frozen prompt of its cache.
+
+    Raises:
+        ValueError: They do not, or `input_ids` is None.
+    """
+    tokens = getattr(cache, "rolesafe_tokens", None)
+    if tokens is None:
+        return
+    size = len(tokens)
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.shape[1] <= size:
+        got = "none" if not isinstance(input_ids, Tensor) else f"shape {tuple(input_ids.shape)}"
+        raise ValueError(
+            f"`input_ids`: expected whole rows that go on after the {size} tokens of the frozen prompt in the cache, "
+            f"got {got}. Pass the result of `FrozenPrompt.inputs`."
+        )
+    if not torch.equal(input_ids[:, :size], tokens.to(input_ids.device).expand(input_ids.shape[0], -1)):
+        raise ValueError(
+            f"`input_ids`: expected rows that begin with the {size} tokens of the frozen prompt in the cache, got "
+            "others. Pass the result of `FrozenPrompt.inputs`, or no cache."
+        )
 
 
 def check_cache(cache: Any, role_ids: Tensor, past: int | Tensor, owner: tuple[str, float]) -> None:

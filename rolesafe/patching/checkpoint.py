@@ -31,7 +31,15 @@ CONFIG_KEYS = (
     "base_config",
 )  # fmt: skip
 SEAL_KEYS = ("format_version", CONFIG_NAME, GENERATION_CONFIG_NAME, "tensors", "role_tensors")
-ROLE_KEYS = ("format_version", "base_model_name_or_path", "base_model_type", "rolesafe", "strength", "tensors")
+ROLE_KEYS = (
+    "format_version",
+    "base_model_name_or_path",
+    "base_model_type",
+    "rolesafe",
+    "strength",
+    "tensors",
+    "locked",
+)
 
 UNVERIFIED = (
     "Pass verify=False to load it without these checks (only for your own files), and save it again to have them."

@@ -40,6 +40,7 @@ from rolesafe.patching.checkpoint_files import (
     open_tensors,
     read_metadata,
 )
+from rolesafe.patching.locked import LOCKED, check_lock, check_names, locked
 from rolesafe.patching.patched import named_role_parameters
 from rolesafe.patching.seal import is_sealed, unseal_config, unseal_tensor
 from rolesafe.terminal import first_line
@@ -119,8 +120,8 @@ def from_pretrained(
 
     Raises:
         ValueError: There is no role layer at `path`, a file was changed after it was saved, weights are missing or
-            unexpected, the role layer does not fit the base model, `strength` is required and not given, or an argument
-            is not supported.
+            unexpected, the role layer does not fit the base model, a locked parameter moved, `strength` is required and
+            not given, or an argument is not supported.
     """
     hub, options = split_options(kwargs)
     source = Source(path, hub)
@@ -162,7 +163,7 @@ def _load_whole(
     tensors = check_seal(source, variant) if verify else model_tensors(source, variant)
     base = unseal_config(about)
     model = load_model(source, base, tensors, options, f"{CONFIG_NAME} in {str(source.path)!r}")
-    return _add(model, config, strength, source.path, tensors)
+    return _unmoved(_add(model, config, strength, source.path, tensors), verify)
 
 
 def _add(model: PreTrainedModel, config: RoleConfig, strength: float, path: Any, saved: Tensors) -> PreTrainedModel:
@@ -228,4 +229,18 @@ def _load_role_layer(
         raise ValueError(
             f"`base_model`: expected a {about['base_model_type']!r} model, got {model.config.model_type!r}"
         )
-    return _add(model, config, strength, source.path, saved)
+    model = _add(model, config, strength, source.path, saved)
+    if "locked" in about:
+        setattr(model.config, LOCKED, check_names(about["locked"], ROLE_CONFIG_NAME))
+    return _unmoved(model, verify)
+
+
+def _unmoved(model: PreTrainedModel, verify: bool) -> PreTrainedModel:
+    """Return the model with its locked parameters frozen; a ValueError where one moved."""
+    if verify:
+        check_lock(model)
+    digests = locked(model)
+    for name, parameter in model.named_parameters():
+        if name in digests:
+            parameter.requires_grad_(False)
+    return model

@@ -16,7 +16,7 @@ from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcess
 
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import get_strength, set_strength
-from rolesafe.patching.caches import given_cache, is_static
+from rolesafe.patching.caches import check_frozen, given_cache, is_static
 from rolesafe.patching.hooks import MISSING, PARTS, check_roles, strength_of
 from rolesafe.patching.install import install
 from rolesafe.patching.patched import RoleAware, named_role_parameters
@@ -106,6 +106,7 @@ class RoleAwareMixin(RoleAware):
             role_ids = self._fit_roles(role_ids, tokens.shape[1])
         else:
             _check_prompt(role_ids, tokens, kw.get("attention_mask"), given_cache(kw))
+            check_frozen(given_cache(kw), tokens)
         return super().generate(inputs, generation_config, *args, role_ids=role_ids, **kw)  # type: ignore[misc]
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
@@ -129,6 +130,15 @@ class RoleAwareMixin(RoleAware):
             )
         return processors
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any, **kw: Any) -> Any:
+        """Repeat the rows as the base model does, and those of a frozen prompt in the cache too."""
+        cache: Any = given_cache(kw)
+        tokens = kw.get("input_ids")
+        frozen = getattr(cache, "rolesafe_tokens", None) is not None and expand_size > 1
+        if frozen and tokens is not None and cache.rolesafe_roles.shape[0] == tokens.shape[0]:
+            cache.batch_repeat_interleave(expand_size)
+        return super()._expand_inputs_for_generation(expand_size, *args, **kw)  # type: ignore[misc]
+
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, role_ids: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> Any:
@@ -137,6 +147,11 @@ class RoleAwareMixin(RoleAware):
             raise ValueError(MISSING)
         if inputs_embeds is not None:  # named above because `generate` looks for it in the signature
             kwargs["inputs_embeds"] = inputs_embeds
+        if kwargs.get("is_first_iteration") and kwargs.get("next_sequence_length", 0) is None:
+            # Assisted decoding passes the whole prompt, also where a cache holds its beginning.
+            given = given_cache(kwargs)
+            if getattr(given, "rolesafe_tokens", None) is not None:
+                kwargs["next_sequence_length"] = input_ids.shape[1] - int(given.get_seq_length())
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         cache, mask = given_cache(kwargs), kwargs.get("attention_mask")
         tokens = model_inputs.get("input_ids")

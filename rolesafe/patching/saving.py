@@ -23,6 +23,7 @@ from rolesafe.patching.checkpoint import (
     write_json,
 )
 from rolesafe.patching.checkpoint_files import Source, digest, model_tensors, tensor_digest, weight_names
+from rolesafe.patching.locked import check_lock, locked
 from rolesafe.patching.patched import check_patched, named_role_parameters
 from rolesafe.patching.seal import CHECKPOINT_VERSION, is_sealed, seal_gathered
 
@@ -48,6 +49,7 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dic
             "weights of a sharded model."
         )
     check_class(model.config.model_type, model.rolesafe_base)
+    check_lock(model)
     if options.get("state_dict"):
         options = {**options, "state_dict": seal_gathered(model, options["state_dict"])}
     folder = Path(directory)
@@ -115,6 +117,7 @@ def save_role_layer(model: PreTrainedModel, directory: str | Path, *, base_model
             f"`directory`: expected a folder without a model, {str(directory)!r} holds {found[0]}. Save the "
             "role layer into a folder of its own."
         )
+    check_lock(model)
     tensors = {name: p.detach().cpu().contiguous() for name, p in named_role_parameters(model)}
     about = {
         "format_version": CHECKPOINT_VERSION,
@@ -124,5 +127,7 @@ def save_role_layer(model: PreTrainedModel, directory: str | Path, *, base_model
         "strength": get_strength(model),
         "tensors": tensor_digest(tensors),
     }
+    if digests := locked(model):
+        about["locked"] = digests
     save_file(tensors, directory / ROLE_WEIGHTS_NAME, metadata={"format": "pt", ROLE_CONFIG_NAME: digest(about)})
     write_json(directory / ROLE_CONFIG_NAME, about)

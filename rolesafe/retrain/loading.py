@@ -223,15 +223,12 @@ def add_lora(model: Any, rank: int) -> Any:
     Raises:
         ImportError: `peft` is not installed.
     """
-    from rolesafe.patching import is_patched, role_modules
+    from rolesafe.integrations.peft import role_lora_config
+    from rolesafe.patching import is_patched
 
     peft = import_peft()
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules="all-linear",
-        exclude_modules=r".*rolesafe_.*",
-        task_type="CAUSAL_LM",
-        modules_to_save=role_modules(model) or None if is_patched(model) else None,
+    options: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"}
+    config = (
+        role_lora_config(model, **options) if is_patched(model) else peft.LoraConfig(task_type="CAUSAL_LM", **options)
     )
     return peft.get_peft_model(model, config)

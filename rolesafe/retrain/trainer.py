@@ -29,6 +29,8 @@ class ReplyTrainer(RoleTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("loss") is not None:
+            raise ValueError("`loss`: expected None, got a loss: ReplyTrainer has its own. Use RoleTrainer.")
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(

@@ -68,7 +68,7 @@ def attribute(
     """Return the owner of every piece of a rendered conversation; neighbours of one owner are merged."""
     pieces, at = [], 0
     plain = str.__str__(text)
-    for k, (length, (kind, message, name)) in enumerate(text._runs):
+    for k, (length, (kind, message, name, _)) in enumerate(text._runs):
         content = kind is Kind.CONTENT
         outside = name != "round" if content else message is None
         pieces.append(_Piece(plain[at : at + length], (k, 0, None), kind, message, name, outside, content))

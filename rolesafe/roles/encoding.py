@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rolesafe.arguments import is_integer
 from rolesafe.config import RoleConfig
+from rolesafe.roles.checks import check, check_list, check_tokenizer, read_config, read_variable_roles
 from rolesafe.roles.messages import read_batch, read_conversation
-from rolesafe.roles.role import role_id
 from rolesafe.roles.segments import Part, Segment
 from rolesafe.roles.templates import Layout, resolve_template
 from rolesafe.roles.tokenising import EncodedConversation as EncodedConversation
@@ -50,6 +50,8 @@ def encode(
     truncation: bool = False,
     max_length: int | None = None,
     chat_template: str | None = None,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     variable_roles: Mapping[str, str] | None = None,
     return_tensors: Literal["pt"] | None = "pt",
@@ -79,8 +81,12 @@ def encode(
 
     Args:
         tokenizer: A transformers tokenizer. It is not changed.
-        messages: Mappings with exactly ``"role"`` and ``"content"``: one conversation (a list of them) or a batch (a
-            list of lists). A content is a string, or a list of ``{"type": "text", "text": ...}``, which are joined.
+        messages: Mappings with ``"role"`` and ``"content"``: one conversation (a list of them) or a batch (a list of
+            lists). A content is a string, or a list of ``{"type": "text", "text": ...}``, which are joined. Messages of
+            the model may have ``"tool_calls"``, in the form of OpenAI (then the content may be None), and
+            ``"reasoning_content"``; messages of others ``"tool_call_id"``; all a ``"name"``. These texts have the role
+            of their message. A template that prints no calls gets them as JSON in the content, with a warning; the
+            other fields are passed on, and printed where the template prints them.
         config: Role configuration; default: ``RoleConfig()``.
         add_generation_prompt: End with the generation prompt. Its role is ``config.generated``.
         continue_final_message: Omit the end of the last message, so that the model continues it.
@@ -93,8 +99,10 @@ def encode(
         max_length: Number of tokens, for `truncation` or ``padding="max_length"``.
         chat_template: A Jinja template, the name of one of the tokenizer's, or ``"default"`` for
             :data:`rolesafe.roles.templates.DEFAULT_TEMPLATE`; default: the tokenizer's own.
-        template_kwargs: Further variables for the template (``enable_thinking``, ``tools``, ``documents`` ...). Their
-            texts are untrusted: they have the least privileged role and hold no structural token.
+        tools: Functions that the model may call: JSON schemas, or Python functions with types and a docstring.
+        documents: Mappings with texts for the model, such as ``{"title": ..., "text": ...}``.
+        template_kwargs: Further variables for the template, such as ``enable_thinking``. Their texts, and those of
+            `tools` and `documents`, are untrusted: they have the least privileged role and hold no structural token.
         variable_roles: Role of the texts of a variable, by its name, for example ``{"tools": "system"}``.
         return_tensors: ``"pt"`` or None (lists).
 
@@ -105,15 +113,15 @@ def encode(
     Raises:
         ValueError: An argument is invalid, or the template does not print the conversation.
     """
-    config = _config(config)
-    _check(padding in _PADDING, "padding", f"one of {_PADDING}", padding)
-    _check(
+    config = read_config(config)
+    check(padding in _PADDING, "padding", f"one of {_PADDING}", padding)
+    check(
         padding_side in (None, *get_args(PaddingSide)),
         "padding_side",
         '"left", "right" or None (the tokenizer\'s)',
         padding_side,
     )
-    _check(return_tensors in (None, "pt"), "return_tensors", '"pt" or None', return_tensors)
+    check(return_tensors in (None, "pt"), "return_tensors", '"pt" or None', return_tensors)
     if max_length is None and padding == "max_length":
         raise ValueError('`max_length`: expected a number of tokens with padding="max_length", got None')
     if max_length is not None and not truncation and padding != "max_length":
@@ -124,6 +132,7 @@ def encode(
         tokenizer,
         config,
         chat_template,
+        {"tools": tools, "documents": documents},
         template_kwargs,
         variable_roles,
         add_generation_prompt,
@@ -154,6 +163,8 @@ def encode_one(
     truncation: bool = False,
     max_length: int | None = None,
     chat_template: str | None = None,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     variable_roles: Mapping[str, str] | None = None,
     argument: str = "messages",
@@ -170,8 +181,9 @@ def encode_one(
     """
     encoder = _Encoder(
         tokenizer,
-        _config(config),
+        read_config(config),
         chat_template,
+        {"tools": tools, "documents": documents},
         template_kwargs,
         variable_roles,
         add_generation_prompt,
@@ -197,6 +209,7 @@ class _Encoder:
         tokenizer: PreTrainedTokenizerBase,
         config: RoleConfig,
         chat_template: str | None,
+        variables: Mapping[str, Any],
         template_kwargs: Mapping[str, Any] | None,
         variable_roles: Mapping[str, str] | None,
         add_generation_prompt: bool,
@@ -205,21 +218,27 @@ class _Encoder:
         from rolesafe.roles.rendering import renderer, trace_variables
         from rolesafe.roles.structure import structure
 
-        _check_tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
         if add_generation_prompt and continue_final_message:
             raise ValueError(
                 "`continue_final_message`: expected False with add_generation_prompt=True, got True: the model either "
                 "continues the last message or starts a new one"
             )
         given = {} if template_kwargs is None else template_kwargs
-        _check(isinstance(given, Mapping), "template_kwargs", "a mapping of names to values, or None", given)
+        check(isinstance(given, Mapping), "template_kwargs", "a mapping of names to values, or None", given)
         for name in _RESERVED & set(given):
             raise ValueError(f"`template_kwargs`: expected none of {sorted(_RESERVED)}, got {name!r}")
+        variables = {name: value for name, value in variables.items() if value is not None}
+        for name, value in variables.items():
+            check_list(value, name)
+            if given.get(name) is not None:
+                raise ValueError(f"`template_kwargs`: expected no {name!r} beside `{name}`, got both. Pass one.")
+        given = {**given, **variables}
         template = resolve_template(tokenizer, chat_template, given.get("tools"))
         special = tokenizer.special_tokens_map
         self.config = config
         self.structure: Structure = structure(tokenizer, template, config.roles)
-        self.variable_roles = _variable_roles(variable_roles, given, config)
+        self.variable_roles = read_variable_roles(variable_roles, given, config)
         self.continue_final_message = continue_final_message
         self.layout = Layout(
             renderer(template),
@@ -228,6 +247,7 @@ class _Encoder:
             add_generation_prompt=bool(add_generation_prompt),
             markers=self.structure.markers,
             known=self._known(given, bool(add_generation_prompt)),
+            required=tuple(variables),
         )
 
     def _known(self, given: Mapping[str, Any], generation: bool) -> dict[Any, Any]:
@@ -260,9 +280,14 @@ class _Encoder:
 
     def _print(self, messages: Any, argument: str) -> tuple[list[Segment], list[int]]:
         """Return the text of a conversation in segments, and their role ids."""
-        conversation = read_conversation(messages, self.config.roles, argument)
+        conversation = read_conversation(messages, self.config.roles, argument, self.config.generated)
         segments = self.layout.segments(conversation, argument)
         if self.continue_final_message:
+            if conversation[-1].fields.calls:
+                raise ValueError(
+                    f"`continue_final_message`: expected a last message of `{argument}` without tool calls, got some. "
+                    "Pass add_generation_prompt=True instead."
+                )
             last = [k for k, s in enumerate(segments) if s.part is Part.CONTENT and s.message == len(conversation) - 1]
             if not last:
                 raise ValueError(
@@ -276,21 +301,6 @@ class _Encoder:
             own[s.message] if s.variable is None else self.variable_roles.get(s.variable, others) for s in segments
         ]
         return segments, roles
-
-
-def _variable_roles(
-    given: Mapping[str, str] | None, variables: Mapping[str, Any], config: RoleConfig
-) -> dict[str, int]:
-    _check(given is None or isinstance(given, Mapping), "variable_roles", "a mapping of names to roles, or None", given)
-    for name in given or ():
-        if name not in variables:
-            raise ValueError(
-                f"`variable_roles`: expected names of `template_kwargs` ({sorted(variables)}), got {name!r}. Leave it "
-                "out, or pass the variable."
-            )
-    return {
-        name: role_id(role, config.roles, argument=f"variable_roles[{name!r}]") for name, role in (given or {}).items()
-    }
 
 
 def collate(
@@ -356,29 +366,3 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def padding_role_id(config: RoleConfig) -> int:
     """Return the role id of padding: the least privileged one."""
     return max(set(range(len(config.roles))) - set(config.privileged_ids))
-
-
-def _config(config: RoleConfig | None) -> RoleConfig:
-    if config is None:
-        return RoleConfig()
-    _check(isinstance(config, RoleConfig), "config", "a RoleConfig or None", config)
-    return config
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if any(kind.__name__ == "MistralCommonBackend" for kind in type(tokenizer).__mro__):
-        raise ValueError(
-            f"`tokenizer`: expected one with a Jinja chat template, got {type(tokenizer).__name__}, whose own "
-            "printing code cannot be traced. Load tokenizer.json of the checkpoint: "
-            "PreTrainedTokenizerFast.from_pretrained(path), with a chat template."
-        )
-    if not all(
-        hasattr(tokenizer, name) for name in ("get_chat_template", "added_tokens_decoder", "special_tokens_map")
-    ):
-        way_out = " Pass its `.tokenizer`." if hasattr(tokenizer, "tokenizer") else ""
-        raise ValueError(f"`tokenizer`: expected a transformers tokenizer, got {type(tokenizer).__name__}.{way_out}")
-
-
-def _check(good: bool, argument: str, expected: str, got: Any) -> None:
-    if not good:
-        raise ValueError(f"`{argument}`: expected {expected}, got {got!r}")

@@ -15,21 +15,45 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template, get_json_schema
 
+from rolesafe.roles.fields import Call
 from rolesafe.roles.jinja_tracing import Message, TracingEnvironment, Turn, current_turn
-from rolesafe.roles.segments import RefusedError
-from rolesafe.roles.traced import Kind, Source, Traced
+from rolesafe.roles.segments import Body, Form, RefusedError
+from rolesafe.roles.traced import PRINTED, Kind, Source, Traced
 from rolesafe.roles.traced_data import wrap
 
 
-def make_message(index: int, role: str, content: str | Sequence[str]) -> Message:
-    """Return a message for the template: its role traced as template text, its content as content."""
+def make_message(index: int, role: str, body: Body, form: Form = Form()) -> Message:  # noqa: B008  (immutable)
+    """Return a message for the template: its role traced as template text, its content and fields as content."""
     source = Source(Kind.CONTENT, index)
+    content, fields = body
     shown: Any = Traced.of(content, source) if isinstance(content, str) else None
-    if shown is None:
+    if shown is None and content is not None:
         shown = [{"type": "text", "text": Traced.of(text, source)} for text in content]
     message = Message(role=Traced.of(role, Source(Kind.TEMPLATE, index, "role")), content=shown)
     message._index = index
+    for name, text in fields.texts:
+        message[name] = Traced.of(text, source._replace(field=(name, 0)))
+    if fields.calls:
+        message["tool_calls"] = [_call(call, k, source, form) for k, call in enumerate(fields.calls)]
     return message
+
+
+def _call(call: Call, k: int, source: Source, form: Form) -> dict[str, Any]:
+    """Return a tool call in the form of OpenAI and Hugging Face."""
+    arguments = call.text if form.text_arguments or call.arguments is None else call.arguments
+    function = {
+        _printed("name"): Traced.of(call.name, source._replace(field=("name", k))),
+        _printed("arguments"): wrap(arguments, source._replace(field=("arguments", k))),
+    }
+    about: dict[str, Any] = {_printed("type"): _printed("function"), _printed("function"): function}
+    if call.id is None:
+        return about
+    return {_printed("id"): Traced.of(call.id, source._replace(field=("id", k))), **about}
+
+
+def _printed(text: str) -> Traced:
+    """Return a text that is the template's where it is printed, such as a key of JSON."""
+    return Traced.of(text, PRINTED)
 
 
 class Renderer:

@@ -32,6 +32,7 @@ class Role(IntEnum):
 
 DEFAULT_ROLES: tuple[str, ...] = tuple(role.name.lower() for role in Role)
 DEFAULT_PRIVILEGED: tuple[str, ...] = ("system", "developer")
+DEFAULT_GENERATED = "assistant"
 
 
 def role_id(name: str, roles: Sequence[str] = DEFAULT_ROLES, *, argument: str = "role") -> int:

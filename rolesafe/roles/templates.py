@@ -18,13 +18,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rolesafe.config import RoleConfig
 from rolesafe.roles.attribution import attribute
+from rolesafe.roles.fields import NEUTRAL, NONE
 from rolesafe.roles.messages import Message
 from rolesafe.roles.role import DEFAULT_ROLES
-from rolesafe.roles.segments import NEUTRAL, RefusedError, Segment, Shape, Span
+from rolesafe.roles.segments import FORMS, PLAIN, Body, Contents, Form, RefusedError, Segment, Shape, Span, bodies
 from rolesafe.roles.segments import Part as Part
 from rolesafe.roles.traced import Kind, Traced
 
@@ -98,6 +99,7 @@ class Layout:
         add_generation_prompt: As in ``apply_chat_template``.
         markers: Returns the spans of the structural tokens in a text of the template, in order.
         known: Cache of earlier calls with the same template, configuration and variables.
+        required: Names of variables that the template has to print, where they hold something.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Layout:
         add_generation_prompt: bool,
         markers: Callable[[str], list[Span]],
         known: dict[Any, Any] | None = None,
+        required: Sequence[str] = (),
     ) -> None:
         self.renderer = renderer
         self.config = config
@@ -116,6 +119,7 @@ class Layout:
         self.generation = add_generation_prompt
         self.markers = markers
         self.known = {} if known is None else known
+        self.required = [name for name in required if variables.get(name)]
 
     def segments(self, conversation: Sequence[Message], argument: str = "messages") -> list[Segment]:
         """Print a conversation and cut it into segments, in the order in which the template prints them.
@@ -139,8 +143,9 @@ class Layout:
     def render(
         self,
         names: Sequence[str],
-        contents: Sequence[str | Sequence[str]],
+        given: Sequence[Body],
         *,
+        form: Form = PLAIN,
         without: int | None = None,
         generation: bool | None = None,
     ) -> Traced:
@@ -153,8 +158,8 @@ class Layout:
 
         return self.renderer.render(
             [
-                make_message(i, name, content)
-                for i, (name, content) in enumerate(zip(names, contents, strict=True))
+                make_message(i, name, body, form)
+                for i, (name, body) in enumerate(zip(names, given, strict=True))
                 if i != without
             ],
             self.variables,
@@ -165,21 +170,23 @@ class Layout:
         """Return the form in which the template gets the messages, and its text."""
         roles = tuple(message.role for message in conversation)
         own = tuple("assistant" if name == self.config.generated else name for name in roles)
-        shapes = tuple(message.parts is not None for message in conversation)
+        shapes = tuple((message.parts is not None, message.fields.form) for message in conversation)
         key = ("names", own, shapes, tuple(bool(message.content.strip()) for message in conversation))
         reasons = []
-        for names, joined in dict.fromkeys([self.known.get(key, (own, False)), *self._plans(own, any(shapes))]):
-            contents = [m.shown(self._reads_parts(m, joined)) for m in conversation]
+        plans = self._plans(own, conversation)
+        for names, contents, form in dict.fromkeys([self.known.get(key, (own, "sent", PLAIN)), *plans]):
+            given = bodies(conversation, contents, form)
             try:
-                text = self.render(names, contents)
-                self._check_whole(names, contents, text)
+                text = self.render(names, given, form=form)
+                self._check_whole(names, given, form, text)
             except RefusedError as error:
                 reasons.append(str(error))
                 continue
+            self._check_variables(text)
             if key not in self.known:
-                _warn_renamed(roles, own, names)
-            _keep(self.known, key, (names, joined))
-            return Shape(names, tuple(not isinstance(content, str) for content in contents)), text
+                _warn_changed(roles, own, names, form)
+            _keep(self.known, key, (names, contents, form))
+            return Shape.of(names, given, form), text
         culprit = self._refused_role(own)
         raise ValueError(
             f"`{argument}`: the chat template does not print this conversation of roles {list(roles)}: {reasons[0]}. "
@@ -188,35 +195,47 @@ class Layout:
             "messages in an order and with roles that this one prints."
         )
 
-    @staticmethod
-    def _reads_parts(message: Message, other: bool) -> bool:
-        """Return True if the content is passed as a list of parts: as it was sent, or inverted for `other`."""
-        return (message.parts is not None) != other
+    def _plans(
+        self, own: tuple[str, ...], conversation: Sequence[Message]
+    ) -> Iterator[tuple[tuple[str, ...], Contents, Form]]:
+        """Iterate over ways to print a conversation: names of the roles, form of the contents, form of the calls.
 
-    def _plans(self, own: tuple[str, ...], parts: bool) -> Iterator[tuple[tuple[str, ...], bool]]:
-        """Iterate over ways to print a conversation: names of the roles, True for contents in their other form.
-
-        As few roles are renamed as possible, and none that every template supports.
+        As few roles are renamed as possible, and none that every template supports. Calls become text of the content
+        where no names print them.
         """
         foreign = [name for name in dict.fromkeys(own) if name not in CORE_ROLES]
-        for count in range(len(foreign) + 1):
-            for renamed in combinations(foreign, count):
-                names = tuple(
-                    ("system" if name in self.config.privileged else "user") if name in renamed else name
-                    for name in own
-                )
-                yield names, False
-                yield names, True
+        for form in FORMS if any(message.fields.calls for message in conversation) else FORMS[:1]:
+            for count in range(len(foreign) + 1):
+                for renamed in combinations(foreign, count):
+                    names = tuple(
+                        ("system" if name in self.config.privileged else "user") if name in renamed else name
+                        for name in own
+                    )
+                    yield from ((names, contents, form) for contents in get_args(Contents))
 
-    def _check_whole(self, names: tuple[str, ...], contents: Sequence[str | Sequence[str]], text: Traced) -> None:
-        """Raise where the template omits a message that has text."""
+    def _check_whole(self, names: tuple[str, ...], given: Sequence[Body], form: Form, text: Traced) -> None:
+        """Raise where the template omits a content or a tool call that has text."""
         printed = _printed(text)
-        for i, content in enumerate(contents):
-            if i in printed or not "".join(content).strip():
+        for i, (content, fields) in enumerate(given):
+            for k, call in enumerate(fields.calls):
+                wanted = [("name", k)] + [("arguments", k)] * bool(call.text if form.text_arguments else call.arguments)
+                if any((i, field) not in printed for field in wanted):
+                    raise RefusedError(f"it omits a tool call of message {i} (role {names[i]!r})")
+            if (i, None) in printed or content is None or not "".join(content).strip():
                 continue
-            neutral = [NEUTRAL if isinstance(content, str) else [NEUTRAL] for content in contents]
-            if i not in _printed(self.render(names, neutral)):
+            neutral = Shape.of(names, given, form).neutral()
+            if (i, None) not in _printed(self.render(names, neutral, form=form)):
                 raise RefusedError(f"it omits message {i} (role {names[i]!r})")
+
+    def _check_variables(self, text: Traced) -> None:
+        """Raise where the template omits a required variable."""
+        printed = {source.name for length, source in text._runs if length and source.kind is Kind.VARIABLE}
+        for name in self.required:
+            if name not in printed:
+                raise ValueError(
+                    f"`{name}`: expected a chat template that prints them, got one that does not: the model would not "
+                    f"read them. Leave out `{name}`, write them into a message, or pass another `chat_template`."
+                )
 
     def _refused_role(self, names: Sequence[str]) -> str | None:
         """Return the role without which the template prints the conversation, if there is exactly one."""
@@ -224,9 +243,9 @@ class Layout:
         for role in dict.fromkeys(names):
             rest = [name for name in names if name != role]
             try:
-                if rest and _printed(self.render(rest, [NEUTRAL] * len(rest), generation=False)) == set(
-                    range(len(rest))
-                ):
+                neutral: list[Body] = [(NEUTRAL, NONE)] * len(rest)
+                printed = _printed(self.render(rest, neutral, generation=False))
+                if rest and printed == {(i, None) for i in range(len(rest))}:
                     culprits.append(role)
             except RefusedError:
                 continue
@@ -237,7 +256,9 @@ class Layout:
     def generation_literals(self, shape: Shape) -> frozenset[Any]:
         """Return the names of the literals that the template prints because of ``add_generation_prompt``."""
         try:
-            whole, less = (self.render(shape.names, shape.neutral(), generation=g) for g in (True, False))
+            whole, less = (
+                self.render(shape.names, shape.neutral(), form=shape.form, generation=g) for g in (True, False)
+            )
         except RefusedError:
             return frozenset()
         return frozenset(_literals(whole) - _literals(less))
@@ -248,7 +269,7 @@ class Layout:
         None where the template does not print it, or prints `host` outside of its round.
         """
         try:
-            text = self.render(shape.names, shape.neutral(), without=guest)
+            text = self.render(shape.names, shape.neutral(), form=shape.form, without=guest)
         except RefusedError:
             return None
         at, opening = 0, ""
@@ -264,18 +285,23 @@ class Layout:
         return None
 
 
-def _warn_renamed(roles: Sequence[str], own: Sequence[str], names: Sequence[str]) -> None:
-    """Warn that roles are printed under other names, at the line outside of rolesafe."""
+def _warn_changed(roles: Sequence[str], own: Sequence[str], names: Sequence[str], form: Form) -> None:
+    """Warn that roles are printed under other names, or calls as text, at the line outside of rolesafe."""
     renamed = {role: name for role, before, name in zip(roles, own, names, strict=True) if before != name}
-    if not renamed:
+    changed = [f"{role!r} is printed as {name!r}" for role, name in renamed.items()]
+    wanted = ["every role"] * bool(renamed)
+    if form.spelled:
+        changed.append("tool calls are printed as JSON at the end of the content")
+        wanted.append("the tool calls")
+    if not changed:
         return
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("rolesafe."):
         level, frame = level + 1, frame.f_back
-    printed = ", ".join(f"{role!r} is printed as {name!r}" for role, name in renamed.items())
     warnings.warn(
-        f"`chat_template`: expected support for every role of this conversation, got {printed}. Their role ids are "
-        'kept. Pass another `chat_template` (a Jinja template, or "default") to print them under their names.',
+        f"`chat_template`: expected support for {' and '.join(wanted)} of this conversation, got "
+        f'{", ".join(changed)}. Role ids are kept. Pass another `chat_template` (a Jinja template, or "default") to '
+        "print them under their names.",
         stacklevel=level,
     )
 
@@ -291,6 +317,6 @@ def _literals(text: Traced) -> Counter[Any]:
     return Counter(source.name for _, source in text._runs if source.kind is Kind.TEMPLATE)
 
 
-def _printed(text: Traced) -> set[int | None]:
-    """Return the messages with some content in the text."""
-    return {source.message for length, source in text._runs if length and source.kind is Kind.CONTENT}
+def _printed(text: Traced) -> set[tuple[int | None, tuple[str, int] | None]]:
+    """Return the message and the field of every content with some text."""
+    return {(source.message, source.field) for length, source in text._runs if length and source.kind is Kind.CONTENT}

@@ -33,11 +33,13 @@ class Source(NamedTuple):
         message: Content: index of the message. Template: index of the message in whose round it was evaluated, or None.
         name: Template: number of the literal (unique in the template). Variable: its name. Content: ``"round"`` if it
             was printed in the round of its message.
+        field: Content: its field of the message and the index of the call, or None for the content itself.
     """
 
     kind: Kind
     message: int | None = None
     name: int | str | None = None
+    field: tuple[str, int] | None = None
 
 
 UNKNOWN = Source(Kind.UNKNOWN)

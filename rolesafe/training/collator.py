@@ -65,9 +65,14 @@ class RoleCollator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with a column `messages`, or rows returned by :meth:`encode` (as lists or tensors).
 
+        A row with `chosen` and `rejected`, each a conversation or an encoded row, is a pair. Pairs add a column
+        `preference` (B,) to the batch: 1 for chosen rows, -1 for rejected ones, in the same order, 0 for other rows.
+        Rows with `prefix_weights` add this column (B, T) fp32; see :class:`rolesafe.training.RecoveryLoss`.
+
         Raises:
             ValueError: A row has no `messages`, columns of several lengths, or no reply to learn.
         """
+        features, preference = _pairs(features)
         rows = [row if "labels" in row else self.encode(row, f"row {i}") for i, row in enumerate(features)]
         fill = {
             "input_ids": padding_id(self.tokenizer),
@@ -83,6 +88,10 @@ class RoleCollator:
             if len(set(sizes := [len(row[name]) for name in names])) > 1:
                 raise ValueError(f"row {i}: expected columns of one length, got {dict(zip(names, sizes, strict=True))}")
         batch = {name: self._padded([row[name] for row in rows], fill[name]) for name in names}
+        if preference is not None:
+            batch["preference"] = torch.tensor(preference)
+        if any("prefix_weights" in row for row in rows):
+            batch["prefix_weights"] = self._weights(rows, batch["input_ids"].shape[1])
         if self.position_gap > 0:
             lengths = torch.tensor([len(row["input_ids"]) for row in rows])
             batch["position_ids"] = self._positions(lengths, batch["input_ids"].shape[1])
@@ -92,6 +101,19 @@ class RoleCollator:
         """Return (B, T) int64 from rows of integers, lists or tensors."""
         found = pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value).long()
         return F.pad(found, (0, -found.shape[1] % self.pad_to_multiple_of), value=value)
+
+    def _weights(self, rows: Sequence[Mapping[str, Any]], length: int) -> Tensor:
+        """Return the prefix weights (B, T) fp32; 0 for rows without any."""
+        found = torch.zeros(len(rows), length)
+        for i, row in enumerate(rows):
+            if "prefix_weights" in row:
+                values = torch.as_tensor(row["prefix_weights"], dtype=torch.float32)
+                if len(values) != len(row["input_ids"]):
+                    raise ValueError(
+                        f"row {i}: expected {len(row['input_ids'])} `prefix_weights`, one per token, got {len(values)}"
+                    )
+                found[i, : len(values)] = values
+        return found
 
     def encode(self, row: Mapping[str, Any], argument: str = "row") -> dict[str, list[int]]:
         """Return the lists `input_ids`, `attention_mask`, `role_ids` and `labels`, (T,) each, of a conversation.
@@ -165,9 +187,31 @@ class RoleCollator:
 
     def _labels(self, one: EncodedConversation) -> list[int]:
         learned = self.config.generated_id
-        return [
-            token
-            if role == learned and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
-            else IGNORED
-            for token, role, part, message in zip(one.input_ids, one.role_ids, one.parts, one.message_ids, strict=True)
-        ]
+        return labels_at(one, [role == learned for role in one.role_ids])
+
+
+def labels_at(one: EncodedConversation, learned: Sequence[bool]) -> list[int]:
+    """Return the labels (T,) of the tokens in contents and ends of turns where `learned` (T,), else -100.
+
+    A message that was truncated does not teach its end.
+    """
+    return [
+        token
+        if is_learned and (part is Part.CONTENT or (part is Part.FOOTER and message not in one.truncated))
+        else IGNORED
+        for token, is_learned, part, message in zip(one.input_ids, learned, one.parts, one.message_ids, strict=True)
+    ]
+
+
+def _pairs(features: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[int] | None]:
+    """Return the rows with each pair as two rows, and their preference, or None without a pair."""
+    pairs = ["chosen" in row and "rejected" in row for row in features]
+    if not any(pairs):
+        return list(features), None
+    rows: list[Mapping[str, Any]] = []
+    preference: list[int] = []
+    for row, paired in zip(features, pairs, strict=True):
+        some = [row["chosen"], row["rejected"]] if paired else [row]
+        rows += [one if isinstance(one, Mapping) else {"messages": [*row.get("prompt", ()), *one]} for one in some]
+        preference += [1, -1] if paired else [0]
+    return rows, preference

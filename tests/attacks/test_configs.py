@@ -91,7 +91,7 @@ def test_config_from_record_of_first_version_is_read() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"name": "magic"}, r"`name`: expected one of \['beam'.*, got the unknown attack 'magic'"),
+        ({"name": "magic"}, r"`name`: expected one of \['banned-decoding', 'beam'.*, got the unknown attack 'magic'"),
         ({}, "`name`: expected one of"),
         ({"name": "dilution", "parameters": {"times": 3}}, r"`parameters`: .* 'dilution', got \['times'\]"),
     ],

@@ -224,6 +224,10 @@ def test_attack_replaces_injection_of_published_set() -> None:
 SMALL = {
     "worst-insertion": {"places": 6, "tries": 2},
     "prefill": {"k": 2},
+    "prefill-depth": {"k": 3, "candidates": 3, "beams": 2},
+    "span-insertion": {},
+    "worst-span-insertion": {"places": 3, "samples": 0},
+    "banned-decoding": {},
     "best-of-n": {"n": 4},
     "beam": {"length": 3, "beams": 2, "branches": 2},
     "gcg": {"num_steps": 2, "search_width": 6, "topk": 8, "length": 4},

@@ -206,13 +206,13 @@ def test_prefill_never_gives_the_violation(wanted: str, k: int, given: int) -> N
 
 def test_prefill_ends_before_the_violation() -> None:
     """A word of several tokens: none of them is given, or the rest would follow by itself."""
-    from rolesafe.attacks.trajectory import _before
+    from rolesafe.attacks.trajectory import before_success
 
     tokenizer = tokenizer_of("llama3")
     ids = tokenizer("It is the zebra crossing now.", add_special_tokens=False)["input_ids"]
-    cut = _before(tokenizer, ids, "zebra crossing")
+    cut = before_success(tokenizer, ids, "zebra crossing")
     assert tokenizer.decode(ids[:cut]).strip() == "It is the"
-    assert _before(tokenizer, ids, "gold") == len(ids)
+    assert before_success(tokenizer, ids, "gold") == len(ids)
 
 
 def test_prefill_counts_generated_tokens_only() -> None:

@@ -19,6 +19,9 @@ SAYS = {
     "audit_model": ("token equality:", "privileged attention:", "role forging:"),
     "kernel_alone": ("sdpa: output differs by", "triton: output differs by"),
     "court": ("articles: ['code', 'greeting', 'short']", "Heron breaks: code", "reply: 'Hello", "after 2 proposals"),
+    "trl_sft": ("mean reserved share: 0.5", "computes the same logits: True"),
+    "trl_dpo": ("reference has a role layer: True", "equal): 0.6931"),
+    "trl_grpo": ("rewards: [", "at the first step: 0.0"),
     "custom_roles": ("policy: 7 tokens", "document: 6 tokens", "without config: "),
 }
 """Parts of the output that show that an example did its work."""
@@ -28,6 +31,8 @@ SAYS = {
 def test_example_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if path.stem.startswith("trl_"):
+        pytest.importorskip("trl", reason="trl is not installed: pip install 'rolesafe[trl]'")
     monkeypatch.setattr(sys, "argv", [str(path)])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)

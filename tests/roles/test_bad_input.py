@@ -46,8 +46,9 @@ def refused(*fragments: str):
         ([{"role": 0, "content": "x"}], ["`messages[0]['role']`", "got the role 0"]),
         (
             [{"role": "assistant", "content": "", "tool_calls": [1]}],
-            ["`messages[0]`", "got 'tool_calls'"],
+            ["`messages[0]['tool_calls'][0]`", "'function'", "got 1"],
         ),
+        ([{"role": "user", "content": "x", "mood": "good"}], ["`messages[0]`", "'tool_calls'", "got 'mood'"]),
     ],
 )
 def test_messages_invalid_raise(messages, fragments):
