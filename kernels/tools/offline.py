@@ -83,12 +83,6 @@ MAIN = ("plain", "bias", "share", "channel")
 MAY_SPILL = ("mask", "extras", "descriptors")
 """Variants that may spill registers anywhere: no tile was chosen for them."""
 
-FULL = ((80, 64), (80, 128), (90, 64), (90, 128))
-"""Architectures and head dims whose entries of 16 bits are compiled in all variants."""
-COMMON = ("plain", "bias", "channel", "descriptors")
-"""Variants of these head dims on a newer architecture. Other entries are compiled with the whole channel alone, and one
-of fp32 whose tiles a wider head has too is not: it needs less."""
-
 TARGETS = ("sm_90 16/128 ",)
 """Beginnings of the names that must prefetch into at least three buffers, four in decode."""
 
@@ -226,16 +220,21 @@ def is_aligned(name: str, kind: str) -> bool:
 
 
 def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
-    """Yield the compilations of one entry of a launch table; with descriptors on GPUs that have them."""
-    common = bits == 16 and width in (64, 128)
+    """Yield the compilations of one entry of a launch table.
+
+    The usual head dims, 64 and 128 in 16 bits, are built in all variants, with descriptors on GPUs that have them;
+    others with the whole channel alone.
+    """
+    usual = bits == 16 and width in (64, 128)
+    chosen = VARIANTS["forward"] if usual else ("channel",)
     for kernel, variants in VARIANTS.items():
-        if kernel in SMALL and not common:
+        if kernel in SMALL:
+            if usual:
+                yield from (Job(arch, bits, width, kernel, variant, SMALL[kernel]) for variant in variants)
             continue
-        tile = SMALL[kernel] if kernel in SMALL else getattr(launch, kernel)
         for variant in variants:
-            full = common and ((arch, width) in FULL or variant in COMMON)
-            if (full or kernel in SMALL or variant == "channel") and (variant != "descriptors" or arch >= 90):
-                yield Job(arch, bits, width, kernel, variant, tile)
+            if variant in chosen and (variant != "descriptors" or arch >= 90):
+                yield Job(arch, bits, width, kernel, variant, getattr(launch, kernel))
 
 
 def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> list[Job]:
@@ -243,6 +242,7 @@ def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> 
     jobs: list[Job] = []
     for arch in arches:
         table = launch_table(arch)
+        # in fp32 not where a wider head has the same tiles: it needs less
         for key, launch in table.items():
             bits, dim = map(int, key.split("/"))
             if bits == 16 or launch != table.get(f"{bits}/{2 * dim}"):

@@ -105,11 +105,11 @@ def test_fused_kernel_in_model_equals_reference(family: str) -> None:
 
 
 @pytest.mark.usefixtures("compact")
-@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_fused_kernel_with_cache_equals_reference(family: str) -> None:
+def test_fused_kernel_with_cache_equals_one_call() -> None:
+    """gpt_oss has sinks, and layers with and without a window."""
     pytest.importorskip("triton")
     device = fused_device()
-    model = randomise(rolesafe.patch(base_model(family), RoleConfig.preset("channel", impl="triton")))
+    model = randomise(rolesafe.patch(base_model("gpt_oss"), RoleConfig.preset("channel", impl="triton")))
     model, batch = model.to(device), moved(random_batch(length=10), device)
     with torch.no_grad():
         whole, steps = logits(model, batch), cached_logits(model, batch, chunks=(7, 1, 2))
