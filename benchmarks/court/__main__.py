@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from benchmarks.court import speed, tries, vetoes
+from benchmarks.court import arms, generation, speed, tries, vetoes
 from rolesafe.evaluation import environment
 from rolesafe.evaluation.environment import checkout_commit
 from rolesafe.files import check_writable, write_whole
 from rolesafe.terminal import run_main
 
 SECRET = "correct-horse-battery-staple"
-PARTS = ("speed", "vetoes", "tries")
+PARTS = ("speed", "vetoes", "tries", "generation", "frozen", "arms")
 
 
 def main() -> int:
@@ -38,6 +38,10 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=15_000)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", help="directory or hub id; for the parts generation and frozen")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--train-steps", type=int, default=600, help="of the tiny models of the part arms")
+    parser.add_argument("--examples", type=int, default=60, help="of the part arms")
     parser.add_argument("--json", type=Path, help="add the parts to this record")
     options = parser.parse_args()
     if options.json is not None:
@@ -61,6 +65,12 @@ def main() -> int:
         found["vetoes"] = vetoes.run(tokenizer, options.clean, phrases, options.steps)
     if "tries" in options.only:
         found["tries"] = tries.run(tokenizer, phrases, SECRET, options.tries)
+    if "generation" in options.only and options.model:
+        found["generation"] = generation.generation(options.model, tokenizer, phrases, options.rounds)
+    if "frozen" in options.only and options.model:
+        found["frozen"] = {"rows": generation.frozen(options.model, tokenizer, text, options.rounds)}
+    if "arms" in options.only:
+        found["arms"] = arms.run(options.train_steps, options.examples)
     for part in options.only:
         if part in found:
             found[part] = {**found[part], "commit": commit}

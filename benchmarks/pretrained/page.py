@@ -45,8 +45,8 @@ BASE: Final = "base"
 NOTHING: Final = "Not yet measured."
 AGAINST: Final[str | None] = "plain SFT"
 """Arm that all others are tested against in docs/pretrained.md."""
-CANDIDATE: Final[str | None] = None
-"""Arm with checked targets; None until one is chosen."""
+CANDIDATE: Final[str | None] = "added"
+"""Arm with checked targets."""
 PUBLISHED: Final[str | None] = None
 """Best published mechanism; None until it is measured."""
 

@@ -48,7 +48,7 @@ class ForcedPrompt:
     run every row from the start. Forced tokens have the role of generated tokens.
 
     Args:
-        model: A causal language model in evaluation mode, patched or not.
+        model: A causal language model, patched or not; in evaluation mode for each pass.
         tokenizer: Its tokenizer.
         prompt: Prompt with the generation prompt, from :func:`rolesafe.attacks.replies.prompts`.
         batch_size: Maximum number of rows in a batch.
@@ -87,11 +87,12 @@ class ForcedPrompt:
         from transformers.cache_utils import DynamicCache, DynamicLayer
 
         from rolesafe.patching.caches import cache_argument, cache_class, output_cache
+        from rolesafe.patching.modes import evaluating
 
         if len(self._ids) < 2:
             return None, ""
         roles = {"role_ids": self._prompt_roles[None, :-1].to(self._device)} if self._patched else {}
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.model):
             ids = self._ids[None, :-1].to(self._device)
             cache: Any = output_cache(self.model(input_ids=ids, use_cache=True, **roles))
         if cache is None or cache_class(cache) is not DynamicCache:
@@ -198,9 +199,11 @@ class ForcedPrompt:
     def _generate(self, prefixes: Sequence[Sequence[int]], new: int, options: dict[str, Any]) -> list[list[int]]:
         import torch
 
+        from rolesafe.patching.modes import evaluating
+
         inputs = self._inputs(prefixes, pad_left=True)
         self.n_queries += len(prefixes)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.model):
             output = self.model.generate(
                 **inputs,
                 **self._expanded(len(prefixes)),
@@ -235,6 +238,8 @@ class ForcedPrompt:
         """
         import torch
 
+        from rolesafe.patching.modes import evaluating
+
         self.check_room(prefixes, 0)
         order = sorted(range(len(prefixes)), key=lambda r: len(prefixes[r]))
         found: dict[int, T] = {}
@@ -245,7 +250,7 @@ class ForcedPrompt:
             inputs = self._inputs([prefixes[r] for r in batch], pad_left=False)
             inputs["input_ids"] = inputs["input_ids"][:, shared:]
             self.n_queries += len(batch)
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.model):
                 output = self.model(**inputs, **self._expanded(len(batch)), use_cache=self._cache is not None)
             for i, r in enumerate(batch):
                 found[r] = keep(output.logits[i, first : first + len(prefixes[r]) + 1].float().log_softmax(-1), r)

@@ -13,6 +13,7 @@ from rolesafe.audit.load import Dtype, load
 from rolesafe.audit.records import AuditReport, AuditSettings
 from rolesafe.audit.run import audit
 from rolesafe.audit.terminal import draw, progress_bar
+from rolesafe.court import load_articles
 from rolesafe.files import check_writable
 from rolesafe.tasks import Example
 
@@ -26,6 +27,7 @@ def run_audit(
     device: str | None = None,
     dtype: Dtype = "auto",
     json_path: Path | None = None,
+    court: Path | None = None,
 ) -> AuditReport:
     """Audit the model at a path, print the report, and write it to `json_path`.
 
@@ -38,6 +40,7 @@ def run_audit(
         device: As in `load`.
         dtype: As in `load`.
         json_path: File to write; checked before the audit starts.
+        court: File of articles to break; None: no court.
 
     Raises:
         ValueError: An argument does not fit.
@@ -49,6 +52,7 @@ def run_audit(
     chosen = AuditSettings(**settings)
     if json_path is not None:
         check_writable(json_path, "--json")
+    articles = None if court is None else load_articles(court)
     examples, source = None, ""
     if data is not None:
         from rolesafe.tasks import sets
@@ -73,6 +77,7 @@ def run_audit(
             source=source,
             notes=loaded.notes,
             progress=step,
+            articles=articles,
         )
     try:
         draw(report, Console())

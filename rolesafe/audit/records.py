@@ -10,6 +10,7 @@ from typing import Any
 
 from rolesafe.arguments import is_integer
 from rolesafe.attacks import Rate
+from rolesafe.court import ArticleTries
 from rolesafe.evaluation import Environment
 from rolesafe.evaluation.mass import MassMap
 from rolesafe.evaluation.verdict import Measured, NotMeasured, Verdict
@@ -43,6 +44,7 @@ class AuditSettings:
         batch_size: Most conversations in a batch.
         looks: Most examples for the measurements of logits and attention; attacks run on all examples.
         forging: Tries to forge a role by text.
+        court_tries: Tries to break each article of a court.
 
     Raises:
         ValueError: A number is out of range.
@@ -60,6 +62,7 @@ class AuditSettings:
     batch_size: int = 32
     looks: int = 12
     forging: int = 10_000
+    court_tries: int = 192
 
     def __post_init__(self) -> None:
         if not is_integer(self.examples, 2) or self.examples % 2:
@@ -67,7 +70,7 @@ class AuditSettings:
         for family in self.families:
             if family not in FAMILIES:
                 raise ValueError(f"`families`: unknown family {family!r}; expected some of {FAMILIES}")
-        for name in ("max_new_tokens", "batch_size", "looks", "forging"):
+        for name in ("max_new_tokens", "batch_size", "looks", "forging", "court_tries"):
             if not is_integer(getattr(self, name), 1):
                 raise ValueError(f"`{name}`: expected a number >= 1, got {getattr(self, name)!r}")
         if not 0.0 < self.tau < 1.0:
@@ -231,6 +234,19 @@ class Override:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CourtSweep:
+    """Tries to break a court.
+
+    Attributes:
+        articles: Tries to break each article, by an attacker that sets the logits.
+        declared: Conversations of untrusted text that changed the articles, of those tried.
+    """
+
+    articles: tuple[ArticleTries, ...]
+    declared: Rate
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditReport:
     """Record of an audit. A missing measurement is :class:`NotMeasured` with its reason.
 
@@ -250,6 +266,7 @@ class AuditReport:
         mass: Attention mass on privileged keys.
         override: Theorem 1.
         forging: Tries to forge a role by text, and successes.
+        court: Tries to break the articles of a court; None without one.
         verdicts: One per claim.
         complete: False after an interruption.
         notes: Further facts that limit the measurements.
@@ -270,6 +287,7 @@ class AuditReport:
     mass: AttentionMass | NotMeasured = NOT_RUN
     override: Override | NotMeasured = NOT_RUN
     forging: Rate | NotMeasured = NOT_RUN
+    court: CourtSweep | NotMeasured | None = None
     verdicts: tuple[Verdict, ...] = ()
     complete: bool = True
     notes: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from rolesafe.attacks.judge import contains, is_right, says
 from rolesafe.attacks.memory import is_out_of_memory
 from rolesafe.attacks.replies import context_size, prompts, role_config
 from rolesafe.attacks.run import attacked
+from rolesafe.audit.articles import court_of, court_sweep
 from rolesafe.audit.equality import exchange, token_equality
 from rolesafe.audit.records import AttentionMass, AuditReport, AuditSettings, MassLevel, Usefulness
 from rolesafe.audit.sweeps import (
@@ -26,6 +27,7 @@ from rolesafe.audit.sweeps import (
     run_points,
 )
 from rolesafe.audit.verdicts import verdicts
+from rolesafe.court import Articles, Court
 from rolesafe.evaluation import environment, score
 from rolesafe.evaluation.mass import attention_mass
 from rolesafe.evaluation.verdict import NotMeasured
@@ -46,6 +48,7 @@ _FIELDS = {
     "positions": "position",
     "override search": "override",
     "forging": "forging",
+    "court": "court",
 }
 """Stage to its field of the report."""
 
@@ -70,6 +73,7 @@ def audit(
     source: str = "",
     notes: Sequence[str] = (),
     progress: Progress | None = None,
+    articles: Articles | None = None,
 ) -> AuditReport:
     """Check the claims of "Token Democracy" (R. Young, 2025) on a model. Needs the extra `stats`.
 
@@ -86,9 +90,11 @@ def audit(
         source: Source of the examples in the report.
         notes: Notes to start the report with.
         progress: Called after each step of a stage.
+        articles: Articles of a court to break; None: no court.
 
     Raises:
-        ValueError: There is nothing to attack, no conversation fits the context, or the chat template renders none.
+        ValueError: There is nothing to attack, no conversation fits the context, the chat template renders none, or the
+            articles cannot be compiled for the tokenizer.
         ImportError: The extra `stats` is not installed.
     """
     require("statsmodels", "stats")
@@ -102,6 +108,7 @@ def audit(
     usable, left_out = _usable(model, tokenizer, examples, settings)
     attackable(usable)
     config = role_config(model)
+    court = None if articles is None else court_of(articles, tokenizer, usable, config)
     report = AuditReport(
         model=name or str(getattr(model.config, "name_or_path", "")) or type(model).__name__,
         architecture=type(model).__name__,
@@ -113,7 +120,7 @@ def audit(
         environment=environment(),
         notes=(*notes, *left_out),
     )
-    return _Audit(model, tokenizer, usable, settings, progress, report).run()
+    return _Audit(model, tokenizer, usable, settings, progress, report, court=court).run()
 
 
 @dataclass
@@ -127,9 +134,10 @@ class _Audit:
     progress: Progress | None
     report: AuditReport
     known: list[AttackResult] = field(default_factory=list)
+    court: Court | None = None
 
     def run(self) -> AuditReport:
-        parts = (
+        parts: tuple[Callable[[], None], ...] = (
             self._utility,
             self._equality,
             self._mass,
@@ -137,9 +145,12 @@ class _Audit:
             self._position,
             self._override,
             self._forging,
+            self._court,
         )
+        if self.court is None:
+            parts = parts[:-1]
         try:
-            for stage, part in zip(STAGES, parts, strict=True):
+            for stage, part in zip(STAGES, parts, strict=False):
                 logger.info("stage: %s", stage)
                 self._step(stage, 0, 1)
                 try:
@@ -228,6 +239,10 @@ class _Audit:
     def _forging(self) -> None:
         record = forge(self.tokenizer, self.settings.forging, seed=self.settings.seed, config=role_config(self.model))
         self._keep(forging=record.rate)
+
+    def _court(self) -> None:
+        assert self.court is not None
+        self._keep(court=court_sweep(self.court, self.settings, role_config(self.model), self._steps("court")))
 
     def _keep(self, **found: Any) -> None:
         self.report = replace(self.report, **found)

@@ -62,45 +62,11 @@ def load_articles_file(path: str) -> Any:
         raise ValueError(f"`--court`: expected a file of articles, got {path!r}: {error}") from error
 
 
-def load_chat_model(path: str, device: str | None, dtype: str) -> tuple[Any, Any]:
-    """Load a model, patched or plain, in eval mode on a device, and its tokenizer with a chat template.
-
-    Args:
-        path: Directory or hub id.
-        device: Such as "cpu" or "cuda"; None for a GPU where there is one.
-        dtype: "auto" (as saved) or the name of a torch dtype.
-
-    Raises:
-        ValueError: The model or the chat template is missing, or an option is not usable.
-    """
-    import torch
-
-    from rolesafe.retrain.loading import load_retrained
-    from rolesafe.terminal import first_line
-
-    known = ("auto", "float32", "bfloat16", "float16")
-    if dtype not in known:
-        raise ValueError(f"`--dtype`: expected one of {known}, got {dtype!r}. Choose one.")
-    model, tokenizer = load_retrained(path, dtype)
-    if tokenizer.chat_template is None:
-        raise ValueError(
-            f"`model`: expected a tokenizer with a chat template in {path!r}, got none. Choose a chat model, or set "
-            "tokenizer.chat_template and save it."
-        )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"`--device`: expected a usable device, got {device!r}: {first_line(error)}. Choose cpu or another device."
-        ) from error
-    return model.eval(), tokenizer
-
-
 def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float, court: Any = None) -> Any:
     from rolesafe.chat.session import Speaker
+    from rolesafe.retrain.loading import load_chat_model
 
-    model, tokenizer = load_chat_model(path, device, dtype)
+    model, tokenizer = load_chat_model(path, device, dtype, prefix="--")
     return Speaker(
         name=path,
         model=model,

@@ -11,6 +11,7 @@ from rolesafe.court.processor import CourtProcessor, project, veto_mask
 from rolesafe.court.provenance import NoCopy, ToolCalls
 from rolesafe.court.replies import CourtReply, generate
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
+from rolesafe.court.sitting import CourtVeto, sitting
 from rolesafe.court.storing import load_articles, save_articles
 from rolesafe.court.tree import Veto
 from rolesafe.court.tries import ArticleTries, try_to_break
@@ -68,6 +69,8 @@ __all__ = [  # noqa: RUF022  (in the order of use)
     "CourtProcessor",
     "project",
     "veto_mask",
+    "sitting",
+    "CourtVeto",
     "try_to_break",
     "ArticleTries",
     "generate_verified",

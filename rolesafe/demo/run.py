@@ -13,6 +13,7 @@ from rolesafe.demo.job import RULES, load, run_job
 from rolesafe.demo.settings import MODELS, ROLE_AWARE, DemoSettings
 from rolesafe.demo.short import recipe, write_inputs
 from rolesafe.evaluation import Results, Run, environment
+from rolesafe.extras import require
 from rolesafe.files import locked
 from rolesafe.report import print_table, write_report
 from rolesafe.report.chart import require_matplotlib
@@ -46,11 +47,13 @@ def run_demo(
     Raises:
         ValueError: `directory` has results of other settings or unreadable ones, is used by another run, or cannot be
             written, or the model to retrain cannot be read.
-        ImportError: matplotlib is missing.
+        ImportError: matplotlib, scipy or statsmodels is missing.
         DemoError: A job failed; the report of the others is written.
         OSError: A file cannot be written.
     """
     require_matplotlib()
+    for module in ("scipy", "statsmodels"):  # the report at the end needs them
+        require(module, "demo")
     with locked(directory):
         return _run(settings, directory, workers, console or Console())
 

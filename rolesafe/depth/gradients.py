@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ def jacobian(logits: Callable[[Tensor], Sequence[Tensor]], theta: Tensor) -> tup
         logits: Function of parameters (K,) that returns T tables.
         theta: (K,) parameters.
     """
-    return tuple(torch.func.jacfwd(lambda values: tuple(logits(values)))(theta.double()))
+    derive: Any = torch.autograd.functional.jacobian
+    return tuple(derive(lambda values: tuple(logits(values)), theta.double()))
 
 
 def gradient(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:

@@ -140,7 +140,7 @@ def _sweep(
         else:
             ratio = torch.where((m > 0) & (q > 0), m / q, 0.0)
             tilt = -cost * ratio.unsqueeze(-1)
-            bonus = torch.where(q > 0, weight, 0.0)
+            bonus = weight * (q > 0).to(q.dtype)
         log = _tilted(base.log_probs[t - 1], tilt, bonus, mask)
         probs = log.exp()
         change = max(change, float((probs - model.probs[t - 1]).abs().max()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -60,6 +63,7 @@ _FAULTS = (
     StrictDataclassError,
     TypeError,
     ValueError,
+    struct.error,
 )
 """Errors of transformers for invalid configurations."""
 
@@ -116,6 +120,28 @@ def check_class(model_type: Any, base: type[PreTrainedModel]) -> None:
             f"{base.__module__}.{base.__qualname__}. Save the role layer with rolesafe.save_role_layer, and load it "
             "with from_pretrained(directory, base_model=your_model)."
         )
+
+
+def is_gguf(path: str) -> bool:
+    """Return True where `path` names a GGUF file."""
+    return path.lower().endswith(".gguf")
+
+
+def load_gguf(path: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Load a base model from a GGUF file. transformers converts its weights; they are not compared with a digest.
+
+    Raises:
+        ValueError: There is no such file, or it holds no causal language model that transformers converts.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"`base_model`: expected a GGUF file, found none at {path!r}. Check the path.")
+    with _named(f"`base_model`: {path!r} does not load as a GGUF file"):
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, trust_remote_code=False, **options
+        )
+    model.config.name_or_path = model.name_or_path = path
+    return model
 
 
 def load_plain(source: Source, options: Mapping[str, Any]) -> PreTrainedModel:

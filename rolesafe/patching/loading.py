@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import set_strength
 from rolesafe.patching.apply import patch
-from rolesafe.patching.base_model import load_model, load_plain, split_options
+from rolesafe.patching.base_model import is_gguf, load_gguf, load_model, load_plain, split_options
 from rolesafe.patching.checkpoint import (
     CONFIG_KEYS,
     ROLE_CONFIG_NAME,
@@ -107,7 +107,7 @@ def from_pretrained(
 
     Args:
         path: A directory or hub id, written by `model.save_pretrained` or :func:`save_role_layer`.
-        base_model: Only for a role layer saved alone: a model, hub id or path in place of the recorded one.
+        base_model: Only for a role layer saved alone: a model, hub id, path or GGUF file in place of the recorded one.
         strength: Strength of the role layer, in [0, 1], see :func:`rolesafe.mechanisms.set_strength`. Required for a
             checkpoint saved with less than 1, for example in the middle of annealing.
         verify: Check the files against their digests. ``False``: for checkpoints of formats 1 and 2, which have none,
@@ -221,7 +221,9 @@ def _load_role_layer(
         )
     strength = saved_strength(source.path, about, strength)
     model = about["base_model_name_or_path"] if base_model is None else base_model
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) and is_gguf(str(model)):
+        model = load_gguf(str(model), options)
+    elif not isinstance(model, PreTrainedModel):
         own = {} if base_model is None else {k: v for k, v in source.options.items() if k in ("revision", "subfolder")}
         shared = {k: v for k, v in source.options.items() if k not in ("revision", "subfolder")}
         model = load_plain(Source(model, {**shared, **own}), options)

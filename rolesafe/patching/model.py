@@ -17,6 +17,7 @@ from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcess
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import get_strength, set_strength
 from rolesafe.patching.caches import check_frozen, given_cache, is_static
+from rolesafe.patching.card import write_card
 from rolesafe.patching.hooks import MISSING, PARTS, check_roles, strength_of
 from rolesafe.patching.install import install
 from rolesafe.patching.patched import RoleAware, named_role_parameters
@@ -72,6 +73,11 @@ class RoleAwareMixin(RoleAware):
             del self.config.rolesafe_strength
         if kwargs.get("is_main_process", True):
             after_saving(self, save_directory, kwargs)
+
+    def _upload_modified_files(self: Any, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload the files of `push_to_hub` with a model card of their own."""
+        write_card(self, Path(working_dir), repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

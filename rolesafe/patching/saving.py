@@ -91,7 +91,8 @@ def save_role_layer(model: PreTrainedModel, directory: str | Path, *, base_model
     Args:
         model: A patched model.
         directory: Gets `role_layer.safetensors` and `role_config.json`, a few hundred KB.
-        base_model: Hub id or path of the base model; default: where `model` was loaded from.
+        base_model: Hub id or path of the base model, or a GGUF file; default: where `model` was loaded from. Pass it
+            for a model from a GGUF file: transformers keeps its directory only.
 
     Raises:
         ValueError: `model` is not patched, its origin is unknown, or the base model has a role layer itself.

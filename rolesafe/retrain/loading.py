@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rolesafe.files import read_json
+from rolesafe.patching.base_model import is_gguf
 from rolesafe.patching.checkpoint import read_config
 from rolesafe.patching.loading import UNREADABLE, read_model, reading
 from rolesafe.patching.seal import is_sealed
@@ -17,11 +18,6 @@ from rolesafe.retrain.config import RECIPE_NAME, RetrainConfig
 from rolesafe.terminal import first_line
 
 ADAPTER_NAME = "adapter_config.json"
-
-
-def is_gguf(path: str) -> bool:
-    """Return True where `path` names a GGUF file."""
-    return path.lower().endswith(".gguf")
 
 
 def load_tokenizer(path: str) -> Any:
@@ -200,6 +196,39 @@ def load_retrained(path: str, dtype: str = "auto") -> tuple[Any, Any]:
         with reading(base):
             tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     return model, tokenizer
+
+
+def load_chat_model(path: str, device: str | None = None, dtype: str = "auto", *, prefix: str = "") -> tuple[Any, Any]:
+    """Load a model, patched or plain, in eval mode on a device, and its tokenizer with a chat template.
+
+    Args:
+        path: Directory or hub id.
+        device: Such as "cpu" or "cuda"; None for a GPU where there is one.
+        dtype: "auto" (as saved) or the name of a torch dtype.
+        prefix: Put before the names of options in errors, such as ``"--"``.
+
+    Raises:
+        ValueError: The model or the chat template is missing, or an option is not usable.
+    """
+    import torch
+
+    known = ("auto", "float32", "bfloat16", "float16")
+    if dtype not in known:
+        raise ValueError(f"`{prefix}dtype`: expected one of {known}, got {dtype!r}. Choose one.")
+    model, tokenizer = load_retrained(path, dtype)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"`model`: expected a tokenizer with a chat template in {path!r}, got none. Choose a chat model, or set "
+            "tokenizer.chat_template and save it."
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"`{prefix}device`: expected a usable device, got {device!r}: {first_line(error)}. Choose cpu."
+        ) from error
+    return model.eval(), tokenizer
 
 
 def import_peft() -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rolesafe.roles.traced import PRINTED, Source, Traced, join, runs_of
+from rolesafe.roles.traced import PRINTED, Kind, Source, Traced, join, runs_of, sources_in
 
 
 def wrap(value: Any, source: Source) -> Any:
@@ -27,9 +27,18 @@ def to_json(
     separators: Sequence[str] | None = None,
     sort_keys: bool = False,
 ) -> Traced:
-    """Return ``json.dumps`` with the sources of the texts; quotes, brackets and numbers are template text."""
+    """Return ``json.dumps`` with the sources of the texts.
+
+    Quotes, brackets and numbers belong to the variable whose data is printed; in other data they are template text.
+    """
     item_separator, key_separator = separators or ((", ", ": ") if indent is None else (",", ": "))
     step = " " * indent if isinstance(indent, int) else indent
+    writers = set(sources_in(value))
+    source = writers.pop() if len(writers) == 1 else PRINTED
+    signs = source if source.kind is Kind.VARIABLE else PRINTED
+
+    def sign(text: str) -> Traced:
+        return Traced.of(text, signs)
 
     def text(value: str) -> Traced:
         runs, out, at = runs_of(value), [], 0
@@ -37,15 +46,15 @@ def to_json(
             inside = json.dumps(str.__getitem__(value, slice(at, at + length)), ensure_ascii=ensure_ascii)[1:-1]
             out.append(Traced.of(inside, source))
             at += length
-        return join("", [_sign('"'), *out, _sign('"')])
+        return join("", [sign('"'), *out, sign('"')])
 
     def block(opening: str, items: list[Traced], closing: str, level: int) -> Traced:
         if not items:
-            return _sign(opening + closing)
+            return sign(opening + closing)
         line = "" if step is None else "\n" + step * (level + 1)
         end = "" if step is None else "\n" + step * level
-        inner = join(_sign(str(item_separator) + line), items)
-        return join("", [_sign(opening + line), inner, _sign(end + closing)])
+        inner = join(sign(str(item_separator) + line), items)
+        return join("", [sign(opening + line), inner, sign(end + closing)])
 
     def dump(value: Any, level: int) -> Traced:
         if isinstance(value, str):
@@ -55,17 +64,13 @@ def to_json(
             named = [
                 join(
                     "",
-                    [text(k if isinstance(k, str) else json.dumps(k)), _sign(str(key_separator)), dump(v, level + 1)],
+                    [text(k if isinstance(k, str) else json.dumps(k)), sign(str(key_separator)), dump(v, level + 1)],
                 )
                 for k, v in items
             ]
             return block("{", named, "}", level)
         if isinstance(value, (list, tuple)):
             return block("[", [dump(item, level + 1) for item in value], "]", level)
-        return _sign(json.dumps(value))
+        return sign(json.dumps(value))
 
     return dump(value, 0)
-
-
-def _sign(text: str) -> Traced:
-    return Traced.of(text, PRINTED)

@@ -40,8 +40,9 @@ def serve(
     from rich.console import Console
     from transformers.utils import logging
 
-    from rolesafe.chat.command import load_articles_file, load_chat_model
+    from rolesafe.chat.command import load_articles_file
     from rolesafe.extras import require
+    from rolesafe.retrain.loading import load_chat_model
     from rolesafe.serve.engine import Engine
     from rolesafe.serve.run import serve as run
     from rolesafe.serve.settings import ServeSettings
@@ -69,7 +70,7 @@ def serve(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     console = Console(stderr=True)
-    loaded, tokenizer = load_chat_model(model, device, dtype)
+    loaded, tokenizer = load_chat_model(model, device, dtype, prefix="--")
     _check_aware(loaded, model, allow_plain)
     engine = Engine(loaded, tokenizer, settings, articles)
     if not engine.aware:

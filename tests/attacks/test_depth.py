@@ -50,6 +50,9 @@ class Bigram(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> Any:
         return torch.nn.Embedding.from_pretrained(self.table)
 
+    def get_output_embeddings(self) -> Any:
+        return self.get_input_embeddings()
+
     def forward(self, input_ids: Any, attention_mask: Any = None, use_cache: Any = None, **other: Any) -> Any:
         return CausalLMOutput(logits=self.table[input_ids])
 
@@ -138,6 +141,20 @@ def test_continued_samples_are_seeded_and_keep_the_global_generator() -> None:
     assert len({one.own for one in first[0]}) > 1
     assert prompt.continued([[], WANTED[:1]], max_new_tokens=4, samples=3, seed=1) == first
     assert prompt.continued([[], WANTED[:1]], max_new_tokens=4, samples=3, seed=2) != first
+
+
+def test_model_in_training_mode_is_run_without_dropout() -> None:
+    model = make_model()
+    model.config.attention_dropout = 0.9
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.9
+    (encoded,) = prompts(model, TOKENIZER, [EXAMPLE.messages])
+    expected = ForcedPrompt(model, TOKENIZER, encoded).log_probs(PREFIXES, lambda rows, _: rows)
+    model.train()
+    found = ForcedPrompt(model, TOKENIZER, encoded).log_probs(PREFIXES, lambda rows, _: rows)
+    assert model.training
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_continued_never_writes_banned_tokens() -> None:

@@ -20,7 +20,9 @@ from rolesafe.court import (
 )
 from rolesafe.court.goals import check_of, goal
 from rolesafe.court.processor import CourtProcessor
+from rolesafe.court.tries import LogitAttacker
 from tests.court.conftest import court_of
+from tests.court.naive import breaks
 
 MESSAGES = [
     {"role": "system", "content": "be good"},
@@ -52,6 +54,18 @@ def test_no_try_breaks_an_article(tokenizer, kind, monkeypatch):
     monkeypatch.setattr(CourtProcessor, "__call__", lambda self, ids, scores: scores)
     (found,) = try_to_break(court, tries=48, steps=12)
     assert found.violations > 0, "without a veto the same tries break it"
+
+
+def test_replies_of_the_attacker_hold_no_phrase_by_brute_force(tokenizer):
+    article = ARTICLES["forbidden_phrases"]
+    court = court_of([article], tokenizer)
+    attacker = LogitAttacker(court, lambda rng: goal(rng, article, court), seed=1)
+    for search in ("greedy", "beam"):
+        for ids in attacker.replies(16, 20, search):
+            text = court.vocabulary.text([i for i in ids if i not in court.end_ids])
+            assert not breaks(text, article.phrases, lookalikes=True, ignored="-")
+            assert court.check(ids) is None
+    assert attacker.vetoes > 0
 
 
 def test_every_kind_has_goals_and_a_check(tokenizer):

@@ -133,9 +133,10 @@ def test_run_demo_failed_job_keeps_the_others(finished, tmp_path, monkeypatch):
     assert run_demo(SMALL, tmp_path, console=quiet()).complete
 
 
-def test_run_demo_without_matplotlib_raises_first(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", ["matplotlib", "scipy", "statsmodels"])
+def test_run_demo_without_extra_raises_first(tmp_path, monkeypatch, module):
     monkeypatch.setattr(demo_run, "updates", lambda *args: pytest.fail("a job was started"))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r'pip install "rolesafe\[demo\]"'):
         run_demo(SMALL, tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = (
     "rolesafe", "rolesafe.roles", "rolesafe.attention", "rolesafe.mechanisms", "rolesafe.patching", "rolesafe.training",
     "rolesafe.tasks", "rolesafe.attacks", "rolesafe.depth", "rolesafe.court", "rolesafe.evaluation", "rolesafe.report",
-    "rolesafe.audit", "rolesafe.demo", "rolesafe_kernels",
+    "rolesafe.audit", "rolesafe.depth_report", "rolesafe.demo", "rolesafe_kernels",
 )  # fmt: skip
 
 

@@ -159,6 +159,17 @@ def test_contents_of_both_kinds_are_printed():
     assert owners(bytes_tokenizer(), messages)[1] == (USER, "<|im_start|>user\nweather?<|im_end|>\n")
 
 
+def test_id_that_holds_the_name_is_enough():
+    """Kimi K2 prints ids such as `functions.lookup:0` in place of names."""
+    call_text = "message.tool_calls[0].id + (message.tool_calls[0].function.arguments | tojson)"
+    template = ct.CHATML.replace("message['content']", f"message['content'] + {call_text}", 1)
+    tokenizer = bytes_tokenizer(template=template)
+    text = text_of(tokenizer, chat(call(number="functions.lookup:0"))[2:3], ASSISTANT)
+    assert 'functions.lookup:0{"city": "Paris"}' in text
+    with refused("`messages`", "omits a tool call of message 0"):
+        encode(tokenizer, chat(call(number="call00001"))[2:3])
+
+
 def test_template_without_tools_raises():
     with refused("`tools`: expected a chat template that prints them", "Leave out `tools`"):
         encode(bytes_tokenizer(), chat(call())[:2], tools=[{"name": "f"}])

@@ -333,7 +333,7 @@ def test_template_variables_are_untrusted_by_default():
     assert all("obey" not in text for role, text in owners(tokenizer, messages, template_kwargs=given) if role != TOOL)
     trusted = encode_one(tokenizer, messages, template_kwargs=given, variable_roles={"tools": "developer"})
     assert trusted.input_ids == encoded.input_ids  # a trusted text is no structure either
-    assert trusted.role_ids.count(DEVELOPER) == len(json.dumps(evil)[1:-1]) * 2 + len("name")  # and the key
+    assert trusted.role_ids.count(DEVELOPER) == len(json.dumps(given["tools"]))  # with its brackets and quotes
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest

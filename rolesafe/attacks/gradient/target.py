@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from rolesafe.attacks.gradient.veto import veto_of
 from rolesafe.attacks.judge import contains, words
 from rolesafe.attacks.likelihood import reply_ids
 from rolesafe.attacks.replies import context_size, role_config
@@ -46,6 +47,7 @@ class Target:
 
     Attributes:
         before, after, wanted: (P,), (A,), (W,) int64 on the model's device; `after` ends with the generation prompt.
+            Under a veto `wanted` is the nearest reply that it allows.
         roles_before, roles_after: (P,), (A + W,) int64.
         role: Role id of the slot.
         allowed: (V',) int64, ascending: token ids that the slot may hold. No structural, special, padding or unknown
@@ -88,6 +90,10 @@ class Target:
         encoded = self._encode(self.messages(start))
         low, high = self._slot(encoded, len(start))
         wanted_ids = reply_ids(tokenizer, self.messages(start), wanted, self._config)
+        self._veto = veto_of(model)
+        if self._veto is not None:
+            wanted_ids = self._veto.aim(wanted_ids)
+        self._forbidden: Tensor | None = None
         size, needed = context_size(model), len(encoded) + max(config.max_new_tokens, len(wanted_ids))
         if size is not None and needed > size:
             raise CannotSearch(
@@ -106,6 +112,12 @@ class Target:
         self.allowed = tensor(sorted(self._allowed))
         self.start = tensor(start)
         self.sieving = False
+
+    def forbidden(self, size: int) -> Tensor | None:
+        """Return (W, V) bool, True where a veto forbids one of `size` tokens of the reply; None without a veto."""
+        if self._veto is not None and self._forbidden is None:
+            self._forbidden = self._veto.mask(self.wanted.tolist(), size).to(self.wanted.device)
+        return self._forbidden
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of a slot, with the white space between it and the carrier."""

@@ -163,9 +163,13 @@ class Victim:
         return output
 
     def reply_logits(self, output: Any) -> Tensor:
-        """Return the logits (n, W, V) that predict the wanted tokens, of a `whole` output."""
+        """Return the logits (n, W, V) that predict the wanted tokens, of a `whole` output.
+
+        Vetoed tokens have -inf. The veto is a constant, so no gradient passes through it.
+        """
         logits: Tensor = output.logits[:, -len(self.target.wanted) :]
-        return logits
+        forbidden = self.target.forbidden(logits.shape[-1])
+        return logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
 
     def follows(self, slot: Tensor) -> bool:
         """Return True if the wanted reply is the greedy one for a slot (L,) or (L, d)."""

@@ -1,0 +1,1 @@
+"""Programs that speak OpenAI's API, each run once against `rolesafe serve`."""
