@@ -21,6 +21,7 @@ from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
 from benchmarks.depth_theory import page as depth_page
+from benchmarks.kernel_loops import loops
 from benchmarks.override_resistance import blocks as study
 from benchmarks.pretrained.page import generated
 from rolesafe.files import write_whole
@@ -33,6 +34,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "alignment-depth": alignment_page.block,
     "clients": clients_page.block,
     "costs": costs,
+    "loops": loops,
     "court": court_page.block,
     "depth-theory": depth_page.block,
     "frozen": court_page.frozen,

@@ -105,7 +105,7 @@ def decode(
             q, k, v, o_part, o_part, lse, lse,
             *map(call, (q_roles, k_roles, blocks, bias, share, sinks, mask, None, None)),
             *call.strides, 0, 0, 0, *mask_strides(mask),
-            call.heads, call.length, call.keys, count_blocks(blocks), 0, dedicated, privileged, window, splits,
+            call.heads, call.length, call.keys, count_blocks(blocks), dedicated, privileged, window, splits,
             scale, softcap,
             **call.constants, BT=tile.rows, BS=tile.block, SINKS=False,
             LOOK="all" if share is None else "both", SPLIT=True, DIFF=False, COUNT=False, TMA=False, **options(tile),

@@ -88,5 +88,6 @@ def launch_of(device: torch.device, dtype: torch.dtype, dim: int) -> Launch:
     return launch_table(architecture(device))[f"{dtype.itemsize * 8}/{width(dim)}"]
 
 
-INTERPRETED = Launch(Tile(32, 16, 1, 1), Tile(16, 16, 1, 1), Tile(32, 32, 1, 1), Tile(32, 16, 1, 1))
-"""Small tiles: the interpreter is slow, and many small blocks test more than a few large ones."""
+INTERPRETED = Launch(Tile(32, 16, 1, 1), Tile(16, 32, 1, 1), Tile(32, 32, 1, 1), Tile(32, 32, 1, 1))
+"""Small tiles: the interpreter is slow, and many small blocks test more than a few large ones. Edges of blocks of 32
+are read in two parts."""

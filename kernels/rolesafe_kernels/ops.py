@@ -27,11 +27,11 @@ from rolesafe_kernels.call import (
     packed,
 )
 from rolesafe_kernels.forward import role_attn_fwd_kernel
-from rolesafe_kernels.launch import launch_of
+from rolesafe_kernels.launch import INTERPRET, launch_of
 from rolesafe_kernels.layout import ROWS, role_bits_kernel, role_lists_kernel
 from rolesafe_kernels.replay import is_eager
 
-LIST_CHUNK = 512
+LIST_CHUNK = 32 if INTERPRET else 512
 """Blocks that a program of `role_lists_kernel` takes at a time: one kernel for every length."""
 ROW_TILE = 16
 """Queries of a program that prepares the backward: it only reads and sums."""
@@ -59,7 +59,7 @@ def build_blocks(roles: Tensor, mask: Tensor | None, privileged: int, block: int
                 roles, shown, roles8, blocks, *roles.stride(), *shown.stride(), roles.shape[1], n,
                 HAS_MASK=mask is not None, BLOCK=block, num_warps=1,
             )  # fmt: skip
-        role_lists_kernel[(batch, 3)](blocks, privileged, n, BN=LIST_CHUNK, num_warps=4)
+        role_lists_kernel[(batch, 4)](blocks, privileged, n, BN=LIST_CHUNK, num_warps=4)
     return roles8, blocks
 
 
@@ -188,26 +188,17 @@ def forward(
 
     keys_values, tma = loop_operands(tile, k, v)
 
-    def launch(look: str, first_head: int) -> None:
-        if first_head == call.heads:
-            return
-        role_attn_fwd_kernel[(cdiv(call.length, tile.rows), call.heads - first_head, call.batch)](
+    with on(q):
+        role_attn_fwd_kernel[(cdiv(call.length, tile.rows), call.heads, call.batch)](
             q, *keys_values, o, diff, lse, lse_p,
             *map(call, (q_roles, k_roles, blocks, bias, share, sinks, mask, ranges, counts)),
             *call.strides, *o.stride()[:3], *mask_strides(mask),
-            call.heads, call.length, call.keys, count_blocks(blocks), first_head, dedicated, privileged, window, 1,
+            call.heads, call.length, call.keys, count_blocks(blocks), dedicated, privileged, window, 1,
             scale, softcap,
-            **call.constants, BT=tile.rows, BS=tile.block, SINKS=sinks is not None and look != "privileged",
-            LOOK=look, SPLIT=False, DIFF=look == "rest" and train, COUNT=counts is not None, TMA=tma,
-            **options(tile),
+            **call.constants, BT=tile.rows, BS=tile.block, SINKS=sinks is not None,
+            LOOK="all" if share is None else "share", SPLIT=False, DIFF=share is not None and train,
+            COUNT=counts is not None, TMA=tma, **options(tile),
         )  # fmt: skip
-
-    with on(q):
-        if share is None:
-            launch("all", 0)
-        else:
-            launch("privileged", 0)
-            launch("rest", dedicated)
 
 
 def gradients(

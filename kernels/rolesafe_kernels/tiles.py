@@ -9,7 +9,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rolesafe_kernels.layout import ALL, BEFORE_CLEAN, BEFORE_MIXED, CLEAN, MIXED, PRIVILEGED, ROLE_BITS, UNPRIVILEGED
+from rolesafe_kernels.layout import (
+    ALL,
+    BEFORE_CLEAN,
+    BEFORE_MIXED,
+    CLEAN,
+    MIXED,
+    NO_ROLE,
+    PAD,
+    PRIVILEGED,
+    ROLE_BITS,
+    UNPRIVILEGED,
+)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(2147483647)
@@ -124,16 +135,17 @@ def plan(row, N, allowed, privileged, i_first, i_full, i_end, i_last):
 
 
 @triton.jit
-def next_stretch(clean, i_from, i_to, hidden):
-    """Return the next consecutive clean blocks of a list that hold no `hidden` role: [start, stop)."""
-    start, stop = i_from, i_to
-    if hidden != 0:
-        while (start < i_to) and (((hidden >> (tl.load(clean + start) & 31)) & 1) != 0):
-            start += 1
-        stop = start
-        while (stop < i_to) and (((hidden >> (tl.load(clean + stop) & 31)) & 1) == 0):
-            stop += 1
-    return start, stop
+def next_run(clean, runs, i_from, i_to, hidden):
+    """Return the run at entry `i_from` of a list of clean blocks, cut off at entry `i_to`.
+
+    These are its first block and the block behind it, its role, and the entry behind it. A run of a `hidden` role is
+    empty. The blocks are consecutive: nothing that a loop over them loads says where they are, so it can be pipelined.
+    """
+    entry = tl.load(clean + i_from)
+    i_n, role = entry >> 5, entry & 31
+    n = tl.minimum((tl.load(runs + i_n) >> 5) - i_n, i_to - i_from)
+    stop = tl.where(((hidden >> role) & 1) != 0, i_n, i_n + n)
+    return i_n, stop, role, i_from + n
 
 
 @triton.jit
@@ -176,14 +188,48 @@ def load_tokens(
 
 
 @triton.jit
-def edge_block(i, mixed, left, n_left, right, n_right, ROLES: tl.constexpr):
-    """Return the index of the i-th block that is read token by token: left edges, right edges, then mixed ones."""
+def edge_part(
+    i, mixed, runs, left, n_left, right, n_right, ROLES: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr
+):
+    """Return the first token of the i-th part of blocks that are read token by token, and its role.
+
+    A part is EDGE tokens of a block. First come those of left edges, then of right edges, then of mixed blocks. The
+    role is NO_ROLE where the block is not clean.
+    """
+    PARTS: tl.constexpr = BLOCK // EDGE
+    part = i % PARTS
+    i = i // PARTS
     i_n = tl.where(i < n_left, left + i, right + i - n_left)
+    role = NO_ROLE
     if ROLES:
         n_edges = n_left + n_right
         entry = tl.load(mixed + i - n_edges, mask=i >= n_edges, other=0)
+        # not by way of `entry`: Triton prefetches less where one load leads to the next
+        role = tl.load(runs + i_n, mask=i < n_edges, other=NO_ROLE) & 31
         i_n = tl.where(i < n_edges, i_n, entry >> 5)
-    return i_n
+    return i_n * BLOCK + part * EDGE, role
+
+
+@triton.jit
+def biased(b_s, role, b_seen, p_row, k_roles, o_s, S, R: tl.constexpr, BIAS: tl.constexpr):
+    """Return scores [BT, BS] with the bias of their pair of roles, -inf where a query does not see the key's role.
+
+    `role` is that of all keys, NO_ROLE where each has its own, in `k_roles` [S].
+    """
+    # a mask, not a bias of -inf: a hidden key has no effect, whatever its score
+    if role != NO_ROLE:
+        known = (((b_seen >> role) & 1) != 0)[:, None]
+        if BIAS:
+            b_s = tl.where(known, b_s + bias_of_role(p_row, b_seen, role, BIAS)[:, None], float("-inf"))
+        else:
+            b_s = tl.where(known, b_s, float("-inf"))
+    else:
+        b_c = tl.load(k_roles + o_s, mask=o_s < S, other=PAD).to(tl.int32)
+        if BIAS:
+            for c in tl.static_range(R):
+                b_s += tl.where((b_c == c)[None, :], (tl.load(p_row + c) * LOG2E)[:, None], 0.0)
+        b_s = tl.where((b_c < R)[None, :] & (((b_seen[:, None] >> b_c[None, :]) & 1) != 0), b_s, float("-inf"))
+    return b_s
 
 
 @triton.jit

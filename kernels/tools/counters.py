@@ -133,7 +133,7 @@ def _sees(role: int, head: int, bias: Tensor | None, privileged: int, dedicated:
 def _count(
     row: list[list[int]], allowed: int, privileged: int, edges: tuple[int, int, int, int]
 ) -> tuple[int, int, int]:
-    """Count blocks in range, by token and clean, of one tile and head, as `plan` and `next_stretch` in `tiles` do."""
+    """Count blocks in range, by token and clean, of one tile and head, as `plan` and `next_run` in `tiles` do."""
     first, full, end, last = edges
     bits = row[0]
     left, right = list(range(first, full)), list(range(end, last))

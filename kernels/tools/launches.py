@@ -37,14 +37,18 @@ class Usage(NamedTuple):
     shared: int
 
 
-def resource_usage(compiled: Any) -> Usage:
-    """Return the resources of a compiled kernel, as the assembler reports them."""
+def dump(compiled: Any, *options: str) -> str:
+    """Return what cuobjdump says of a compiled kernel."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run([str(tool), *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resource_usage(compiled: Any) -> Usage:
+    """Return the resources of a compiled kernel, as the assembler reports them."""
+    out = dump(compiled, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+)", out)
     if found is None:
         raise RuntimeError(f"cuobjdump: expected a line with REG and STACK, got {out!r}")

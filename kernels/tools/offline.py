@@ -13,14 +13,14 @@ import argparse
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import rolesafe_kernels
 import triton
-from rolesafe_kernels.launch import INTERPRET, TABLES, Launch, Tile, launch_table
+from rolesafe_kernels.launch import INTERPRET, Launch, Tile, launch_table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -29,6 +29,7 @@ from rolesafe.terminal import run_main
 from rolesafe.workers import Lost, results
 from tools import PRELOAD
 from tools.launches import KERNELS, resource_usage
+from tools.loops import NO_WAIT, Loop, loop_of
 
 SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Bytes of shared memory that one program may have."""
@@ -39,7 +40,8 @@ PLAIN = {
     "DIFF": False, "COUNT": False, "TMA": False,
 }  # fmt: skip
 BIAS = {**PLAIN, "ROLES": True, "BIAS": True, "TABLE": True}
-CHANNEL = {**BIAS, "INTEGRITY": True, "SHARE": True, "LOOK": "rest", "DIFF": True}
+SHARE = {**BIAS, "SHARE": True, "LOOK": "share", "DIFF": True}
+CHANNEL = {**SHARE, "INTEGRITY": True}
 
 MASKED = {**BIAS, "MASK": True, "stride_ms": 1}
 EXTRAS = {**BIAS, "WINDOW": True, "SOFTCAP": True, "SINKS": True, "RANGES": True}
@@ -47,30 +49,47 @@ DESCRIPTORS = {**CHANNEL, "TMA": True}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "forward": {
-        "plain": PLAIN, "bias": BIAS, "channel": CHANNEL, "mask": MASKED, "extras": EXTRAS, "descriptors": DESCRIPTORS,
+        "plain": PLAIN, "bias": BIAS, "share": SHARE, "channel": CHANNEL, "mask": MASKED, "extras": EXTRAS,
+        "descriptors": DESCRIPTORS,
     },
     "decode": {
         "plain": {**PLAIN, "SPLIT": True},
+        "bias": {**BIAS, "SPLIT": True},
+        "share": {**SHARE, "SPLIT": True, "LOOK": "both", "DIFF": False},
         "mask": {**MASKED, "SPLIT": True},
         "channel": {**CHANNEL, "SPLIT": True, "LOOK": "both", "DIFF": False},
         # documents are not decoded, and the merge takes the sinks
         "extras": {**EXTRAS, "SPLIT": True, "SINKS": False, "RANGES": False},
     },
     "dq": {
-        "plain": PLAIN, "bias": BIAS, "channel": CHANNEL, "mask": MASKED, "extras": EXTRAS, "descriptors": DESCRIPTORS,
+        "plain": PLAIN, "bias": BIAS, "share": SHARE, "channel": CHANNEL, "mask": MASKED, "extras": EXTRAS,
+        "descriptors": DESCRIPTORS,
     },
     "dkdv": {
-        "plain": PLAIN, "bias": BIAS, "channel": CHANNEL, "mask": MASKED, "extras": EXTRAS, "descriptors": DESCRIPTORS,
+        "plain": PLAIN, "bias": BIAS, "share": SHARE, "channel": CHANNEL, "mask": MASKED, "extras": EXTRAS,
+        "descriptors": DESCRIPTORS,
     },
     "lists": {"all": {"BN": 512}},
     "rows": {"channel": {**CHANNEL, "SINKS": True}},
     "merge": {"channel": {**CHANNEL, "SINKS": True, "BN": 64}},
 }  # fmt: skip
-"""Features of each variant: none; a table; all parts of the privileged channel; a table and a (T, S) mask; a table with
-window, score cap, sinks and packed documents; the privileged channel with tokens read by descriptors."""
+"""Features of each variant: none; a table; a table and a share; all parts of the privileged channel; a table and a
+(T, S) mask; a table with window, score cap, sinks and packed documents; the privileged channel with tokens read by
+descriptors."""
+
+MAIN = ("plain", "bias", "share", "channel")
+"""Variants with a main loop that the record describes: the tiles were chosen for them."""
 
 MAY_SPILL = ("mask", "extras", "descriptors")
-"""Variants that may spill registers as recorded: no tile was chosen for them."""
+"""Variants that may spill registers anywhere: no tile was chosen for them."""
+
+TARGETS = ("sm_90 16/128 ",)
+"""Beginnings of the names that must prefetch into at least three buffers, four in decode."""
+
+LENGTH_LIMIT = {"forward": 1.05, "dq": 1.055, "dkdv": 1.05, "decode": 1.2}
+"""Instructions of the main loop with a table over those without. dq adds up the score gradients: one addition each,
+of 13.7 instructions. In decode, 27 of 35 more are addresses that the assembler computes anew.
+"""
 
 LOOPED = {"forward": ("k", "v"), "dq": ("k", "v"), "dkdv": ("q", "do")}
 """Operands that a kernel can read by descriptors."""
@@ -102,12 +121,16 @@ class Job(NamedTuple):
         return self.variant == "descriptors" or (self.kernel != "decode" and self.tile.descriptors)
 
     @property
+    def entry(self) -> str:
+        return f"sm_{self.arch} {self.bits}/{self.width} {self.kernel}"
+
+    @property
     def name(self) -> str:
-        return f"sm_{self.arch} {self.bits}/{self.width} {self.kernel} {self.variant}"
+        return f"{self.entry} {self.variant}"
 
 
 class Report(NamedTuple):
-    """Bytes of stack and shared memory, and numbers of matrix and copy instructions of a compiled kernel."""
+    """Bytes of stack and shared memory, numbers of matrix and copy instructions, and the main loop (see `Loop`)."""
 
     stack: int
     shared: int
@@ -116,6 +139,11 @@ class Report(NamedTuple):
     tcgen05: int
     cp_async: int
     bulk: int
+    buffers: int
+    waits: int
+    instructions: int
+    serial: int
+    spills: int
 
 
 SOURCES = (
@@ -131,9 +159,9 @@ SOURCES = (
 
 
 def source_hash() -> str:
-    """Return the fingerprint of the kernels' code and tables, without comments and docstrings.
+    """Return the fingerprint of the kernels' code, without comments and docstrings.
 
-    A record with another fingerprint is stale.
+    A record with another fingerprint is stale; of the launch tables it holds the tiles that it was made with.
     """
     here, parts = Path(rolesafe_kernels.__file__).parent, []
     for name in SOURCES:
@@ -143,8 +171,6 @@ def source_hash() -> str:
             if isinstance(body, list):
                 node.body = [x for x in body if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))]  # type: ignore[attr-defined]
         parts.append(ast.unparse(tree))
-    tables = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(TABLES.glob("sm_*.json")))
-    parts += [json.dumps(data["entries"], sort_keys=True) for data in tables]
     return sha256("".join(parts).encode()).hexdigest()[:16]
 
 
@@ -184,7 +210,8 @@ def build(job: Job) -> Report:
             r"wgmma\.mma_async", r"\bmma\.sync", r"tcgen05\.mma", r"cp\.async\.c[ag]", r"cp\.async\.bulk\.tensor",
         )
     ]  # fmt: skip
-    return Report(usage.stack, usage.shared, *counts)
+    loop = loop_of(compiled, machine_code=job.variant in MAIN) if job.kernel not in SMALL else Loop(0, NO_WAIT, 0, 0, 0)
+    return Report(*[usage.stack, usage.shared, *counts, *loop])
 
 
 def is_aligned(name: str, kind: str) -> bool:
@@ -193,21 +220,33 @@ def is_aligned(name: str, kind: str) -> bool:
 
 
 def jobs_of(arch: int, bits: int, width: int, launch: Launch) -> Iterator[Job]:
-    """Yield all compilations of one entry of a launch table; with descriptors on GPUs that have them."""
+    """Yield the compilations of one entry of a launch table.
+
+    The usual head dims, 64 and 128 in 16 bits, are built in all variants, with descriptors on GPUs that have them;
+    others with the whole channel alone.
+    """
+    usual = bits == 16 and width in (64, 128)
+    chosen = VARIANTS["forward"] if usual else ("channel",)
     for kernel, variants in VARIANTS.items():
-        tile = SMALL[kernel] if kernel in SMALL else getattr(launch, kernel)
+        if kernel in SMALL:
+            if usual:
+                yield from (Job(arch, bits, width, kernel, variant, SMALL[kernel]) for variant in variants)
+            continue
         for variant in variants:
-            if variant != "descriptors" or (arch >= 90 and bits == 16):
-                yield Job(arch, bits, width, kernel, variant, tile)
+            if variant in chosen and (variant != "descriptors" or arch >= 90):
+                yield Job(arch, bits, width, kernel, variant, getattr(launch, kernel))
 
 
 def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> list[Job]:
     """Return the compilations of the committed tables, or those with a name that begins with one of `only`."""
     jobs: list[Job] = []
     for arch in arches:
-        for key, launch in launch_table(arch).items():
+        table = launch_table(arch)
+        # in fp32 not where a wider head has the same tiles: it needs less
+        for key, launch in table.items():
             bits, dim = map(int, key.split("/"))
-            jobs += jobs_of(arch, bits, dim, launch)
+            if bits == 16 or launch != table.get(f"{bits}/{2 * dim}"):
+                jobs += jobs_of(arch, bits, dim, launch)
     if only is None:
         return jobs
     chosen = tuple(f"sm_{arch} {start}" for arch in arches for start in only)
@@ -217,25 +256,53 @@ def committed_jobs(arches: Iterable[int], only: Iterable[str] | None = None) -> 
 def find_fault(job: Job, report: Report | Lost, known: Report | None = None) -> str | None:
     """Return the fault of a compiled kernel; None if it has none.
 
-    fp32, head dims above 128 and the variants in MAY_SPILL may spill, but not more than in the record (`known`).
+    fp32, head dims above 128 and the variants in MAY_SPILL may spill, the others (but TARGETS) outside of their main
+    loop; none more than in the record (`known`).
     """
     if isinstance(report, Lost):
         return report.reason
-    spills = 0
-    if job.bits == 32 or job.width > 128 or job.variant in MAY_SPILL:
-        spills = report.stack if known is None else known.stack
-    if report.stack > spills:
-        return f"{report.stack} bytes of spilled registers, expected {spills}"
+    stack = 0
+    if job.kernel not in SMALL and not (job.variant in MAIN and job.name.startswith(TARGETS)):
+        stack = report.stack if known is None else known.stack
+    if report.stack > stack:
+        return f"{report.stack} bytes of spilled registers, expected {stack}"
+    if report.spills and job.bits == 16 and job.width <= 128:
+        return f"{report.spills} moves of spilled registers in its main loop"
     if report.shared > SHARED_LIMIT[job.arch]:
         return f"{report.shared} bytes of shared memory, limit {SHARED_LIMIT[job.arch]}"
     if job.kernel not in SMALL and not (report.wgmma or report.mma or report.tcgen05):
         return "no matrix instruction"
     if job.descriptors and not report.bulk:
         return "no bulk copy, though tokens are read by descriptors"
+    if job.variant in MAIN and job.kernel not in SMALL:
+        if report.buffers < 2 and job.bits == 16 and job.width <= 128:
+            return "its main loop is no pipeline"
+        if report.waits == 0:
+            return "its main loop waits for all of its copies: nothing is prefetched"
+        if report.serial and (known is None or not known.serial or job.name.startswith(TARGETS)):
+            return "its matrix products wait for each other (ptxas C7515)"
+        least = 4 if job.kernel == "decode" else 3
+        if job.name.startswith(TARGETS) and report.buffers < least:
+            return f"{report.buffers} buffers in its main loop, expected {least}"
     for name in ("wgmma", "tcgen05"):
         if known is not None and getattr(known, name) and not getattr(report, name):
             return f"no {name} instruction, expected {getattr(known, name)}"
     return None
+
+
+def compare_lengths(reports: Mapping[str, Report]) -> list[str]:
+    """Return the faults of main loops in TARGETS that a table makes longer than LENGTH_LIMIT allows."""
+    faults = []
+    for name, report in reports.items():
+        if name.startswith(TARGETS) and name.endswith(" bias"):
+            plain = reports.get(name.removesuffix("bias") + "plain")
+            limit = LENGTH_LIMIT[name.split()[2]]
+            if plain is not None and report.instructions > limit * plain.instructions:
+                faults.append(
+                    f"{name}: {report.instructions} instructions in its main loop, "
+                    f"{plain.instructions} without a table, limit {limit}x"
+                )
+    return faults
 
 
 JOB_LIMIT = 600.0
@@ -243,9 +310,14 @@ JOB_LIMIT = 600.0
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record: by version of Triton the fingerprint of the source and the fields of `Report` by kernel."""
+    """Return the record: by version of Triton the source's fingerprint, the tiles, and a `Report` for each kernel."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return data
+
+
+def tiles_of(jobs: Iterable[Job]) -> dict[str, list[int]]:
+    """Return the tile of each kernel and entry, descriptors as 0 or 1."""
+    return dict(sorted((job.entry, [*map(int, job.tile)]) for job in jobs))
 
 
 def read_reports(path: Path, version: str) -> dict[str, Report]:
@@ -256,32 +328,49 @@ def read_reports(path: Path, version: str) -> dict[str, Report]:
 def render(record: dict[str, Any]) -> str:
     """Return a record as JSON with a kernel a line."""
     return (
-        re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(record, indent=1)) + "\n"
+        re.sub(r"\[\s+([-\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(record, indent=1)) + "\n"
     )
 
 
 def check(jobs: list[Job], record: Path | None, write: bool, workers: int) -> int:
-    """Build `jobs`, print a line for each; return 1 if any has a fault. With `write` the record is made anew."""
-    known: dict[str, Report] = {}
+    """Build `jobs`, print a line for each; return 1 if any has a fault.
+
+    With `write` the record is made, kernel by kernel: what it holds of the same source and tiles is kept and not built
+    again.
+    """
+    version, known, found = triton.__version__, dict[str, Report](), dict[str, Report]()
     if record is not None and not write:
-        if triton.__version__ not in read_record(record):
-            print(f"{record} has no triton {triton.__version__}: nothing to compare with; use --write to make a record")
+        if version not in read_record(record):
+            print(f"{record} has no triton {version}: nothing to compare with; use --write to make a record")
             return 1
-        known = read_reports(record, triton.__version__)
-    wrong, found = 0, {}
+        known = read_reports(record, version)
+    tiles = tiles_of(jobs)
+    if record is not None and write:
+        kept = read_record(record).get(version, {})
+        if kept.get("source") == source_hash():
+            tiles = kept["tiles"] | tiles
+            same = {name for name, tile in tiles.items() if kept["tiles"].get(name) == tile}
+            found = {name: one for name, one in read_reports(record, version).items() if name.rsplit(" ", 1)[0] in same}
+        jobs = [job for job in jobs if job.name not in found]
+        print(f"{len(found)} kernels of this source are in the record")
+    wrong = 0
     outcomes = results(build, [(job,) for job in jobs], workers, limit=JOB_LIMIT, preload=PRELOAD)
     for done, ((job,), report) in enumerate(outcomes, 1):
         fault = find_fault(job, report, known.get(job.name))
         wrong += fault is not None
         if isinstance(report, Report):
-            found[job.name] = list(report)
+            found[job.name] = report
+            if record is not None and write:
+                kernels = {name: list(one) for name, one in sorted(found.items())}
+                made = {"source": source_hash(), "fields": Report._fields, "tiles": tiles, "kernels": kernels}
+                data = {**read_record(record), version: made}
+                write_whole(record, render(data))
         print(f"[{done}/{len(jobs)}] {job.name:40} {'FAULT: ' + fault if fault else 'ok'}", flush=True)
-    if record is not None and write:
-        data = read_record(record)
-        data[triton.__version__] = {"source": source_hash(), "kernels": dict(sorted(found.items()))}
-        write_whole(record, render(data))
-    print(f"triton {triton.__version__}: {len(jobs) - wrong} of {len(jobs)} without fault")
-    return int(wrong > 0)
+    faults = compare_lengths(found)
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    print(f"triton {version}: {len(jobs) - wrong} of {len(jobs)} without fault")
+    return int(wrong > 0 or bool(faults))
 
 
 def main() -> int:
@@ -289,7 +378,9 @@ def main() -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--only", nargs="+", help="beginnings of names: bits/width, then the kernel and the variant")
     parser.add_argument("--record", type=Path, help="JSON with the reports of earlier builds, by version of Triton")
-    parser.add_argument("--write", action="store_true", help="write the record instead of comparing with it")
+    parser.add_argument(
+        "--write", action="store_true", help="write the record, or go on with it, instead of comparing with it"
+    )
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     if INTERPRET:

@@ -60,12 +60,18 @@ def candidates(arch: int, pair: Pair, current: Tile) -> list[Tile]:
     # a wide fp32 head leaves room for little
     blocks = (16, 32, 64) if pair.bits * pair.width > 4096 else (32, 64, 128)
     warps = (2, 4, 8) if pair.kernel == "decode" else (4, 8)
-    stages = (2, 3, 4, 5) if pair.kernel == "decode" else (2, 3, 4)
-    found = [Tile(*numbers) for numbers in product(rows, blocks, warps, stages)]
+    found = [Tile(*numbers) for numbers in product(rows, blocks, warps, (2, 3, 4, 5, 6))]
+    # deep pipelines where they are likely to win: all of them would take twice as long
+    found = [tile for tile in found if tile.stages < 5 or (tile.warps == 4 if pair.kernel == "decode" else deep(tile))]
     if arch >= 90 and pair.bits == 16 and pair.kernel != "decode":
         # the middle of the range by descriptors too: all of it would take twice as long
         found += [tile._replace(descriptors=True) for tile in found if tile.rows in (64, 128) and tile.stages < 4]
     return [current, *(tile for tile in found if tile != current and may_fit(arch, pair, tile))]
+
+
+def deep(tile: Tile) -> bool:
+    """Return True for a tile of the middle, which leaves room for five or six buffers of short blocks."""
+    return tile.rows == 128 and tile.block <= 64 and tile.warps == 8
 
 
 def may_fit(arch: int, pair: Pair, tile: Tile) -> bool:

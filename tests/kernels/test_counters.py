@@ -27,9 +27,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def roles() -> torch.Tensor:
-    """(2, 231): runs of one role, some as long as many blocks, system text in the middle too."""
-    runs = ((0, 30), (2, 61), (3, 50), (0, 20), (2, 70))
-    return torch.cat([torch.full((2, length), role) for role, length in runs], 1)
+    """(1, 160): runs of one role, some as long as many blocks, system text in the middle too."""
+    runs = ((0, 20), (2, 61), (3, 40), (0, 9), (2, 30))
+    return torch.cat([torch.full((1, length), role) for role, length in runs], 1)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -54,7 +54,7 @@ def test_count_blocks_skips_invisible_blocks() -> None:
     assert dedicated.clean + dedicated.by_token < everything.in_range / 2
     nothing = count_blocks(row, row, HEADS, bias=torch.full((HEADS, 5, 5), -math.inf))
     assert nothing == BlockCounts(everything.in_range, 0, 0)
-    padded = count_blocks(row, row, HEADS, key_mask=torch.arange(231).expand(2, 231) < 96)
+    padded = count_blocks(row, row, HEADS, key_mask=torch.arange(160)[None] < 64)
     assert padded.skipped > 0
 
 

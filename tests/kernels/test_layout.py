@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rolesafe_kernels import RoleLayout
+from rolesafe_kernels import RoleLayout, ops
 from rolesafe_kernels.launch import launch_of
-from rolesafe_kernels.layout import BEFORE_CLEAN, BEFORE_MIXED, BITS, CLEAN, MIXED, PAD, ROWS
+from rolesafe_kernels.layout import BEFORE_CLEAN, BEFORE_MIXED, BITS, CLEAN, MIXED, NO_ROLE, PAD, ROWS, RUNS
 from rolesafe_kernels.ops import role_blocks
 from torch import Tensor
 
@@ -23,7 +23,8 @@ BLOCK = launch_of(CPU, torch.float32, 16).forward.block
 
 
 def written_by_hand(roles: list[int], privileged: set[int], block: int) -> dict[str, Any]:
-    """Bits of each block; for the lists ALL, PRIVILEGED, UNPRIVILEGED the clean (block, role) and the mixed blocks."""
+    """Bits of each block, end and role of its run; for the lists ALL, PRIVILEGED, UNPRIVILEGED the clean (block, role)
+    and the mixed blocks."""
     blocks = [set(roles[at : at + block]) for at in range(0, len(roles), block)]
     short = len(roles) % block != 0
     if short:
@@ -40,7 +41,14 @@ def written_by_hand(roles: list[int], privileged: set[int], block: int) -> dict[
                 "before_mixed": [sum(m < n for m in members if m not in clean) for n in range(len(blocks) + 1)],
             }
         )
-    return {"bits": [sum(1 << r for r in found) for found in blocks], "lists": lists}
+    runs = []
+    for n, found in enumerate(blocks):
+        clean = len(found) == 1 and PAD.value not in found
+        end = n + 1
+        while clean and end < len(blocks) and blocks[end] == found:
+            end += 1
+        runs.append((end, *found) if clean else (end, NO_ROLE.value))
+    return {"bits": [sum(1 << r for r in found) for found in blocks], "runs": runs, "lists": lists}
 
 
 def read(blocks: Tensor) -> dict[str, Any]:
@@ -60,7 +68,8 @@ def read(blocks: Tensor) -> dict[str, Any]:
                 "before_mixed": before_mixed,
             }
         )
-    return {"bits": rows[BITS.value][:-1], "lists": lists}
+    runs = [(entry >> 5, entry & 31) for entry in rows[RUNS.value][:-1]]
+    return {"bits": rows[BITS.value][:-1], "runs": runs, "lists": lists}
 
 
 def check(rows: list[list[int]], mask: Tensor | None, privileged: set[int], dtype: torch.dtype) -> None:
@@ -95,6 +104,14 @@ def test_role_blocks_lists(data: st.DataObject) -> None:
         mask = keep.to(data.draw(st.sampled_from([torch.bool, torch.int64, torch.float32])))
     dtype = data.draw(st.sampled_from([torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]))
     check(rows, mask, data.draw(st.sets(st.sampled_from([0, 1, 3, 15]))), dtype)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("roles", [[2], [2, 0], [2, 2, 0, 0, 0, 2], [1, 16, 1]])
+def test_runs_across_chunks(monkeypatch: pytest.MonkeyPatch, roles: list[int], length: int) -> None:
+    """A program that takes four blocks at a time finds the ends of longer runs too."""
+    monkeypatch.setattr(ops, "LIST_CHUNK", 4)
+    check([[role for role in roles for _ in range(length * BLOCK)]], None, {0, 1}, torch.int64)
 
 
 @pytest.mark.parametrize("roles", [[-1, -(2**40), 2**40, 200, 127, 16, 3] + [3] * 25, [2**32] * 32, [-(2**63)] * 4])

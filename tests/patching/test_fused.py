@@ -26,8 +26,8 @@ from tests.models import (
 
 KNOWN = sorted(FAMILIES & set(causal_lm_families()))
 
-KERNEL_FAMILIES = ("llama", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "phi3", "cohere2", "opt")
-"""One of each kind: plain, score cap, windows, sinks, fused projections, no rotary positions."""
+KERNEL_FAMILIES = ("llama", "gemma2", "gpt_oss", "gpt2")
+"""One of each kind: plain; score cap and windows; sinks; fused projections and no rotary positions."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -41,6 +41,7 @@ def compact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def fused_device() -> str:
     """Return the device of the fused kernel: the GPU, or a CPU with the interpreter."""
+    importlib.import_module("tests.kernels.quick").quicken()
     return "cpu" if importlib.import_module("rolesafe_kernels.launch").INTERPRET else "cuda"
 
 
@@ -104,12 +105,12 @@ def test_fused_kernel_in_model_equals_reference(family: str) -> None:
 
 
 @pytest.mark.usefixtures("compact")
-@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_fused_kernel_with_cache_equals_reference(family: str) -> None:
+def test_fused_kernel_with_cache_equals_one_call() -> None:
+    """gpt_oss has sinks, and layers with and without a window."""
     pytest.importorskip("triton")
     device = fused_device()
-    model = randomise(rolesafe.patch(base_model(family), RoleConfig.preset("channel", impl="triton")))
-    model, batch = model.to(device), moved(random_batch(), device)
+    model = randomise(rolesafe.patch(base_model("gpt_oss"), RoleConfig.preset("channel", impl="triton")))
+    model, batch = model.to(device), moved(random_batch(length=10), device)
     with torch.no_grad():
-        whole, steps = logits(model, batch), cached_logits(model, batch)
+        whole, steps = logits(model, batch), cached_logits(model, batch, chunks=(7, 1, 2))
     torch.testing.assert_close(steps, whole, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,5 @@
+"""Kernels are interpreted as in `quick`."""
+
+from tests.kernels.quick import quicken
+
+quicken()
