@@ -10,8 +10,8 @@ from rolesafe.court.phrases import ForbiddenPhrases, Secrets
 from rolesafe.court.processor import CourtProcessor, project, veto_mask
 from rolesafe.court.provenance import NoCopy, ToolCalls
 from rolesafe.court.replies import CourtReply, generate
+from rolesafe.court.seat import CourtVeto, sitting
 from rolesafe.court.shape import Closing, Length, Opening, Repetition
-from rolesafe.court.sitting import CourtVeto, sitting
 from rolesafe.court.storing import load_articles, save_articles
 from rolesafe.court.tree import Veto
 from rolesafe.court.tries import ArticleTries, try_to_break
