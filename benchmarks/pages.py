@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import steering
-from benchmarks.alignment_depth import page as depth_page
+from benchmarks.alignment_depth import page as depth_study_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
 from benchmarks.demo_blocks import demo
+from benchmarks.depth_theory import page as depth_page
 from benchmarks.override_resistance import blocks as study
 from benchmarks.pretrained.page import generated
 from rolesafe.files import write_whole
@@ -28,9 +29,10 @@ ROOT = Path(__file__).parents[1]
 
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
-    "alignment-depth": depth_page.block,
+    "alignment-depth": depth_study_page.block,
     "costs": costs,
     "court": court_page.block,
+    "depth-theory": depth_page.block,
     "pretrained": generated,
     "demo": demo,
     "steering": steering.block,

@@ -36,11 +36,11 @@ def model_of(vocabulary: int = 4, length: int = 5) -> TabularModel:
 
 
 def harm_of(model: TabularModel, kind: str) -> Tensor:
-    """Return harm of the first 4 tokens: `binary` (probability near 0.4), `rare` (near 0.03) or `graded`."""
+    """Return harm of the first 4 tokens: `binary` (probability near 0.4), `rare` (near 0.01) or `graded`."""
     shape = (model.vocabulary,) * (model.length - 1)
     values = torch.rand(shape, generator=torch.Generator().manual_seed(12), dtype=torch.float64)
     if kind != "graded":
-        values = (values < (0.4 if kind == "binary" else 0.03)).double()
+        values = (values < (0.4 if kind == "binary" else 0.01)).double()
     return values.unsqueeze(-1).expand((model.vocabulary,) * model.length)
 
 

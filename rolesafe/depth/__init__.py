@@ -26,6 +26,7 @@ from rolesafe.depth.gradients import (
     scores,
 )
 from rolesafe.depth.harm import ClassifierHarm, Harm, HarmError, Reply, RuleHarm, TextHarm, TokenHarm
+from rolesafe.depth.harm_process import Martingale, expected_harm, martingale
 from rolesafe.depth.intervals import (
     Estimate,
     clopper_pearson,
@@ -35,11 +36,10 @@ from rolesafe.depth.intervals import (
     tango_interval,
     violating_mass,
 )
-from rolesafe.depth.martingale import Martingale, expected_harm, martingale
 from rolesafe.depth.objective import DeepObjective, conditional_kl, position_kl, standard_objective
 from rolesafe.depth.optimum import DeepOptimum, deep_optimum, standard_optimum
 from rolesafe.depth.profiles import check_same_tokenizer, kl_profile, recovery_profile
-from rolesafe.depth.recovery import (
+from rolesafe.depth.recovery_theory import (
     guarantee,
     guarantee_kl,
     recoverability,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rolesafe.depth.gradients import Jacobian, fisher, gradient, through
-from rolesafe.depth.martingale import Harms
+from rolesafe.depth.harm_process import Harms
 from rolesafe.depth.objective import DeepObjective
-from rolesafe.depth.recovery import recovery_gradient
+from rolesafe.depth.recovery_theory import recovery_gradient
 from rolesafe.depth.tabular import TabularModel, total
 
 SMALLEST = 1e-10

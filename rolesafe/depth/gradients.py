@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rolesafe.depth.martingale import Harms, martingale
+from rolesafe.depth.harm_process import Harms, differences, expected_harm, martingale
 from rolesafe.depth.tabular import TabularModel, total
 
 Jacobian = Sequence[Tensor]
@@ -26,8 +27,8 @@ def jacobian(logits: Callable[[Tensor], Sequence[Tensor]], theta: Tensor) -> tup
         logits: Function of parameters (K,) that returns T tables.
         theta: (K,) parameters.
     """
-    found = torch.autograd.functional.jacobian(lambda values: tuple(logits(values)), theta.double())
-    return tuple(found)
+    derive: Any = torch.autograd.functional.jacobian
+    return tuple(derive(lambda values: tuple(logits(values)), theta.double()))
 
 
 def gradient(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:
@@ -35,8 +36,7 @@ def gradient(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:
 
     The entry of a prefix y and a token v is P(y) P(v | y) (h(yv) - h(y)): exactly 0 after the horizon (Thm. 10).
     """
-    found = martingale(model, harm)
-    rows = zip(model.law, model.probs, found.innovations, strict=False)
+    rows = zip(model.law, model.probs, differences(expected_harm(model, harm)), strict=False)
     return tuple(law.unsqueeze(-1) * probs * innovation for law, probs, innovation in rows)
 
 

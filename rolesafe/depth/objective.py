@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rolesafe.arguments import is_number
-from rolesafe.depth.martingale import Harms, martingale
-from rolesafe.depth.recovery import Prefixes, check_penalty, prefix_laws, recovery_mask, recovery_probabilities
+from rolesafe.depth.harm_process import Harms, expected_harm
+from rolesafe.depth.recovery_theory import Prefixes, check_penalty, prefix_laws, recovery_mask, recovery_probabilities
 from rolesafe.depth.tabular import TabularModel
 
 Weights = Literal["prefix", "policy"]
@@ -75,12 +75,12 @@ class DeepObjective:
             self.weight(t + 1) * model.mean(t, 1 - rho, laws[t])
             for t, rho in enumerate(recovery_probabilities(model, self.tokens))
         ]
-        return self.strength * martingale(model, harm).h[0] + kl.sum(-1) + torch.stack(failures, -1).sum(-1)
+        return self.strength * expected_harm(model, harm)[0] + kl.sum(-1) + torch.stack(failures, -1).sum(-1)
 
 
 def standard_objective(model: TabularModel, base: TabularModel, harm: Harms, strength: float) -> Tensor:
     """Return the standard objective strength * E[Harm] + KL(model, base) (Eq. 2), (*B,)."""
-    return strength * martingale(model, harm).h[0] + position_kl(model, base).sum(-1)
+    return strength * expected_harm(model, harm)[0] + position_kl(model, base).sum(-1)
 
 
 def conditional_kl(model: TabularModel, base: TabularModel) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rolesafe.arguments import is_integer, is_number
-from rolesafe.depth.martingale import Harms, martingale
+from rolesafe.depth.harm_process import Harms, differences, expected_harm
 from rolesafe.depth.objective import DeepObjective, conditional_kl
 from rolesafe.depth.tabular import TabularModel, harm_table
 
@@ -135,8 +135,9 @@ def _sweep(
         q, m = laws[t - 1], model.law[t - 1]
         weight = objective.weight(t)
         if policy:
-            ratio = torch.where(q > 0, q / m, 0.0)
-            tilt, bonus = -cost, weight * ratio
+            # infinite where the model no longer reaches a prefix of Q: it recovers there for free
+            bonus = torch.where(q > 0, weight * q / m, 0.0) if weight else torch.zeros_like(q)
+            tilt = -cost
         else:
             ratio = torch.where((m > 0) & (q > 0), m / q, 0.0)
             tilt = -cost * ratio.unsqueeze(-1)
@@ -177,7 +178,7 @@ def _tilted(log_base: Tensor, tilt: Tensor, bonus: Tensor, mask: Tensor) -> Tens
 
 
 def _check_prefixes(base: TabularModel, harm: Tensor, laws: Sequence[Tensor]) -> None:
-    innovations = martingale(base, harm).innovations
+    innovations = differences(expected_harm(base, harm))
     for t, law in enumerate(laws):
         undecided = (innovations[t].abs().amax(-1) > 0) & (base.law[t] > 0) & (law <= 0)
         if bool(undecided.any()):

@@ -138,6 +138,20 @@ def test_deep_equilibrium_kl_is_third_order_accurate(kl: str) -> None:
     assert bool((partial <= deep_equilibrium_kl(base, harm, objective(0.1)) * (1 + 1e-9)).all())
 
 
+@pytest.mark.parametrize("kl", ["policy", "prefix"])
+def test_deep_equilibrium_kl_of_shared_parameters_is_third_order_accurate(kl: str) -> None:
+    base, attack = random_models(3, 3), random_models(3, 3, seed=7)
+    harm, features = random_harm(base), random_features(base, 2)
+
+    def error(size: float) -> float:
+        objective = DeepObjective(size, 2 * size, 0.8, attack, (0,), kl)  # type: ignore[arg-type]
+        theta = minimised(lambda x: objective.value(log_linear(base, features, x), base, harm), 2)
+        exact = position_kl(log_linear(base, features, theta), base, attack if kl == "prefix" else None)
+        return float((exact - deep_equilibrium_kl(base, harm, objective, features, shared=True)).abs().max())
+
+    check_third_order(error, 0.05)
+
+
 def test_equilibrium_arguments_are_checked() -> None:
     base = random_models(2, 2)
     with pytest.raises(ValueError, match="`strength`: expected a number >= 0, got -1"):

@@ -130,6 +130,19 @@ def test_deep_optimum_is_stationary_and_lowest_nearby(kl: str) -> None:
     assert max(float(slope.abs().max()) for slope in slopes) < 1e-10
 
 
+def test_published_objective_recovers_for_free_where_it_never_goes() -> None:
+    base = TabularModel([torch.tensor([0.0, -torch.inf]), torch.zeros(2, 2)])
+    attack = random_models(2, 2, seed=7)
+    for strength in (0.0, 2.0):
+        objective = DeepObjective(1.0, strength, 0.5, attack, (0,), "policy")
+        found = deep_optimum(base, random_harm(base), objective)
+        assert found.gap < 1e-10
+        assert bool(found.value.isfinite())
+        rho = recovery_probabilities(found.model, (0,))[1]
+        assert float(rho[1]) == (1.0 if strength else pytest.approx(0.5, abs=0.2))
+        assert float(rho[0]) < 0.9
+
+
 def test_deep_sweep_lowers_the_objective() -> None:
     base, attack = random_models(3, 3, batch=(50,)), random_models(3, 3, batch=(50,), scale=2.0, seed=7)
     harm = random_harm(base)

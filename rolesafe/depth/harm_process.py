@@ -59,7 +59,7 @@ def martingale(model: TabularModel, harm: Harms) -> Martingale:
         ValueError: As :func:`rolesafe.depth.harm_table`.
     """
     h = expected_harm(model, harm)
-    innovations = tuple(after - before.unsqueeze(-1) for before, after in pairwise(h))
+    innovations = differences(h)
     information = [model.mean(t, innovation.square()) for t, innovation in enumerate(innovations, 1)]
     length = model.length
     residual = []
@@ -78,6 +78,11 @@ def martingale(model: TabularModel, harm: Harms) -> Martingale:
 def expected_harm(model: TabularModel, harm: Harms) -> tuple[Tensor, ...]:
     """Return the expected harm after prefixes of 0..T tokens (Def. 1): T + 1 arrays of shape (*B, *(V,) * t)."""
     return expected(model, harm_table(model, harm))
+
+
+def differences(h: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the innovations ``h[t] - h[t - 1]`` (Def. 3): T arrays."""
+    return tuple(after - before.unsqueeze(-1) for before, after in pairwise(h))
 
 
 def expected(model: TabularModel, values: Tensor) -> tuple[Tensor, ...]:

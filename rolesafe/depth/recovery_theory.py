@@ -94,7 +94,7 @@ def recoverability(model: TabularModel, prefixes: Prefixes, tokens: Sequence[int
 
 
 def guarantee(floor: float, strength: float, discount: float, length: int) -> float:
-    """Return the recovery probability delta that holds at positions 1..`length` (Thm. 22).
+    """Return the recovery probability delta that holds from the harm horizon to position `length` (Thm. 22).
 
     It holds for every prefix of the adversarial law at the optimum with ``kl="prefix"``. For the objective as published
     it fails where the law of prefixes is below the model's own, see docs/depth-theory.md.
@@ -103,7 +103,7 @@ def guarantee(floor: float, strength: float, discount: float, length: int) -> fl
         floor: Lowest recovery probability of the base model after those prefixes, in (0, 1).
         strength: mu >= 0.
         discount: gamma in [0, 1].
-        length: Number of positions.
+        length: Last position T.
     """
     _check_open("floor", floor)
     check_penalty(strength, discount)
