@@ -22,10 +22,8 @@ def loops(arch: str, bits: str, dim: str) -> str:
         return " / ".join(f"{x}" for x in values(kernel, variant, field))
 
     def values(kernel: str, variant: str, field: str) -> list[int]:
-        return [
-            record[version]["kernels"][f"{arch} {bits}/{dim} {kernel} {variant}"][record[version]["fields"].index(field)]
-            for version in versions
-        ]
+        name = f"{arch} {bits}/{dim} {kernel} {variant}"
+        return [one["kernels"][name][one["fields"].index(field)] for one in map(record.__getitem__, versions)]
 
     lines = [
         f"| {arch}, {bits} bits, D = {dim}, main loop; triton {' / '.join(version[:-2] for version in versions)} "
