@@ -9,11 +9,11 @@ RECORD = Path(__file__).parents[1] / "kernels" / "compiled.json"
 KERNELS = ("forward", "dq", "dkdv", "decode")
 
 
-def loops(entry: str) -> str:
+def loops(arch: str, bits: str, dim: str) -> str:
     """Return a Markdown table of the main loops of an entry of a launch table, kernels down.
 
     Args:
-        entry: Such as ``"sm_90 16/128"``: architecture, bits of a number, head dim.
+        arch: Architecture, as ``"sm_90"``. `bits`: of a number. `dim`: Head dim.
     """
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     versions = sorted(record)
@@ -22,13 +22,9 @@ def loops(entry: str) -> str:
         return " / ".join(f"{x}" for x in values(kernel, variant, field))
 
     def values(kernel: str, variant: str, field: str) -> list[int]:
-        return [
-            record[version]["kernels"][f"{entry} {kernel} {variant}"][record[version]["fields"].index(field)]
-            for version in versions
-        ]
+        name = f"{arch} {bits}/{dim} {kernel} {variant}"
+        return [one["kernels"][name][one["fields"].index(field)] for one in map(record.__getitem__, versions)]
 
-    arch, numbers = entry.split()
-    bits, dim = numbers.split("/")
     lines = [
         f"| {arch}, {bits} bits, D = {dim}, main loop; triton {' / '.join(version[:-2] for version in versions)} "
         "| buffers | copies in flight | instructions, plain | bias | ratio |",
