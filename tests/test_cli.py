@@ -110,6 +110,19 @@ def refused(result, status: int = 2) -> str:
         (("audit", "m", "--set", "sep", "/no/such/file.json"), "`path_or_hub`"),
         (("audit", "m", "--set", "sep", "FILE"), "`path_or_hub`"),
         (("audit", "m", "--json", "EMPTY"), "`--json`"),
+        (("audit", "m", "--court", "/no/such/file.json"), "`--court`"),
+        (("depth",), "model"),
+        (("depth", "/no/such/model"), "`model`"),
+        (("depth", "EMPTY"), "`model`"),
+        (("depth", "m", "--examples", "0"), "--examples"),
+        (("depth", "m", "--discount", "2"), "`discount`"),
+        (("depth", "m", "--target", "2"), "`target`"),
+        (("depth", "m", "--json", "EMPTY"), "`--json`"),
+        (("serve",), "model"),
+        (("serve", "/no/such/model"), "`model`"),
+        (("serve", "m", "--host", "0.0.0.0"), "`api_key`"),
+        (("serve", "m", "--role", "user"), "`--role`"),
+        (("serve", "m", "--port", "0"), "--port"),
         (("retrain", "m"), "`data`"),
         (("retrain", "m", "--data", "FILE", "--steps", "0"), "--steps"),
         (("retrain", "EMPTY", "--data", "FILE", "--dry-run"), "`model`"),
@@ -130,7 +143,7 @@ def test_cli_bad_argument_is_one_line_and_status_2(run, tmp_path, arguments, nam
 def test_cli_every_command_has_bad_arguments_above():
     """A new command needs lines in the list above."""
     assert {command.name or command.callback.__name__ for command in app.registered_commands} == {
-        *("demo", "inspect", "mechanisms", "audit", "retrain", "chat"),
+        *("demo", "inspect", "mechanisms", "audit", "depth", "retrain", "chat", "serve"),
     }
 
 

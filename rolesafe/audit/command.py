@@ -13,7 +13,7 @@ from rolesafe.audit.load import Dtype, load
 from rolesafe.audit.records import AuditReport, AuditSettings
 from rolesafe.audit.run import audit
 from rolesafe.audit.terminal import draw, progress_bar
-from rolesafe.court import load_articles
+from rolesafe.court.storing import load_articles_file
 from rolesafe.files import check_writable
 from rolesafe.tasks import Example
 
@@ -52,7 +52,7 @@ def run_audit(
     chosen = AuditSettings(**settings)
     if json_path is not None:
         check_writable(json_path, "--json")
-    articles = None if court is None else load_articles(court)
+    articles = None if court is None else load_articles_file(court)
     examples, source = None, ""
     if data is not None:
         from rolesafe.tasks import sets

@@ -29,6 +29,7 @@ def chat(
 
     from rolesafe.chat.session import Session
     from rolesafe.chat.terminal import run_chat, typed_lines
+    from rolesafe.court.storing import load_articles_file
 
     if not 0 <= temperature < math.inf:
         raise ValueError(f"`--temperature`: expected a number >= 0, got {temperature}. Pass 0 for greedy.")
@@ -46,20 +47,6 @@ def _nothing() -> Any:
     from contextlib import nullcontext
 
     return nullcontext()
-
-
-def load_articles_file(path: str) -> Any:
-    """Return the articles in the file of the option ``--court``.
-
-    Raises:
-        ValueError: It cannot be read, or holds no articles.
-    """
-    from rolesafe.court import load_articles
-
-    try:
-        return load_articles(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`--court`: expected a file of articles, got {path!r}: {error}") from error
 
 
 def _load(path: str, device: str | None, dtype: str, max_new_tokens: int, temperature: float, court: Any = None) -> Any:

@@ -29,6 +29,18 @@ def load_articles(path: str | os.PathLike[str]) -> Articles:
     return Articles.from_dict(values)
 
 
+def load_articles_file(path: str | os.PathLike[str]) -> Articles:
+    """Return the articles in the file of the option ``--court``.
+
+    Raises:
+        ValueError: It cannot be read, or holds no articles.
+    """
+    try:
+        return load_articles(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--court`: expected a file of articles, got {os.fspath(path)!r}: {error}") from error
+
+
 def save_articles(articles: Articles, path: str | os.PathLike[str]) -> None:
     """Write articles to a file as a whole: JSON for a name in ``.json``, else YAML."""
     values = articles.to_dict()

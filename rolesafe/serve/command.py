@@ -40,7 +40,7 @@ def serve(
     from rich.console import Console
     from transformers.utils import logging
 
-    from rolesafe.chat.command import load_articles_file
+    from rolesafe.court.storing import load_articles_file
     from rolesafe.extras import require
     from rolesafe.retrain.loading import load_chat_model
     from rolesafe.serve.engine import Engine
