@@ -51,6 +51,15 @@ class FrozenPrompt:
         tokens: (P,) int64 token ids.
         roles: (P,) int64 role ids.
         seal: Digests by the names of :data:`rolesafe.patching.frozen_seal.PARTS`.
+
+    >>> import rolesafe
+    >>> from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
+    >>> tokenizer = tiny_tokenizer(["answer", "in", "French"])
+    >>> model = tiny_llama(len(tokenizer), seed=0, layers=1).eval()
+    >>> model = rolesafe.patch(model, rolesafe.RoleConfig.preset("channel"))
+    >>> frozen = rolesafe.freeze(model, tokenizer, [{"role": "system", "content": "answer in French"}])
+    >>> len(frozen) == len(frozen.tokens)
+    True
     """
 
     def __init__(

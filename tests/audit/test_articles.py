@@ -85,7 +85,7 @@ def test_audit_with_articles_has_the_stage(tmp_path):
 
 def test_command_names_a_bad_file_before_the_model(tmp_path):
     with pytest.raises(ValueError, match=r"`--court`: expected a file of articles, got .*court\.yaml"):
-        run_audit("nothing", settings={}, court=tmp_path / "court.yaml")
+        run_audit(str(tmp_path / "nothing"), settings={}, court=tmp_path / "court.yaml")
     save_articles(ARTICLES, tmp_path / "court.json")
     with pytest.raises(ValueError, match="`model`"):
-        run_audit("nothing", settings={}, court=tmp_path / "court.json")
+        run_audit(str(tmp_path / "nothing"), settings={}, court=tmp_path / "court.json")
