@@ -7,6 +7,7 @@ the role of the assistant. Random choices come from torch's global generator, wh
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class _Encoded:
     footer_roles: list[int]
 
 
-class SafetyRows(Dataset[Row]):
+class SafetyRows(Dataset[Row], ABC):
     """Mix rows made of triplets with benign rows, in a fixed order: `safety_rows` of them, then `benign_rows`.
 
     Base class of the datasets here. With ``TrainingArguments(train_sampling_strategy="sequential")`` and a batch size
@@ -124,9 +125,9 @@ class SafetyRows(Dataset[Row]):
         made = iter(self.make([number for kind, number in places if kind == "safety"]))
         return [next(made) if kind == "safety" else self.benign[number] for kind, number in places]
 
+    @abstractmethod
     def make(self, numbers: Sequence[int]) -> list[Row]:
         """Return a row of each of the triplets `numbers`."""
-        raise NotImplementedError
 
     def _place(self, index: int) -> tuple[str, int]:
         if not 0 <= index < len(self):
@@ -151,7 +152,26 @@ class SafetyRows(Dataset[Row]):
         }
 
 
-class PrefixAugmentation(SafetyRows):
+class _PrefixRows(SafetyRows):
+    """Rows with a prefix of at most `max_prefix` harmful tokens, or none with probability `plain`."""
+
+    def __init__(
+        self,
+        collator: RoleCollator,
+        triplets: Sequence[SafetyTriplet],
+        benign: Sequence[Row] = (),
+        *,
+        max_prefix: int = 100,
+        plain: float = 0.5,
+        **ratio: int,
+    ) -> None:
+        _check_prefix(max_prefix, plain)
+        super().__init__(collator, triplets, benign, **ratio)
+        self.max_prefix = max_prefix
+        self.plain = plain
+
+
+class PrefixAugmentation(_PrefixRows):
     """Recover from harmful prefixes of random length: data augmentation of Qi et al. (arXiv 2406.05946).
 
     A row is the prompt, the first k harmful tokens and the whole refusal; the refusal alone is learned. With
@@ -167,21 +187,6 @@ class PrefixAugmentation(SafetyRows):
         ValueError: As :class:`SafetyRows`.
     """
 
-    def __init__(
-        self,
-        collator: RoleCollator,
-        triplets: Sequence[SafetyTriplet],
-        benign: Sequence[Row] = (),
-        *,
-        max_prefix: int = 100,
-        plain: float = 0.5,
-        **ratio: int,
-    ) -> None:
-        _check_prefix(max_prefix, plain)
-        super().__init__(collator, triplets, benign, **ratio)
-        self.max_prefix = max_prefix
-        self.plain = plain
-
     def make(self, numbers: Sequence[int]) -> list[Row]:
         return [self._row(number, self._encoded[number].harmful[: self._draw(number)]) for number in numbers]
 
@@ -190,7 +195,7 @@ class PrefixAugmentation(SafetyRows):
         return 0 if _random() < self.plain else _below(longest) + 1
 
 
-class RecoveryPrefixes(SafetyRows):
+class RecoveryPrefixes(_PrefixRows):
     """Prefixes for :class:`rolesafe.training.RecoveryLoss`: every prefix of a harmful reply, in one row.
 
     With probability `plain` a row is an ordinary refusal; else it is the prompt and the harmful reply, where nothing is
@@ -205,21 +210,6 @@ class RecoveryPrefixes(SafetyRows):
     Raises:
         ValueError: As :class:`SafetyRows`.
     """
-
-    def __init__(
-        self,
-        collator: RoleCollator,
-        triplets: Sequence[SafetyTriplet],
-        benign: Sequence[Row] = (),
-        *,
-        max_prefix: int = 100,
-        plain: float = 0.5,
-        **ratio: int,
-    ) -> None:
-        _check_prefix(max_prefix, plain)
-        super().__init__(collator, triplets, benign, **ratio)
-        self.max_prefix = max_prefix
-        self.plain = plain
 
     def make(self, numbers: Sequence[int]) -> list[Row]:
         return [self._row(n, ()) if _random() < self.plain else self._prefixes(n) for n in numbers]

@@ -137,7 +137,7 @@ def test_tokenizer_without_templates_raises():
     class MistralCommonBackend:
         @property
         def added_tokens_decoder(self):
-            raise NotImplementedError
+            raise NotImplementedError  # as the class of that name in transformers does
 
     class Own(MistralCommonBackend):
         pass

@@ -17,6 +17,7 @@ from rolesafe.training import (
     PromptRows,
     RecoveryPrefixes,
     RoleCollator,
+    SafetyRows,
     SafetyTriplet,
     SpanInsertion,
 )
@@ -44,6 +45,11 @@ END = [TOKENIZER.eos_token_id]
 
 def learned(row: Any) -> list[int]:
     return [label for label in row["labels"] if label != IGNORED]
+
+
+def test_base_class_is_no_dataset() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        SafetyRows(COLLATOR, [TRIPLET], BENIGN)  # type: ignore[abstract]
 
 
 def test_augmentation_row_is_prompt_prefix_and_whole_refusal() -> None:
