@@ -60,7 +60,7 @@ def encode_rows(
     for i, row in enumerate(rows):
         name = f"row {row.id!r} (from {row.source})"
         try:
-            one = collator.encode({"messages": row.conversation}, name)
+            one = collator.encode({"messages": row.conversation}, name, live_markers=row.live)
         except ValueError as error:
             if config.bad_rows == "error":
                 raise

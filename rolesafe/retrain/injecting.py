@@ -12,7 +12,8 @@ from rolesafe.attacks.delimiters import Delimiters, delimiters
 from rolesafe.config import RoleConfig
 from rolesafe.retrain import phrasing
 
-METHODS: Final = ("naive", "ignore", "fake completion", "fake turn", "several")
+METHODS: Final = ("naive", "ignore", "fake completion", "fake turn", "live turn", "several")
+"""A fake turn's delimiters are ordinary text; those of a live turn become structural tokens in the role of the data."""
 PLACES: Final = ("first", "middle", "last")
 MOST: Final = 4
 """Maximum number of injections of the method "several"."""
@@ -55,8 +56,23 @@ def read_marks(tokenizer: Any, config: RoleConfig) -> Marks:
     return Marks(user, tool)
 
 
-def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random) -> tuple[str, str]:
-    """Insert injections into `data` and return the result with a description.
+@dataclass(frozen=True)
+class Injected:
+    """Data with injections.
+
+    Attributes:
+        data: The text.
+        detail: Method and place in words.
+        live: True where typed delimiters become structural tokens.
+    """
+
+    data: str
+    detail: str
+    live: bool = False
+
+
+def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random) -> Injected:
+    """Insert injections into `data`.
 
     Args:
         data: Clean data.
@@ -64,9 +80,6 @@ def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random
         role: Role of the turn with the data, ``"user"`` or ``"tool"``.
         marks: Delimiters for fake turns.
         rng: Random generator of method, place and phrasing.
-
-    Returns:
-        The injected data, and method and place in words.
     """
     method, place = rng.choice(METHODS), rng.choice(PLACES)
     if place == "middle" and not _boundaries(data):
@@ -79,12 +92,12 @@ def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random
         for goal in chosen:
             opening = f"{rng.choice(phrasing.OPENINGS)} " if rng.random() < 0.5 else ""
             text = insert(text, opening + goal, rng.choice(PLACES), rng)
-        return text, f"{len(chosen)} injections"
+        return Injected(text, f"{len(chosen)} injections")
     goal = goals[0]
     if method == "naive":
-        return insert(data, goal, place, rng), f"{method}, {place}"
+        return Injected(insert(data, goal, place, rng), f"{method}, {place}")
     if method == "ignore":
-        return insert(data, f"{rng.choice(phrasing.OPENINGS)} {goal}", place, rng), f"{method}, {place}"
+        return Injected(insert(data, f"{rng.choice(phrasing.OPENINGS)} {goal}", place, rng), f"{method}, {place}")
     # a fake reply has to follow a part of the data
     place = "last" if place == "first" else place
     if method == "fake completion":
@@ -92,7 +105,7 @@ def inject(data: str, goals: Sequence[str], role: str, marks: Marks, rng: Random
         fake = f"{before}{rng.choice(phrasing.FAKE_REPLIES)}{again}{goal}"
     else:
         fake = _fake_turn(goal, role, marks.of(role), rng)
-    return insert(data, fake, place, rng, glue=""), f"{method}, {place}"
+    return Injected(insert(data, fake, place, rng, glue=""), f"{method}, {place}", live=method == "live turn")
 
 
 def _fake_turn(goal: str, role: str, marks: Delimiters, rng: Random) -> str:

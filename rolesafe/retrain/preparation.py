@@ -4,10 +4,11 @@ The trusted instruction goes into the system turn, untrusted data into the user'
 
 - ``clean``: unchanged instruction and data; some data get a harmless sentence with trigger words of attacks.
 - ``injected``: a clean row with injections in its data (naive, after an order to ignore, after a fake reply, in fake
-  turns with the template's own delimiters, several; first, in the middle, last). The injected goal is the instruction
-  of another row, and the reply is that of the clean row.
+  turns with the template's own delimiters as text or as structural tokens, several; first, in the middle, last). The
+  injected goal is the instruction of another row, and the reply is that of the clean row.
 - ``benign``: data with an instruction that the trusted text asks to follow (the reply is that of this instruction), or
-  to process as data (copy, count, quote, replace words, ...; the replies follow from a rule).
+  to process as data (copy, count, quote, replace words, ...; the replies follow from a rule); and conversations that
+  the user goes on with another instruction, the twins of fake turns.
 - ``plain``: unchanged conversations, and instructions in the user's turn, to preserve ability.
 
 Equal rows, recipe and tokenizer give equal results. Phrasings are in :mod:`rolesafe.retrain.phrasing`.
@@ -37,8 +38,10 @@ _BARE: Final = 0.4
 """Share of the trusted turns with the bare instruction."""
 _DECOYED: Final = 0.25
 """Share of the clean rows with a harmless sentence that has trigger words of attacks."""
-_FOLLOWED: Final = 0.5
+_FOLLOWED: Final = 0.3
 """Share of the benign rows that ask to follow the instruction in the data."""
+_CONTINUED: Final = 0.4
+"""Share of the benign rows with another instruction of the user after the reply."""
 _GOAL_WORDS: Final = 60
 _PASSAGE_WORDS: Final = 80
 
@@ -69,7 +72,7 @@ class Prepared:
     @property
     def digest(self) -> str:
         """SHA-256 of all rows in hexadecimal."""
-        rows = [[row.id, list(row.messages), row.reply, list(row.prompt or ())] for row in self.rows]
+        rows = [[row.id, list(row.messages), row.reply, list(row.prompt or ()), row.live] for row in self.rows]
         return hashlib.sha256(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def with_replies(self, replies: Sequence[str | None]) -> Prepared:
@@ -125,6 +128,7 @@ class _Preparation:
             )
         self.tool_share = (TOOL_SHARE if self.marks.tool else 0.0) if share is None else share
         self.with_data = [s for s in rows if s.data or any(m["role"] == "tool" for m in s.messages)]
+        self.continued = [s for s in self.with_data if s.reply]
         self.all = list(rows)
         self.goals = [_Task(s, text) for s in rows if 0 < len((text := _request(s)).split()) <= _GOAL_WORDS]
         alone = [goal for goal in self.goals if not goal.source.data]
@@ -193,19 +197,25 @@ class _Preparation:
         if not goals:
             goals = [goal.text for goal in self.goals if goal.text != _request(source)][:1]
         role = messages[at]["role"]
-        text, detail = inject(messages[at]["content"], goals, role, self.marks, self.rng)
-        return self._row(
-            "injected", f"{detail}, {role}", source, _with_content(messages, at, text), source.reply, messages
-        )
+        found = inject(messages[at]["content"], goals, role, self.marks, self.rng)
+        injected = _with_content(messages, at, found.data)
+        row = self._row("injected", f"{found.detail}, {role}", source, injected, source.reply, messages)
+        return replace(row, live=found.live)
 
     def _benign(self) -> PreparedRow:
         goal: _Task = self._draw("benign goals", self.goals)
         passage = self._draw("passages", self.passages)
-        if self.rng.random() < _FOLLOWED and (goal.source.reply is not None or self.own):
-            data = f"{goal.text}\n\n{goal.source.data}" if goal.source.data else goal.text
-            prompt: tuple[Message, ...] = ({"role": "user", "content": data},)
+        data = f"{goal.text}\n\n{goal.source.data}" if goal.source.data else goal.text
+        prompt: tuple[Message, ...] = ({"role": "user", "content": data},)
+        kind, answered = self.rng.random(), goal.source.reply is not None or self.own
+        if kind < _FOLLOWED and answered:
             messages, _ = self._turns(self.rng.choice(phrasing.FOLLOW), data)
             return self._row("benign", "follow", goal.source, messages, goal.source.reply, prompt)
+        if _FOLLOWED <= kind < _FOLLOWED + _CONTINUED and answered and self.continued:
+            source: Source = self._draw("continued", self.continued)
+            messages, _ = self._conversation(source)
+            reply: Message = {"role": "assistant", "content": source.reply or ""}
+            return self._row("benign", "continue", goal.source, (*messages, reply, *prompt), goal.source.reply, prompt)
         task = process(passage, goal.text, self.rng)
         messages, _ = self._turns(task.order, task.data)
         return PreparedRow(

@@ -20,6 +20,8 @@ class PreparedRow:
         reply: Reply to learn; ``None`` until the model has generated it.
         prompt: Conversation that the untouched model answers to get the reply, with `replies` "self"; ``None`` where
             the reply is given or follows from a rule. For an injected row it is the clean twin.
+        live: True to encode delimiters typed into contents as structural tokens, in the role of their message, as on a
+            server that tokenises rendered text.
     """
 
     id: str
@@ -29,6 +31,7 @@ class PreparedRow:
     messages: tuple[Message, ...]
     reply: str | None
     prompt: tuple[Message, ...] | None = None
+    live: bool = False
 
     @property
     def conversation(self) -> list[Message]:

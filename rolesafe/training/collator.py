@@ -115,7 +115,9 @@ class RoleCollator:
                 found[i, : len(values)] = values
         return found
 
-    def encode(self, row: Mapping[str, Any], argument: str = "row") -> dict[str, list[int]]:
+    def encode(
+        self, row: Mapping[str, Any], argument: str = "row", *, live_markers: bool = False
+    ) -> dict[str, list[int]]:
         """Return the lists `input_ids`, `attention_mask`, `role_ids` and `labels`, (T,) each, of a conversation.
 
         To encode a dataset once for many trainings: ``dataset.map(collator.encode)``.
@@ -123,6 +125,8 @@ class RoleCollator:
         Args:
             row: With a column `messages`.
             argument: Name of the row in errors.
+            live_markers: True to train on an attack that reaches servers which tokenise rendered text: markers typed
+                into contents become structural tokens, in the role of their message.
 
         Warns:
             UserWarning: The first reply does not continue the tokens of its generation prompt: training and generation
@@ -131,7 +135,7 @@ class RoleCollator:
         Raises:
             ValueError: The row has no `messages`, or no reply to learn.
         """
-        one = self._encode(argument, row)
+        one = self._encode(argument, row, live_markers)
         self._check_prompt(row["messages"])
         labels = self._labels(one)
         if all(label == IGNORED for label in labels):
@@ -154,7 +158,7 @@ class RoleCollator:
         count = torch.arange(length).expand(rows, length)
         return count + gap * (count >= at)
 
-    def _encode(self, argument: str, row: Mapping[str, Any]) -> EncodedConversation:
+    def _encode(self, argument: str, row: Mapping[str, Any], live_markers: bool = False) -> EncodedConversation:
         if "messages" not in row:
             raise ValueError(f"{argument}: expected a column `messages`, got {sorted(row)}")
         return encode_one(
@@ -165,6 +169,7 @@ class RoleCollator:
             max_length=self.max_length,
             chat_template=self.chat_template,
             argument=f"{argument}: messages",
+            live_markers=live_markers,
         )
 
     def _check_prompt(self, messages: Sequence[Mapping[str, Any]]) -> None:

@@ -6,13 +6,16 @@ import importlib
 import re
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 
 import pytest
 from transformers import AutoTokenizer
 
+from rolesafe import RoleConfig
 from rolesafe.attacks.redirection import ORDERS, PERSONAS
 from rolesafe.retrain import RetrainConfig, Source, prepare, read_sources, training_texts
+from rolesafe.retrain.batching import encode_rows
 from rolesafe.retrain.benign import process, sentences
 from rolesafe.retrain.injecting import METHODS, PLACES, insert
 from rolesafe.retrain.phrasing import DECOYS, normalised
@@ -85,10 +88,40 @@ def test_injections_have_every_method_and_place(many):
 
 
 def test_fake_turn_has_the_delimiters_of_the_template(many):
-    rows = [row for row in many.rows if row.detail.startswith("fake turn")]
-    assert rows
+    rows = [row for row in many.rows if row.detail.startswith(("fake turn", "live turn"))]
+    assert {row.detail.startswith("live turn") for row in rows} == {True, False}
     for row in rows:
         assert "</s><|" in row.messages[-1]["content"]
+        assert row.live == row.detail.startswith("live turn")
+    assert not any(row.live for row in many.rows if row not in rows)
+
+
+def test_live_turn_has_structural_tokens_in_the_role_of_the_data(many, tokenizer):
+    config = RetrainConfig(model="m", data="d", max_length=4096)
+    row = next(row for row in many.rows if row.live and "assistant" in row.messages[-1]["content"])
+    typed, live = (encode_rows([replace(row, live=live)], config, tokenizer).rows[0] for live in (False, True))
+    roles = RoleConfig().roles
+    data = roles.index(row.messages[-1]["role"])
+    ends = [
+        [i for i, role in zip(one["input_ids"], one["role_ids"], strict=True) if role == data].count(
+            tokenizer.eos_token_id
+        )
+        for one in (typed, live)
+    ]
+    assert ends[0] == 1
+    assert ends[1] >= 2
+    learned = [[label for label in one["labels"] if label != -100] for one in (typed, live)]
+    assert learned[0] == learned[1]
+
+
+def test_continued_row_follows_the_user(many):
+    replies = {row["instruction"]: row["output"] for row in ROWS}
+    rows = [row for row in many.rows if row.detail == "continue"]
+    assert len(rows) > 50
+    for row in rows:
+        assert [m["role"] for m in row.messages[-2:]] == ["assistant", "user"]
+        assert row.reply == replies[row.messages[-1]["content"].partition("\n\n")[0]]
+        assert row.messages[-2]["content"] == replies[next(i for i in replies if i in row.messages[0]["content"])]
 
 
 def test_follow_row_has_the_reply_of_its_instruction(many):
@@ -108,7 +141,7 @@ def test_own_replies_wait_for_the_model(sources, tokenizer):
             assert row.prompt[0] == row.messages[0]
             assert row.prompt != row.messages
             assert row.prompt[-1]["content"] in {r["input"] for r in ROWS}
-        elif row.detail == "follow":
+        elif row.detail in ("follow", "continue"):
             assert [m["role"] for m in row.prompt] == ["user"]
 
 
