@@ -75,6 +75,25 @@ ARMS: Final[Mapping[str, Arm]] = {
             changes={"preset": "plain", "shares": {"clean": 0.8, "plain": 0.2}},
         ),
         Arm(
+            name="bias",
+            about="a bias per layer, head and pair of roles",
+            changes={"preset": "bias", "role_learning_rate": 5 * _TABLES},
+        ),
+        Arm(
+            name="vectors",
+            about="a role vector before each layer, zero at the start",
+            changes={"preset": "embedding", "role_learning_rate": _TABLES},
+        ),
+        Arm(
+            name="combined",
+            about="added heads, bias, and a role vector before each layer; all zero at the start",
+            changes={
+                "preset": "added",
+                "role_config": {"bias": True, "embedding": "layers"},
+                "role_learning_rate": {"added": _WEIGHTS, "bias": 5 * _TABLES, "embedding": _TABLES},
+            },
+        ),
+        Arm(
             name="added",
             about="a quarter more heads, privileged keys only, zero at the start",
             changes={"preset": "added", "role_learning_rate": _WEIGHTS},

@@ -13,6 +13,7 @@ from torch import nn
 
 from rolesafe.extras import require
 from rolesafe.patching import from_pretrained, is_patched, role_modules
+from rolesafe.training.rates import RoleRates
 
 __all__ = ["load_adapter", "role_lora_config"]
 
@@ -84,7 +85,7 @@ def load_adapter(
     return peft.PeftModel.from_pretrained(model, str(path), is_trainable=is_trainable)
 
 
-def check_peft(model: nn.Module, config: Any, rate: float | None) -> None:
+def check_peft(model: nn.Module, config: Any, rate: RoleRates | None) -> None:
     """Raise a ValueError where PEFT with `config` would freeze the role layer of `model`, which trains at `rate`."""
     names = role_modules(model)
     given = getattr(config, "modules_to_save", None)

@@ -48,7 +48,8 @@ class RetrainConfig:
         batch_size: Number of rows of a forward pass.
         gradient_accumulation: Number of forward passes of an optimizer step.
         learning_rate: Peak learning rate of the base parameters, or of LoRA; decays linearly to 0.
-        role_learning_rate: Peak learning rate of the role parameters.
+        role_learning_rate: Peak learning rate of the role parameters, or a mapping of the learned parts of the role
+            layer to their rates (``{bias: 0.05, added: 5e-4}``, names in :data:`rolesafe.training.rates.PARTS`).
         warmup: Share of the steps in [0, 1) with rising learning rates.
         weight_decay: Weight decay of the base parameters. Role parameters have none.
         max_length: Maximum row length in tokens; at most the model's context.
@@ -89,7 +90,7 @@ class RetrainConfig:
     batch_size: int = 16
     gradient_accumulation: int = 1
     learning_rate: float = 5e-5
-    role_learning_rate: float = 1e-3
+    role_learning_rate: float | Mapping[str, float] = 1e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_length: int = 512
@@ -146,8 +147,10 @@ class RetrainConfig:
             value = getattr(self, name)
             _check(value is None or is_integer(value, 1), name, "an integer >= 1 or None", value)
         _check(self.epochs is None or _above(self.epochs), "epochs", "a number > 0 or None", self.epochs)
-        for name in ("learning_rate", "role_learning_rate"):
-            _check(_above(getattr(self, name)), name, "a number > 0", getattr(self, name))
+        _check(_above(self.learning_rate), "learning_rate", "a number > 0", self.learning_rate)
+        rates = self.role_learning_rate
+        each = rates.values() if isinstance(rates, Mapping) else (rates,)
+        _check(bool(each) and all(map(_above, each)), "role_learning_rate", "numbers > 0, by part, or one", rates)
         _check(
             is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,7 +336,7 @@ class _Run:
             disable_tqdm=True,
         )
 
-    def _role_rate(self) -> float | None:
+    def _role_rate(self) -> float | Mapping[str, float] | None:
         from rolesafe.patching.adapters import learned_parameters
 
         return self.config.role_learning_rate if learned_parameters(self.model) else None

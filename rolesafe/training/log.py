@@ -72,7 +72,8 @@ def role_values(model: nn.Module, optimizer: Any = None) -> dict[str, float]:
     own = {id(parameter) for _, parameter in named_role_parameters(model)}
     for group in getattr(optimizer, "param_groups", ()):
         if group["params"] and all(id(parameter) in own for parameter in group["params"]):
-            values["role/learning_rate"] = float(group["lr"])
+            part = f"/{group['role_part']}" if "role_part" in group else ""
+            values[f"role/learning_rate{part}"] = float(group["lr"])
     return values
 
 

@@ -11,11 +11,10 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from rolesafe.arguments import is_number
 from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import set_strength
-from rolesafe.patching import is_patched, named_role_parameters
-from rolesafe.patching.adapters import check_adapter, freeze_constants, learned_parameters
+from rolesafe.patching import is_patched
+from rolesafe.patching.adapters import check_adapter, freeze_constants
 from rolesafe.patching.checkpoint import check_checkpoint, read_config
 from rolesafe.patching.locked import check_lock, locked
 from rolesafe.patching.seal import UNSAVED, unsaved_names
@@ -23,6 +22,7 @@ from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.keep_locked import KeepLocked
 from rolesafe.training.log import LogRoles
+from rolesafe.training.rates import RoleRates, check_rates, groups, values
 from rolesafe.training.reply_losses import ReplyLoss
 
 
@@ -33,7 +33,7 @@ class RoleTraining:
         role_learning_rate: See :class:`RoleTrainer`. Set before the Trainer creates its optimizer.
     """
 
-    role_learning_rate: float | None = None
+    role_learning_rate: RoleRates | None = None
 
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Optimizer:
         """Create the Trainer's optimizer, and move the role parameters to a group of their own."""
@@ -42,10 +42,10 @@ class RoleTraining:
         optimizer: Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         if self.role_learning_rate is None:
             return optimizer
-        own: list[nn.Parameter] = [p for _, p in named_role_parameters(self.model) if p.requires_grad]
+        own = groups(self.model, self.role_learning_rate)
         if not own:
             return optimizer
-        ids = {id(p) for p in own}
+        ids = {id(p) for group in own for p in group["params"]}
         if not ids <= {id(p) for group in optimizer.param_groups for p in group["params"]}:
             raise ValueError(
                 f"`role_learning_rate`: expected None, or an optimizer that holds the role parameters themselves, got "
@@ -53,7 +53,8 @@ class RoleTraining:
             )
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in ids]
-        optimizer.add_param_group({"params": own, "lr": self.role_learning_rate, "weight_decay": 0.0})
+        for group in own:
+            optimizer.add_param_group(group)
         return optimizer
 
     def log(self: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -117,8 +118,9 @@ class RoleTrainer(RoleTraining, Trainer):
         model: Patched or plain, also wrapped by PEFT.
         args: The Trainer's arguments. `remove_unused_columns` is set to False: the collator needs `messages`.
         data_collator: Its `with_roles` and roles must fit the model.
-        role_learning_rate: Learning rate of the role parameters, without weight decay; None: that of `args`; 0: they
-            are not trained, and may be frozen.
+        role_learning_rate: Learning rate of the role parameters, without weight decay, or one for each learned part
+            (:data:`rolesafe.training.rates.PARTS`): numbers such as biases need 10 to 100 times the rate of weight
+            matrices. None: that of `args`; 0: they are not trained, and may be frozen.
         loss: Replaces the model's own loss, see :class:`rolesafe.training.ReplyLoss`.
         **kwargs: See `Trainer` (`train_dataset`, `eval_dataset`, `callbacks`, ...).
 
@@ -135,7 +137,7 @@ class RoleTrainer(RoleTraining, Trainer):
         args: TrainingArguments,
         *,
         data_collator: RoleCollator | None = None,
-        role_learning_rate: float | None = None,
+        role_learning_rate: RoleRates | None = None,
         loss: ReplyLoss | None = None,
         **kwargs: Any,
     ) -> None:
@@ -149,7 +151,7 @@ class RoleTrainer(RoleTraining, Trainer):
             raise TypeError("`data_collator`: expected a RoleCollator, got None")
         _check_roles(model, data_collator)
         check_trainable(model, role_learning_rate)
-        if role_learning_rate:
+        if any(values(role_learning_rate)):
             check_optimizer(args, kwargs)
         # The collator needs the column `messages`, which no model takes.
         args.remove_unused_columns = False
@@ -174,14 +176,14 @@ class RoleTrainer(RoleTraining, Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def check_trainable(model: nn.Module, rate: float | None) -> None:
+def check_trainable(model: nn.Module, rate: RoleRates | None) -> None:
     """Freeze constant shares of `model`, then raise a ValueError where training at `rate` would lose role parameters.
 
     Args:
         rate: Learning rate of the role parameters, see :class:`RoleTrainer`.
     """
     freeze_constants(model)
-    _check_rate(model, rate)
+    check_rates(model, rate)
     if lost := unsaved_names(model):
         raise ValueError(UNSAVED.format(lost[0]))
 
@@ -241,22 +243,6 @@ def _check_roles(model: nn.Module, collator: RoleCollator) -> None:
                 f"`data_collator`: expected the model's roles {_roles(module.rolesafe_config)}, got "
                 f"{_roles(collator.config)}. Pass config=model.rolesafe_config."
             )
-
-
-def _check_rate(model: nn.Module, rate: float | None) -> None:
-    """Raise where the rate does not fit the role parameters of `model`."""
-    if rate is not None and (not is_number(rate) or rate < 0):
-        raise ValueError(f"`role_learning_rate`: expected a positive number, got {rate}")
-    learned = learned_parameters(model)
-    trains = any(p.requires_grad for _, p in learned)
-    if rate and not trains:
-        raise ValueError(f"`role_learning_rate`: expected None without trainable role parameters, got {rate}")
-    if rate is None and learned and not trains:
-        raise ValueError(
-            "`role_learning_rate`: expected 0 where all role parameters are frozen, got None (PEFT freezes all that is "
-            "not in its `modules_to_save`). Pass modules_to_save=rolesafe.patching.role_modules(model) to the PEFT "
-            "configuration to train the role layer, or role_learning_rate=0."
-        )
 
 
 def check_optimizer(args: TrainingArguments, kwargs: dict[str, Any]) -> None:

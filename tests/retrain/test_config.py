@@ -68,7 +68,8 @@ def test_load_names_the_file(tmp_path):
     [
         {"model": ""}, {"data": None}, {"preset": "best"}, {"role_config": {"shar": 1}}, {"role_config": 3},
         {"rows": 0}, {"steps": True}, {"epochs": 0}, {"batch_size": 1.5}, {"learning_rate": float("nan")},
-        {"role_learning_rate": 0}, {"warmup": 1}, {"weight_decay": -1}, {"max_length": 2}, {"bad_rows": "skip"},
+        {"role_learning_rate": 0}, {"role_learning_rate": {}}, {"role_learning_rate": {"bias": 0}},
+        {"warmup": 1}, {"weight_decay": -1}, {"max_length": 2}, {"bad_rows": "skip"},
         {"dtype": "fp8"}, {"lora": 0}, {"gradient_checkpointing": 1}, {"anneal": 2}, {"anneal": "no"}, {"seed": -1},
         {"shares": {"cleen": 1}}, {"shares": {"clean": -1}}, {"shares": {"clean": 0}}, {"tool_share": 1.5},
         {"replies": "mine"}, {"max_new_tokens": 0}, {"save_steps": 0}, {"logging_steps": 0},

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.tasks import training_conversations, vocabulary
-from rolesafe.training import RoleCollator, RoleTrainer
+from rolesafe.training import LogRoles, RoleCollator, RoleTrainer
 from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 
 CONFIG = RoleConfig.preset("channel")
@@ -125,6 +125,36 @@ def test_rate_without_role_parameters_raises(tokenizer, rows, tmp_path):
         trainer(tokenizer, rows, tmp_path, patched=False, role_learning_rate=0.1)
     with pytest.raises(ValueError, match="`role_learning_rate`: expected a positive number, got -1"):
         trainer(tokenizer, rows, tmp_path, role_learning_rate=-1)
+
+
+def test_each_part_of_the_role_layer_has_its_rate(tokenizer, rows, tmp_path):
+    config = rolesafe.RoleConfig.preset("added", embedding="layers", bias=True)
+    collator = RoleCollator(tokenizer=tokenizer, config=config)
+    rates = {"added": 1e-4, "bias": 0.5, "embedding": 1e-2}
+    model = rolesafe.patch(tiny_llama(vocab_size=len(tokenizer), seed=0), config)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, weight_decay=0.1,
+        logging_steps=1, lr_scheduler_type="constant",
+    )  # fmt: skip
+    options = {"data_collator": collator, "train_dataset": rows}
+    one = RoleTrainer(model, arguments, role_learning_rate=rates, callbacks=[LogRoles()], **options)
+    one.create_optimizer()
+    found = {group["role_part"]: group for group in one.optimizer.param_groups if "role_part" in group}
+    assert {part: group["lr"] for part, group in found.items()} == rates
+    assert all(group["weight_decay"] == 0 for group in found.values())
+    own = {id(p) for _, p in rolesafe.named_role_parameters(model)}
+    assert own == {id(p) for group in found.values() for p in group["params"]}
+    one.train()
+    logged = next(entry for entry in one.state.log_history if "role/learning_rate/bias" in entry)
+    assert logged["role/learning_rate/bias"] == 0.5
+    for wrong, message in (
+        ({"added": 1e-4, "bias": 0.5}, "a rate for each learned part of the model"),
+        ({**rates, "share": 0.1}, "a rate for each learned part of the model"),
+        ({**rates, "heads": 0.1}, r"some of the parts .* got 'heads'"),
+        ({**rates, "bias": -1.0}, "a positive number, got -1.0"),
+    ):
+        with pytest.raises(ValueError, match=f"`role_learning_rate`: expected {message}"):
+            RoleTrainer(model, arguments, role_learning_rate=wrong, **options)
 
 
 def test_rate_with_frozen_role_parameters_raises(tokenizer, rows, tmp_path):

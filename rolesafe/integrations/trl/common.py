@@ -13,6 +13,7 @@ from trl.trainer.utils import pad
 
 from rolesafe.integrations.peft import check_peft
 from rolesafe.patching import is_patched, named_role_parameters
+from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import check_optimizer, check_trainable
 
 
@@ -50,7 +51,7 @@ def check_arguments(args: Any, kind: type) -> None:
         raise TypeError(f"`args`: expected a {kind.__name__} or None, got {type(args).__name__}")
 
 
-def check_before(model: Any, args: Any, kwargs: Mapping[str, Any], rate: float | None) -> None:
+def check_before(model: Any, args: Any, kwargs: Mapping[str, Any], rate: RoleRates | None) -> None:
     """Raise a ValueError, before anything is loaded or encoded, where training would lose role parameters.
 
     Args:

@@ -30,6 +30,7 @@ from rolesafe.integrations.trl.common import (
 from rolesafe.integrations.trl.rows import RowEncoder, is_messages
 from rolesafe.mechanisms import get_strength
 from rolesafe.roles.encoding import padding_id, padding_role_id
+from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import RoleTraining, check_trainable, keep_locked
 
 SIDES = ("chosen", "rejected")
@@ -113,7 +114,7 @@ class RoleDPOTrainer(RoleTraining, DPOTrainer):
         ref_model: Any = None,
         args: Any = None,
         *,
-        role_learning_rate: float | None = None,
+        role_learning_rate: RoleRates | None = None,
         **kwargs: Any,
     ) -> None:
         patched = patched_model(model)

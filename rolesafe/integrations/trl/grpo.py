@@ -27,6 +27,7 @@ from rolesafe.integrations.trl.common import (
 )
 from rolesafe.integrations.trl.rows import is_messages
 from rolesafe.roles.encoding import padding_role_id
+from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import RoleTraining, check_trainable, keep_locked
 
 
@@ -55,7 +56,7 @@ class RoleGRPOTrainer(RoleTraining, GRPOTrainer):
         reward_funcs: Any,
         args: Any = None,
         *,
-        role_learning_rate: float | None = None,
+        role_learning_rate: RoleRates | None = None,
         **kwargs: Any,
     ) -> None:
         patched = patched_model(model)

@@ -29,6 +29,7 @@ from rolesafe.integrations.trl.rows import RowEncoder
 from rolesafe.mechanisms import get_strength
 from rolesafe.roles.encoding import padding_role_id
 from rolesafe.training.collator import IGNORED
+from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import RoleTraining, check_trainable, keep_locked
 
 
@@ -83,7 +84,9 @@ class RoleSFTTrainer(RoleTraining, SFTTrainer):
     data_collator: Any
     _signature_columns: Any
 
-    def __init__(self, model: Any, args: Any = None, *, role_learning_rate: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, args: Any = None, *, role_learning_rate: RoleRates | None = None, **kwargs: Any
+    ) -> None:
         patched = patched_model(model)
         check_arguments(args, SFTConfig)
         refuse(
