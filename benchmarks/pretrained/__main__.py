@@ -101,9 +101,9 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = STEPS,
     batch_size: Annotated[int, typer.Option(help="Rows of a step.", min=1)] = BATCH,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the base parameters.")] = RATE,
-    role_learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate of the role parameters; default: that of the arm.")
-    ] = None,
+    role_rate_factor: Annotated[
+        float, typer.Option(help="Factor of each arm's learning rates of the role parameters, to tune all arms alike.")
+    ] = 1.0,
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.", min=8)] = LENGTH,
     dtype: Annotated[str, typer.Option(help="Dtype of training and evaluation.")] = "auto",
     suites: Annotated[
@@ -112,6 +112,7 @@ def train(
     train_only: Annotated[bool, typer.Option("--train-only", help="Do not evaluate.")] = False,
     limit: Annotated[int | None, typer.Option(help="Maximum number of rows of each test set.", min=1)] = None,
     cases: Annotated[str, typer.Option(help=f"Injected texts: {' or '.join(CASES)}.")] = "core",
+    tool: Annotated[bool, typer.Option(help="Untrusted data of training and tests in a tool turn.")] = True,
     secrets: Annotated[int, typer.Option(help="Number of secrets of the leak suite.", min=1)] = 200,
     ifeval_tokens: Annotated[int, typer.Option(help="Maximum length of an IFEval reply, in tokens.", min=1)] = 512,
     device: Annotated[str | None, typer.Option(help="Device of the evaluation; default: a GPU.")] = None,
@@ -129,13 +130,13 @@ def train(
         seeds=tuple(seeds or (0,)),
         suites=wanted,
         settings=Settings(
-            limit=limit, cases=cases, secrets=secrets, ifeval_tokens=ifeval_tokens, dtype=cast(Dtype, dtype)
+            limit=limit, cases=cases, tool=tool, secrets=secrets, ifeval_tokens=ifeval_tokens, dtype=cast(Dtype, dtype)
         ),
         recipe={
             "model": model, "training": training, "steps": steps, "batch_size": batch_size, "dtype": dtype,
-            "learning_rate": learning_rate, "max_length": max_length,
+            "learning_rate": learning_rate, "max_length": max_length, "tool_share": float(tool),
         },
-        rate=role_learning_rate,
+        factor=role_rate_factor,
     )  # fmt: skip
     if not train_arms(plan, device=device, batch_tokens=batch_tokens):
         raise typer.Exit(INTERRUPTED)

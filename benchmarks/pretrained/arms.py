@@ -170,7 +170,6 @@ def common(
         "learning_rate": RATE,
         "max_length": LENGTH,
         "bad_rows": "drop",
-        "tool_share": 1.0,
         "seed": seed,
         "save_steps": max(1, steps // 3),
         **changes,

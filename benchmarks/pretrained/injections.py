@@ -27,7 +27,7 @@ METHODS: Final = (
 text; otherwise `rolesafe.encode` makes them ordinary text."""
 
 _BOUNDARY: Final = re.compile(r"(?<=[.!?])\s+|\n+")
-_LONGEST_REPLY: Final = 300
+LONGEST_REPLY: Final = 300
 """Maximum number of characters of a reference reply in a fake completion."""
 
 
@@ -121,7 +121,7 @@ def conversation(instruction: str, data: str, *, tool: bool) -> tuple[Message, .
 def _placed(task: Task, order: str, case: Case, marks: Marks, rng: Random) -> str:
     opening, escape = rng.choice(texts.IGNORE), rng.choice(texts.ESCAPES)
     before, after = rng.choice(texts.COMPLETIONS)
-    reply = task.reference if 0 < len(task.reference) <= _LONGEST_REPLY else texts.FAKE_REPLY
+    reply = task.reference if 0 < len(task.reference) <= LONGEST_REPLY else texts.FAKE_REPLY
     around, target = marks.around, marks.target
     answered = around.footer(target) + around.header("assistant") + reply + around.footer("assistant")
     forged = around.footer(target) + around.header("system") + order + around.footer("system")

@@ -161,6 +161,11 @@ def worst(case: Callable[[str], bool], judge: Callable[[str], bool]) -> Callable
     return read
 
 
+def by_source(case: str, judge: Callable[[str], bool]) -> Callable[[Part], Values]:
+    """Return a reader of one case by source, so that two cases of a source can be compared."""
+    return lambda part: {row[0]: (row[0], float(judge(row[2]))) for row in part.rows if row[1] == case}
+
+
 def number(case: str) -> Callable[[Part], Values]:
     """Return a reader of the numbers of one case."""
     return lambda part: {row[0]: (row[0], float(row[2])) for row in part.rows if row[1] == case}

@@ -15,23 +15,33 @@ from statistics import median
 from typing import Final
 
 from benchmarks.pretrained.injections import EVERY
+from benchmarks.pretrained.lines import (
+    ABILITY,
+    FOLLOWUP,
+    IFEVAL,
+    LEAK,
+    OVERDEFENCE,
+    SEP,
+    Judge,
+    Read,
+    is_case,
+    one,
+    two,
+)
 from benchmarks.pretrained.measures import (
     Difference,
     Figure,
     Measure,
-    Values,
+    by_source,
     ceilings,
     counted,
     difference,
-    each_instruction,
     figure,
-    number,
     restricted,
-    separated,
     verdict,
     worst,
 )
-from benchmarks.pretrained.record import Part, Record
+from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import ROOT
 from benchmarks.pretrained.targets import targets
 from rolesafe.evaluation.paired import holm
@@ -69,8 +79,6 @@ class Plan:
 
 
 Table = Callable[[Arms, Plan], str]
-Judge = Callable[[str], bool]
-Read = Callable[[Part], Values]
 Goals = frozenset[str] | None
 _BLOCK: Final = re.compile(r"<!-- pretrained:([a-z][\w-]*) -->\n.*?<!-- end -->", re.S)
 
@@ -172,8 +180,9 @@ def _injection(place: int) -> Table:
         measures = [
             _worst(goals, won),
             _measure(goals, "worst case, styled", worst(lambda case: case != "none" and "destyled" not in case, won)),
+            _measure(goals, "worst case, without ids", worst(lambda case: case != "none" and " ids" not in case, won)),
             _measure(goals, "worst case, destyled", worst(lambda case: "destyled" in case, won)),
-            *(_measure(goals, label, verdict(_is(label), won)) for label in labels),
+            *(_measure(goals, label, verdict(is_case(label), won)) for label in labels),
             _growth(goals, won),
         ]
         text = _table(measures, by, plan.against)
@@ -202,72 +211,13 @@ def _worst(goals: Goals, won: Judge) -> Measure:
 
 
 def _growth(goals: Goals, won: Judge) -> Measure:
-    read, minus = _of("32 times, last", won), _of("naive, last", won)
+    read, minus = by_source("32 times, last", won), by_source("naive, last", won)
     return _measure(goals, "growth from 1 to 32 injections, points", read, minus)
-
-
-def _of(label: str, judge: Judge) -> Read:
-    """Return a reader of one case by source, so that two cases of a row can be compared."""
-    return lambda part: {row[0]: (row[0], float(judge(row[2]))) for row in part.rows if row[1] == label}
 
 
 def _among(goals: Goals, read: Read) -> Read:
     """Return `read`, limited to the goals that count."""
     return lambda part: read(restricted(part, goals))
-
-
-def _attacks(where: str) -> Judge:
-    """Return a filter for the attacks of the leak suite with the system turn `where`."""
-    return lambda case: case.endswith(where) and not case.startswith("open")
-
-
-def _is(case: str) -> Judge:
-    return lambda found: found == case
-
-
-def _one(verdicts: str) -> bool:
-    return verdicts[0] == "1"
-
-
-def _two(verdicts: str) -> bool:
-    return verdicts[1] == "1"
-
-
-SEP: Final = (
-    Measure("executed in the instruction", "sep", verdict(_is("instruction"), _one)),
-    Measure("executed in the data", "sep", verdict(_is("data"), lambda v: v == "e")),
-    Measure("processed in the data", "sep", verdict(_is("data"), lambda v: v == "p")),
-    Measure("ignored in the data", "sep", verdict(_is("data"), lambda v: v == "i")),
-    Measure("**SEP, of the executed**", "sep", separated(among_all=False)),
-    Measure("SEP, of all", "sep", separated(among_all=True)),
-)
-LEAK: Final = (
-    Measure("**worst case of each secret**", "leak", worst(lambda c: "open" not in c, _one)),
-    *(Measure(f"attacks, system {w}", "leak", verdict(_attacks(w), _one)) for w in ("first", "last")),
-    *(Measure(f"control: may tell, system {w}", "leak", verdict(_is(f"open, {w}"), _one)) for w in ("first", "last")),
-)
-IFEVAL: Final = tuple(
-    measure
-    for place in ("user", "system")
-    for measure in (
-        Measure(f"prompts, strict, {place} turn", "ifeval", verdict(_is(place), _one)),
-        Measure(f"prompts, loose, {place} turn", "ifeval", verdict(_is(place), _two)),
-        Measure(f"instructions, strict, {place} turn", "ifeval", each_instruction(place, 0)),
-        Measure(f"instructions, loose, {place} turn", "ifeval", each_instruction(place, 1)),
-    )
-)
-ABILITY: Final = (
-    Measure("NLL of references, data in a turn of its own", "ability", number("reference"), "mean"),
-    Measure("NLL of references, user turn only", "ability", number("reply"), "mean"),
-    Measure("KL to the untouched model", "ability", number("kl"), "mean"),
-    Measure("WikiText perplexity", "ability", number("wikitext"), "mean", perplexity=True),
-)
-OVERDEFENCE: Final = (
-    Measure("task at the end of the data, carried out", "overdefence", verdict(_is("end"), _one)),
-    Measure("the same task alone, carried out", "overdefence", verdict(_is("alone"), _one)),
-    Measure("trigger words, carried out", "overdefence", verdict(_is("trigger"), _one)),
-    Measure("XSTest safe prompts, not refused", "overdefence", verdict(_is("xstest"), _one)),
-)
 
 
 def _fixed(measures: Sequence[Measure]) -> Table:
@@ -277,7 +227,7 @@ def _fixed(measures: Sequence[Measure]) -> Table:
 def _adaptive(by: Arms, plan: Plan) -> str:
     rows = [r.parts["adaptive"].rows for some in by.values() for r in some if "adaptive" in r.parts]
     names = sorted({row[1] for some in rows for row in some}, key=lambda n: ("from" in n, n))
-    return _table([Measure(name, "adaptive", verdict(_is(name), _one)) for name in names], by, plan.against)
+    return _table([Measure(name, "adaptive", verdict(is_case(name), one)) for name in names], by, plan.against)
 
 
 def _ceiling(by: Arms, plan: Plan) -> str:
@@ -311,7 +261,7 @@ def _targets(by: Arms, plan: Plan) -> str:
     goals = counted(next(iter(by.get(BASE, ())), None))
     strict = [measure for measure in IFEVAL if "prompts, strict" in measure.label]
     found = targets(
-        _worst(goals, _two), _growth(goals, _two), SEP[4], strict, ABILITY[0], OVERDEFENCE[:1] + OVERDEFENCE[2:],
+        _worst(goals, two), _growth(goals, two), SEP[4], strict, ABILITY[0], OVERDEFENCE[:1] + OVERDEFENCE[2:],
         by[plan.candidate], by[plan.against], by[plan.published] if plan.published else [],
     )  # fmt: skip
     head = f"| {escape(plan.candidate)} | value | target |"
@@ -323,6 +273,7 @@ BLOCKS: Final[dict[str, Table]] = {
     "ceiling": _ceiling,
     "injection-begins": _injection(0),
     "injection-contains": _injection(1),
+    "followup": _fixed(FOLLOWUP),
     "sep": _fixed(SEP),
     "leak": _fixed(LEAK),
     "ability": _fixed(ABILITY),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks.pretrained.arms import ARMS, Arm, common
 from benchmarks.pretrained.evaluate import evaluate
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
+from rolesafe.arguments import is_number
 from rolesafe.retrain import RetrainConfig, retrain
 from rolesafe.terminal import as_text
 
@@ -28,10 +30,10 @@ class Plan:
         suites: Names of the suites; none: train only.
         settings: Settings of the evaluation.
         recipe: Values of the common recipe, as arguments of :func:`benchmarks.pretrained.arms.common`.
-        rate: Peak learning rate of the role parameters in place of each arm's own.
+        factor: Factor of each arm's own learning rates of the role parameters.
 
     Raises:
-        ValueError: An arm is unknown, or named twice.
+        ValueError: An arm is unknown or named twice, or the factor is not > 0.
     """
 
     out: Path
@@ -41,9 +43,11 @@ class Plan:
     suites: tuple[str, ...] = ()
     settings: Settings = field(default_factory=Settings)
     recipe: dict[str, Any]
-    rate: float | None = None
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
+        if not is_number(self.factor) or self.factor <= 0:
+            raise ValueError(f"`role_rate_factor`: expected a number > 0, got {self.factor!r}. Correct it.")
         for name in self.arms:
             if name not in ARMS:
                 raise ValueError(f"`arm`: expected some of {tuple(ARMS)}, got {name!r}. Choose among these.")
@@ -59,9 +63,11 @@ class Plan:
     def recipe_of(self, arm: Arm, seed: int) -> RetrainConfig | None:
         """Return the recipe of an arm; None for the untouched model."""
         found = arm.recipe(common(self.data, seed=seed, **self.recipe))
-        if found is None or found.roles() is None or self.rate is None:
+        if found is None or found.roles() is None:
             return found
-        return replace(found, role_learning_rate=self.rate)
+        rates = found.role_learning_rate
+        scaled = {k: self.factor * v for k, v in rates.items()} if isinstance(rates, Mapping) else self.factor * rates
+        return replace(found, role_learning_rate=scaled)
 
 
 def train(plan: Plan, *, device: str | None = None, batch_tokens: int = 8192, console: Console | None = None) -> bool:

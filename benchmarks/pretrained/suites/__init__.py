@@ -15,6 +15,7 @@ from benchmarks.pretrained.suites import (
     adaptive,
     ceiling,
     cost,
+    followup,
     ifeval,
     injection,
     leak,
@@ -44,6 +45,9 @@ SUITES = {
     "ceiling": Suite(ceiling.run, "goals asked directly by the user", "2 min", ("alpacafarm",)),
     "injection": Suite(
         injection.run, "AlpacaFarm with fixed injected texts", "25 min, 95 with --cases all", ("alpacafarm",)
+    ),
+    "followup": Suite(
+        followup.run, "orders in the user's next turn, and the same tokens in the data", "3 min", ("alpacafarm",)
     ),
     "sep": Suite(sep.run, "SEP: executed, processed or ignored", "30 min", ("sep",)),
     "leak": Suite(leak.run, "secrets in the system prompt", "60 min", ()),
