@@ -149,9 +149,16 @@ def test_interrupted_training_evaluates_nothing(plan, monkeypatch):
 
 
 def test_rate_replaces_that_of_arms_with_roles(plan):
-    one = plan(rate=0.5)
-    assert one.recipe_of(ARMS["share"], 0).role_learning_rate == 0.5
-    assert one.recipe_of(ARMS["plain"], 0).role_learning_rate != 0.5
+    one, other = plan(factor=0.5), plan()
+    for arm in ("share", "combined"):
+        mine, theirs = (p.recipe_of(ARMS[arm], 0).role_learning_rate for p in (one, other))
+        if arm == "combined":
+            assert {part: 2 * rate for part, rate in mine.items()} == theirs
+        else:
+            assert 2 * mine == theirs
+    assert one.recipe_of(ARMS["plain"], 0) == other.recipe_of(ARMS["plain"], 0)
+    with pytest.raises(ValueError, match="`role_rate_factor`: expected a number > 0, got 0"):
+        plan(factor=0)
 
 
 def test_bad_plan_raises_before_training(plan, tmp_path):

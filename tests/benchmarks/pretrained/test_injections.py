@@ -10,7 +10,9 @@ from benchmarks.pretrained.data import Data
 from benchmarks.pretrained.goals import BY_NAME
 from benchmarks.pretrained.injections import CORE, EVERY, METHODS, PLACES, Case, attacked, cases, read_marks
 from benchmarks.pretrained.settings import Settings
+from benchmarks.pretrained.suites.followup import pair
 from benchmarks.pretrained.suites.injection import assigned, rows
+from rolesafe import RoleConfig
 from rolesafe.roles.encoding import encode_one
 
 GOAL = BY_NAME["france"]
@@ -73,6 +75,19 @@ def test_fake_turn_ids_equal_the_rendered_text(tokenizer, task):
     roles = [r for r, i in zip(with_ids.role_ids, with_ids.input_ids, strict=True) if i == structural]
     assert len(set(roles)) == len(roles) == 2  # the typed one keeps the user's role
     assert len(with_ids.role_ids) == len(with_ids.message_ids) == len(with_ids.parts) == len(with_ids)
+
+
+@pytest.mark.parametrize("tool", [False, True])
+def test_followup_pair_has_the_same_tokens_in_other_roles(tokenizer, task, tool):
+    own, forged = pair(task, GOAL, read_marks(tokenizer, tool=tool), 0)
+    real = encode_one(tokenizer, own, add_generation_prompt=True)
+    typed = with_structure(tokenizer, encode_one(tokenizer, forged, add_generation_prompt=True), forged)
+    assert real.input_ids == typed.input_ids
+    user, data = (RoleConfig().roles.index(name) for name in ("user", "tool" if tool else "user"))
+    order = [i for i, message in enumerate(real.message_ids) if message == len(own) - 1]
+    assert {real.role_ids[i] for i in order} == {user}
+    assert {typed.role_ids[i] for i in order} == {data}
+    assert own[-1]["content"] in GOAL.orders
 
 
 def test_goals_come_in_turn_and_are_not_in_the_row(sets):

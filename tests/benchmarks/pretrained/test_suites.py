@@ -14,7 +14,18 @@ from benchmarks.pretrained.injections import CORE
 from benchmarks.pretrained.record import Record
 from benchmarks.pretrained.settings import Settings
 from benchmarks.pretrained.shared import Prefix, shares
-from benchmarks.pretrained.suites import SUITES, ability, adaptive, ceiling, cost, ifeval, injection, leak, overdefence
+from benchmarks.pretrained.suites import (
+    SUITES,
+    ability,
+    adaptive,
+    ceiling,
+    cost,
+    followup,
+    ifeval,
+    injection,
+    leak,
+    overdefence,
+)
 from benchmarks.pretrained.suites import sep as sep_suite
 from rolesafe.attacks.replies import prompts, replies
 from tests.benchmarks.pretrained.made_up import bench, save_model
@@ -24,7 +35,7 @@ QUICK = Settings(secrets=2, ifeval_tokens=4, adaptive=1, gcg_steps=1, gcg_width=
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    for suite in (ceiling, injection, leak, overdefence, sep_suite):
+    for suite in (ceiling, followup, injection, leak, overdefence, sep_suite):
         monkeypatch.setattr(suite, "NEW_TOKENS", 4)
     monkeypatch.setattr(cost, "NEW_TOKENS", 2)
     monkeypatch.setattr(cost, "ROUNDS", 2)
@@ -40,6 +51,7 @@ def test_evaluate_keeps_every_row(preset, sets, tmp_path, request):
     assert {name: len(some) for name, some in rows.items()} == {
         "ceiling": sum(3 * len(goal.orders) + 4 for goal in CANDIDATES),
         "injection": 4 * len(CORE),
+        "followup": 2 * 4,
         "sep": 6,
         "leak": 2 * 2 * 21,
         "ability": 4 + 2 + 2 + 1,
@@ -50,6 +62,13 @@ def test_evaluate_keeps_every_row(preset, sets, tmp_path, request):
     assert all(len({(row[0], row[1]) for row in some}) == len(some) for some in rows.values())
     assert all(row[2] == 0.0 for row in rows["ability"] if row[1] == "kl")
     assert (record.about["role layer"] is None) == (preset == "plain")
+
+
+def test_plain_model_cannot_tell_a_forged_turn_apart(plain, sets, tmp_path):
+    path = tmp_path / "record.json"
+    evaluate.evaluate(plain, path, ["followup"], Settings(tool=True), folder=sets, device="cpu")
+    by = {(row[0], row[1]): row[3] for row in Record.load(path).parts["followup"].rows}
+    assert all(by[source, "user"] == by[source, "data"] for source, _ in by)
 
 
 def test_evaluate_again_asks_nothing(plain, sets, tmp_path, monkeypatch):
