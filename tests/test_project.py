@@ -28,6 +28,7 @@ LAYERS = (
         "files",
         "presets",
         "roles",
+        "stored_record",
         "terminal",
         "typed_json",
         "workers",

@@ -1,4 +1,4 @@
-"""Lines of the tables: what is measured of each suite."""
+"""Lines of the tables of each suite."""
 
 from __future__ import annotations
 

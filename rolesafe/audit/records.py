@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from rolesafe.arguments import is_integer
 from rolesafe.attacks import Rate
@@ -14,9 +12,8 @@ from rolesafe.court import ArticleTries
 from rolesafe.evaluation import Environment
 from rolesafe.evaluation.mass import MassMap
 from rolesafe.evaluation.verdict import Measured, NotMeasured, Verdict
-from rolesafe.files import read_versioned, read_whole, write_whole
+from rolesafe.stored_record import StoredRecord
 from rolesafe.tasks import FAMILIES
-from rolesafe.typed_json import from_values
 
 SCHEMA_VERSION = 3
 """Version of the JSON that :meth:`AuditReport.to_json` writes. Earlier files are refused: they lack the spread and the
@@ -247,7 +244,7 @@ class CourtSweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditReport:
+class AuditReport(StoredRecord):
     """Record of an audit. A missing measurement is :class:`NotMeasured` with its reason.
 
     Attributes:
@@ -272,6 +269,10 @@ class AuditReport:
         notes: Further facts that limit the measurements.
     """
 
+    schema_version: ClassVar[int] = SCHEMA_VERSION
+    oldest_version: ClassVar[int] = SCHEMA_VERSION
+    noun: ClassVar[str] = "an audit"
+
     model: str
     architecture: str
     n_parameters: int
@@ -291,33 +292,3 @@ class AuditReport:
     verdicts: tuple[Verdict, ...] = ()
     complete: bool = True
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """Return the report as JSON text; :meth:`from_json` gives an equal object."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> AuditReport:
-        """Read the text that :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: It is not such a text, or of another version.
-        """
-        return from_values(cls, read_versioned(text, SCHEMA_VERSION, "an audit", oldest=SCHEMA_VERSION))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to `path` as a whole: an interruption leaves the old file or the new one."""
-        write_whole(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> AuditReport:
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            ValueError: It is not such a file.
-            OSError: It cannot be read.
-        """
-        try:
-            return cls.from_json(read_whole(path))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error

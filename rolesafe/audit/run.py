@@ -30,6 +30,7 @@ from rolesafe.audit.verdicts import verdicts
 from rolesafe.court import Articles, Court
 from rolesafe.evaluation import environment, score
 from rolesafe.evaluation.mass import attention_mass
+from rolesafe.evaluation.stages import Interrupted, StageProgress
 from rolesafe.evaluation.verdict import NotMeasured
 from rolesafe.extras import require
 from rolesafe.mechanisms import get_strength
@@ -55,13 +56,6 @@ _FIELDS = {
 STAGES = tuple(_FIELDS)
 """Stages of an audit, in order."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, the number of finished steps and their total."""
-
-
-class _Interrupted(Exception):
-    """Interruption by the user; finished measurements are in the report."""
-
 
 def audit(
     model: PreTrainedModel,
@@ -72,7 +66,7 @@ def audit(
     name: str = "",
     source: str = "",
     notes: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     articles: Articles | None = None,
 ) -> AuditReport:
     """Check the claims of "Token Democracy" (R. Young, 2025) on a model. Needs the extra `stats`.
@@ -131,7 +125,7 @@ class _Audit:
     tokenizer: PreTrainedTokenizerBase
     examples: Sequence[Example]
     settings: AuditSettings
-    progress: Progress | None
+    progress: StageProgress | None
     report: AuditReport
     known: list[AttackResult] = field(default_factory=list)
     court: Court | None = None
@@ -160,7 +154,7 @@ class _Audit:
                         raise
                     self._miss(stage, "not finished, out of memory")
                 self._step(stage, 1, 1)
-        except (KeyboardInterrupt, _Interrupted):
+        except (KeyboardInterrupt, Interrupted):
             self._keep(complete=False)
         self._keep(verdicts=verdicts(self.report))
         return self.report
@@ -234,7 +228,7 @@ class _Audit:
         complete = run_points(self.model, self.tokenizer, self.examples, points, self.known, steps)
         self._keep(**{_FIELDS[stage]: record(points, self.known)})
         if not complete:
-            raise _Interrupted
+            raise Interrupted
 
     def _forging(self) -> None:
         record = forge(self.tokenizer, self.settings.forging, seed=self.settings.seed, config=role_config(self.model))

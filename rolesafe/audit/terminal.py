@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rolesafe.audit.records import AuditReport, MassLevel
-from rolesafe.audit.run import Progress as Step
 from rolesafe.audit.verdicts import share
+from rolesafe.evaluation.stages import StageProgress
 from rolesafe.evaluation.verdict import NotMeasured
 from rolesafe.terminal import as_text, one_line
 
@@ -82,7 +82,7 @@ def _draw_map(level: MassLevel, console: Console) -> None:
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Step]:
+def progress_bar(console: Console) -> Iterator[StageProgress]:
     """Show one bar per stage; yield the function that advances them. Draws nothing without a terminal."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

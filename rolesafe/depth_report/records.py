@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from rolesafe.arguments import is_integer, is_number
 from rolesafe.depth import Estimate
 from rolesafe.evaluation import Environment
 from rolesafe.evaluation.verdict import NotMeasured
-from rolesafe.files import read_versioned, read_whole, write_whole
+from rolesafe.stored_record import StoredRecord
 from rolesafe.tasks import FAMILIES
-from rolesafe.typed_json import from_values
 
 SCHEMA_VERSION = 1
 """Version of the JSON that :meth:`DepthReport.to_json` writes."""
@@ -206,7 +203,7 @@ class ShortestPrefix:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthReport:
+class DepthReport(StoredRecord):
     """Result of :func:`rolesafe.depth_report.depth_report`.
 
     Attributes:
@@ -224,6 +221,10 @@ class DepthReport:
         complete: False after an interruption; the same call resumes.
         notes: Limits of the report.
     """
+
+    schema_version: ClassVar[int] = SCHEMA_VERSION
+    oldest_version: ClassVar[int] = SCHEMA_VERSION
+    noun: ClassVar[str] = "a depth report"
 
     model: str
     base: str
@@ -243,33 +244,3 @@ class DepthReport:
     shortest: ShortestPrefix | NotMeasured = NOT_RUN
     complete: bool = True
     notes: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """Return the report as JSON text; :meth:`from_json` gives an equal object."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> DepthReport:
-        """Read the text that :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: It is not such a text, or of another version.
-        """
-        return from_values(cls, read_versioned(text, SCHEMA_VERSION, "a depth report", oldest=SCHEMA_VERSION))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to `path` as a whole: an interruption leaves the old file or the new one."""
-        write_whole(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DepthReport:
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            ValueError: It is not such a file.
-            OSError: It cannot be read.
-        """
-        try:
-            return cls.from_json(read_whole(path))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error

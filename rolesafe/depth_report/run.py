@@ -17,6 +17,7 @@ from rolesafe.depth.profiles import check_same_tokenizer
 from rolesafe.depth_report import measure
 from rolesafe.depth_report.records import DepthReport, DepthSettings, ShortestPrefix, Sweep
 from rolesafe.evaluation import environment
+from rolesafe.evaluation.stages import Interrupted, StageProgress
 from rolesafe.evaluation.verdict import NotMeasured
 from rolesafe.extras import require
 from rolesafe.patching.modes import evaluating
@@ -30,14 +31,7 @@ logger = logging.getLogger(__name__)
 STAGES = ("rollouts", "recovery", "divergence", "prefilling", "insertion")
 """Stages of a report, in order; each is a field of :class:`DepthReport`."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, the number of finished steps and their total."""
-
 Keep = Callable[[DepthReport, Branches | None], None]
-
-
-class _Interrupted(Exception):
-    """Interruption by the user; finished measurements are in the report."""
 
 
 def depth_report(
@@ -55,7 +49,7 @@ def depth_report(
     done: DepthReport | None = None,
     branches: Branches | None = None,
     keep: Keep | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> DepthReport:
     """Measure how many tokens deep the alignment of a model goes. Needs the extra `stats`.
 
@@ -135,7 +129,7 @@ class _Run:
     tokens: list[int]
     settings: DepthSettings
     keep: Keep | None
-    progress: Progress | None
+    progress: StageProgress | None
     report: DepthReport
     branches: Branches | None = None
 
@@ -156,7 +150,7 @@ class _Run:
                     self._note(f"{stage}: not finished, out of memory. Lower the batch size.")
                 self._step(stage, 1, 1)
             self._keep(complete=True)
-        except (KeyboardInterrupt, _Interrupted):
+        except (KeyboardInterrupt, Interrupted):
             pass
         return self.report
 
@@ -185,7 +179,7 @@ class _Run:
         if branches.n:
             self._keep(rollouts=measure.rollouts(branches, settings.tolerance))
         if not branches.complete:
-            raise _Interrupted
+            raise Interrupted
 
     def _recovery(self) -> None:
         given = (self.tokenizer, self.examples, self.prefixes, self.tokens, self.settings)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from rolesafe.attacks import Rate
 from rolesafe.evaluation.records import Environment, Run
-from rolesafe.files import read_versioned, read_whole, write_whole
-from rolesafe.typed_json import from_values
+from rolesafe.stored_record import StoredRecord
 
 SCHEMA_VERSION = 4
 """Version of the JSON that :meth:`Results.save` writes. Earlier files load too: version 1 has no marks, versions 1
@@ -23,7 +21,7 @@ _NUMBERS = re.compile(r"\[\n\s+(-?\d[\d.eE+-]*(?:,\n\s+-?\d[\d.eE+-]*)*)\n\s+\]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
+class Results(StoredRecord):
     """Record of a comparison of models.
 
     Attributes:
@@ -33,6 +31,10 @@ class Results:
         complete: False after an interruption.
         forging: Tries to forge a role through text, and successes; None if not measured.
     """
+
+    schema_version: ClassVar[int] = SCHEMA_VERSION
+    oldest_version: ClassVar[int] = 1
+    noun: ClassVar[str] = "results"
 
     runs: tuple[Run, ...]
     environment: Environment
@@ -97,39 +99,12 @@ class Results:
         )
 
     def to_json(self) -> str:
-        """Return the results as JSON text; :meth:`from_json` gives an equal object.
+        """Return the results as JSON text, with the numbers of a list on one line.
 
         Raises:
             ValueError: A number is NaN or infinite.
         """
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1, allow_nan=False)
-        return _NUMBERS.sub(lambda found: f"[{' '.join(found.group(1).split())}]", text) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Results:
-        """Read the text that :meth:`to_json` wrote, also of an earlier version.
-
-        Raises:
-            ValueError: It is not such a text, or of a newer version.
-        """
-        return from_values(cls, read_versioned(text, SCHEMA_VERSION, "results"))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to `path` as a whole: an interruption leaves the old file or the new one."""
-        write_whole(path, self.to_json())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Results:
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            ValueError: It is not such a file, or cut short.
-            OSError: It cannot be read.
-        """
-        try:
-            return cls.from_json(read_whole(path))
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+        return _NUMBERS.sub(lambda found: f"[{' '.join(found.group(1).split())}]", super().to_json())
 
 
 def _better(one: Run, other: Run) -> Run:

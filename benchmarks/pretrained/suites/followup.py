@@ -2,7 +2,7 @@
 
 Case ``user``: instruction, data, a reply, and an order of the injection suite in a turn of the user. Case ``data``: the
 token ids are the same, and all that follow the data are typed into the data's turn, as on a server that tokenises
-rendered text. A model without roles cannot tell the two apart: it carries out both or neither.
+rendered text. To a model without roles the two are equal, so it carries out both or neither.
 """
 
 from __future__ import annotations
