@@ -117,7 +117,7 @@ def test_updates_killed_parent_ends_its_jobs(tmp_path: Path) -> None:
     try:
         assert waits(file.exists), "the job never started"
         parent.kill()
-        parent.wait(timeout=10)
+        parent.wait(timeout=60)
         child = int(file.read_text(encoding="utf-8"))
         assert waits(lambda: not alive(child)), "the job went on without its parent"
     finally:

@@ -21,7 +21,8 @@ CONFIG = RoleConfig.preset("channel", share=0.25)
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 3, 10**9, 10**30, 0.5, -1.5, 1e300, "", "x", "org/kernel", [], [1], ["x"], [[]], {}, {"x": 1},
 )  # fmt: skip
-SECONDS = 1.0
+SECONDS = 10.0
+"""A load that hangs takes longer; a loaded machine does not make an error take this long."""
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -195,7 +195,7 @@ def test_encoding_time_is_linear_in_turns():
             best = min(best, time.process_time() - start)
         return best
 
-    assert seconds(800) < 20 * seconds(80)
+    assert seconds(800) < 40 * seconds(80)  # 10 times if linear, 95 times before
 
 
 def test_import_is_light():

@@ -172,13 +172,29 @@ def test_time_limit_ends_a_reply(start, ask):
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
 
 
+def wait_until(reached):
+    until = time.monotonic() + 60
+    while not reached() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert reached()
+
+
 def test_full_queue_is_refused(start, ask):
-    with start(engine=Slow, timeout_s=1.0, max_queue=1, max_batch_size=1, max_new_tokens=200) as client:
-        threads = [threading.Thread(target=ask, args=(client,), kwargs={"max_tokens": 200}) for _ in range(2)]
-        for thread in threads:
+    free = threading.Event()
+
+    class Held(Engine):
+        def _generate(self, jobs):
+            free.wait(60)
+            super()._generate(jobs)
+
+    with start(engine=Held, max_queue=1, max_batch_size=1) as client:
+        engine = client.engine
+        threads = [threading.Thread(target=ask, args=(client,)) for _ in range(2)]
+        for thread, reached in zip(threads, (lambda: engine._running, lambda: engine._jobs), strict=True):
             thread.start()
-            time.sleep(0.1)
+            wait_until(reached)
         response = ask(client)
+        free.set()
         refused(response, 429, "queue_full")
         assert response.headers["retry-after"] == "1"
         for thread in threads:
@@ -207,8 +223,8 @@ def test_shutdown_ends_running_replies(start, ask):
     with start(engine=Slow, max_new_tokens=200) as client:
         thread = threading.Thread(target=lambda: found.append(ask(client, max_tokens=200)))
         thread.start()
-        time.sleep(0.2)
-        client.engine.close(5)
+        wait_until(lambda: client.engine._running)
+        client.engine.close(60)
         thread.join()
         refused(found[0], 503, "closed")
         refused(ask(client), 503, "closed")

@@ -93,7 +93,7 @@ def test_processes_run_ends_hangs_and_crashes(machine: gpu.Processes) -> None:
     pid = machine.run(os.getpid, limit=60.0)
     begin = machine.now()
     assert machine.run(time.sleep, 60.0, limit=0.3) == Lost("took more than 0 s")
-    assert machine.now() - begin < 5
+    assert machine.now() - begin < 30
     wait_for_end(pid)
     assert machine.run(os._exit, 7, limit=60.0) == Lost("its process died")
     assert machine.run(math.sqrt, 4.0, limit=60.0) == 2.0
