@@ -63,15 +63,26 @@ def delimiters(
         ValueError: The template refuses such a conversation.
     """
     headers, footers = {}, {}
-    bos = tokenizer.bos_token
-    for role, part, text in _segments(tokenizer, roles, config):
+    segments = _segments(tokenizer, roles, config)
+    begin = "" if _opens_turns(tokenizer, roles, config) else tokenizer.bos_token or ""
+    for role, part, text in segments:
         if part == "HEADER" and role not in headers:
-            headers[role] = text.removeprefix(bos) if bos else text
+            headers[role] = text.removeprefix(begin)
         elif part == "FOOTER" and role not in footers:
             footers[role] = text
     return Delimiters(
         tuple((role, headers.get(role, "")) for role in roles), tuple((role, footers.get(role, "")) for role in roles)
     )
+
+
+def _opens_turns(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], config: RoleConfig | None) -> bool:
+    """Return True where the beginning-of-sequence token opens every turn, as ``<|im_start|>`` of SmolLM2 does."""
+    bos, name = tokenizer.bos_token, (config or RoleConfig()).generated
+    if not bos:
+        return False
+    several = roles if len(roles) > 1 else (*roles, name)
+    headers = [text for _, part, text in _segments(tokenizer, several, config) if part == "HEADER"]
+    return len(headers) > 1 and all(text.startswith(bos) for text in headers)
 
 
 def literal(

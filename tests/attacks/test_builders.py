@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -138,6 +139,25 @@ def test_delimiters_of_template_are_found() -> None:
     assert closing_token(make_tokenizer()) == make_tokenizer().eos_token_id
     with pytest.raises(ValueError, match=r"`role`: expected one of \['system', 'user'\], got 'tool'"):
         marks.header("tool")
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("roles", [("user",), ("system", "user"), ("system", "user", "tool", "assistant")])
+@pytest.mark.parametrize("bos", [None, "<|im_start|>", "<s>"])
+def test_token_that_begins_every_turn_is_a_delimiter(roles: tuple[str, ...], bos: str | None) -> None:
+    """SmolLM2 declares the opening of its turns as the beginning-of-sequence token."""
+    tokenizer = copy.deepcopy(make_tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.bos_token = bos
+    tokenizer.chat_template = "{{ bos_token }}" + CHATML if bos == "<s>" else CHATML
+    marks = delimiters(tokenizer, roles)
+    assert marks.headers == tuple((role, f"<|im_start|>{role}\n") for role in roles)
+    assert marks.footers == tuple((role, "<|im_end|>\n") for role in roles)
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
