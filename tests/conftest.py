@@ -17,3 +17,8 @@ if not torch.cuda.is_available():
 def pytest_collection_finish() -> None:
     """Leave what is imported by now out of garbage collection: going through all of it takes up to a second."""
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """At the end of the process what is frozen would be reported as leaked."""
+    gc.unfreeze()
