@@ -162,20 +162,25 @@ def tiny_model(
 
 
 @functools.cache
-def _shared(family: str, attn: str | None) -> PreTrainedModel:
-    return tiny_model(family, attn=attn)
+def _shared(family: str, attn: str | None, layers: int) -> PreTrainedModel:
+    return tiny_model(family, attn=attn, **({} if layers == LAYERS else {"num_hidden_layers": layers}))
 
 
-def base_model(family: str, attn: str | None = None) -> PreTrainedModel:
+def base_model(family: str, attn: str | None = None, *, layers: int = LAYERS) -> PreTrainedModel:
     """Return a copy of `tiny_model(family)`, which is built once."""
-    return copy.deepcopy(_shared(family, attn))
+    return copy.deepcopy(_shared(family, attn, layers))
 
 
 def role_model(
-    family: str, config: RoleConfig | None = None, *, attn: str | None = None, trained: bool = True
+    family: str,
+    config: RoleConfig | None = None,
+    *,
+    attn: str | None = None,
+    trained: bool = True,
+    layers: int = LAYERS,
 ) -> PreTrainedModel:
     """Return `base_model`, patched; with random role parameters unless `trained` is False."""
-    model = rolesafe.patch(base_model(family, attn), RoleConfig() if config is None else config)
+    model = rolesafe.patch(base_model(family, attn, layers=layers), RoleConfig() if config is None else config)
     return randomise(model) if trained else model
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import triton.language as tl
 from rolesafe_kernels.launch import INTERPRET
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 
@@ -16,7 +17,8 @@ def quicken() -> None:
 
     At every call of a function within a kernel it replaces the language's functions again, though the launch did; at
     every operation it writes a table of dtypes; and it computes whether sums and products of integers overflow, which
-    nothing reads unless it debugs.
+    nothing reads unless it debugs. For every value it computes the shape of its type again, and for every pair the
+    shape that both are broadcast to, though they are equal.
     """
     if not INTERPRET or not hasattr(interpreter, "_LangPatchScope") or hasattr(interpreter, "_quick"):
         return
@@ -35,4 +37,30 @@ def quicken() -> None:
     builder: Any = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = replace(builder.options, sanitize_overflow=False)
+    tensors()
     interpreter._quick = True  # type: ignore[attr-defined]
+
+
+def tensors() -> None:
+    """Keep the shape of a tensor with its type, and broadcast only what differs."""
+    make, spread = tl.tensor.__init__, TritonSemantic.broadcast_impl_value
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        if (kept := vars(type).get("_kept")) is None:
+            make(self, handle, type)
+            type._kept = self.shape, self.numel
+        else:
+            self.handle, self.type, self.dtype = handle, type, type.scalar
+            self.shape, self.numel = kept
+
+    def broadcast(self: Any, one: Any, other: Any) -> Any:
+        blocks = one.type.is_block(), other.type.is_block()
+        if blocks == (False, False) or (blocks == (True, True) and shape(one.type) == shape(other.type)):
+            return one, other
+        return spread(self, one, other)
+
+    def shape(type: Any) -> Any:
+        return getattr(type.shape, "values", type.shape)
+
+    tl.tensor.__init__ = init  # type: ignore[method-assign]
+    TritonSemantic.broadcast_impl_value = broadcast  # type: ignore[method-assign]

@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CompileConfig
+from transformers import CompileConfig, PreTrainedModel
 
 import rolesafe
 from rolesafe import RoleConfig
 from rolesafe.mechanisms import set_strength
 from tests.models import random_batch, role_model
 
+DEEP = ("channel", "separate")
+"""Presets compiled with two layers, for what a layer leaves to the next. A layer takes a second, so others have one."""
 MECHANISMS = ["bias", "share", "dedicated", "integrity", "embedding", "aside", "drip", "spotlight", "pasta", "channel"]
 NEW = 6
+
+
+def model_of(name: str) -> PreTrainedModel:
+    return role_model("llama", RoleConfig.preset(name), layers=2 if name in DEEP else 1)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +44,7 @@ def counting(graphs: list[Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("name", [*MECHANISMS, "separate"])
 def test_static_cache_decoding_has_one_graph(name: str) -> None:
-    model, batch = role_model("llama", RoleConfig.preset(name)), random_batch(length=8, padding=0)
+    model, batch = model_of(name), random_batch(length=8, padding=0)
     options = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = model.generate(**batch, **options)
     graphs: list[Any] = []
@@ -64,7 +70,7 @@ def test_share_below_full_strength_has_one_graph() -> None:
 # one of each kind: a graph takes seconds
 @pytest.mark.parametrize("name", ["bias", "channel", "integrity", "drip", "spotlight"])
 def test_lengths_share_one_graph(name: str) -> None:
-    model, graphs = role_model("llama", RoleConfig.preset(name)), list[Any]()
+    model, graphs = model_of(name), list[Any]()
     compiled = torch.compile(model, backend=counting(graphs), fullgraph=True, dynamic=True)
     with torch.no_grad():
         for length in (10, 11, 14, 23):
@@ -77,7 +83,7 @@ def test_lengths_share_one_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bias", "channel"])
 def test_export_accepts_any_length(name: str) -> None:
-    model = role_model("llama", RoleConfig.preset(name))
+    model = model_of(name)
 
     def inputs(length: int) -> dict[str, Tensor]:
         batch = random_batch(length=length, padding=0)

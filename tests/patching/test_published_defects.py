@@ -172,10 +172,12 @@ def test_learned_mechanism_at_rest_equals_base(family: str, name: str) -> None:
         assert torch.equal(logits(model, batch), base)
 
 
-@mechanisms
-def test_torch_compile(config: RoleConfig) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_torch_compile(name: str) -> None:
+    """All mechanisms on two layers together, and each alone on one: compiling a layer takes a second."""
     torch._dynamo.reset()
-    model, batch = role_model("llama", config), random_batch()
+    model = role_model("llama", CONFIGS[name], layers=2 if name == "all at once" else 1)
+    batch = random_batch()
     with torch.no_grad():
         expected = logits(model, batch)
         compiled = torch.compile(model, backend="eager")(**batch).logits[batch["attention_mask"].bool()]

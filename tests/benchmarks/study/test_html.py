@@ -48,11 +48,15 @@ def small() -> Results:
     return study(("plain", "air", "channel"), (0, 1), ("0.2M", "1.5M"))
 
 
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_drawing(patch: pytest.MonkeyPatch) -> None:
     """Replace the charts by an empty image: drawing takes most of the time."""
     for name in ("draw_overview", "draw_panels"):
-        monkeypatch.setattr(html_report, name, lambda *args, **named: b"\x89PNG")
+        patch.setattr(html_report, name, lambda *args, **named: b"\x89PNG")
+
+
+@pytest.fixture
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_drawing(monkeypatch)
 
 
 def spoiled(results: Results, text: str) -> Results:
@@ -93,11 +97,14 @@ def rendered(results: Results) -> str:
     return render_comparison(build_comparison(results))
 
 
-@pytest.fixture
-def harmless(small: Results, no_drawing: None) -> Reader:
-    return Reader(rendered(spoiled(small, "harmless")))
+@pytest.fixture(scope="module")
+def harmless(small: Results) -> Reader:
+    with pytest.MonkeyPatch.context() as patch:
+        without_drawing(patch)
+        return Reader(rendered(spoiled(small, "harmless")))
 
 
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:24]))
 def test_page_hostile_text_is_escaped(small: Results, harmless: Reader, text: str) -> None:
     html = rendered(spoiled(small, text))
