@@ -83,10 +83,11 @@ def per_sample(attacks: Iterable[tuple[str, Mapping[str, bool], Collection[str]]
         for example, success in outcomes.items():
             ran.setdefault(name, set()).add(example)
             won[example] = won.get(example, False) or success
+    everywhere = set.intersection(*ran.values()) if ran else set()
     return {
         example: success
         for example, success in won.items()
-        if all(example in ids for ids in ran.values()) and (success or example not in failed)
+        if example in everywhere and (success or example not in failed)
     }
 
 

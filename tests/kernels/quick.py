@@ -17,8 +17,8 @@ def quicken() -> None:
 
     At every call of a function within a kernel it replaces the language's functions again, though the launch did; at
     every operation it writes a table of dtypes; and it computes whether sums and products of integers overflow, which
-    nothing reads unless it debugs. For every value it computes the shape of its type again, and for every pair the
-    shape that both are broadcast to, though they are equal.
+    nothing reads unless it debugs. For every value it makes the type of its block again and computes the shape of the
+    type, and for every pair the shape that both are broadcast to, though they are equal.
     """
     if not INTERPRET or not hasattr(interpreter, "_LangPatchScope") or hasattr(interpreter, "_quick"):
         return
@@ -42,7 +42,7 @@ def quicken() -> None:
 
 
 def tensors() -> None:
-    """Keep the shape of a tensor with its type, and broadcast only what differs."""
+    """Make the type of a block once, keep the shape of a tensor with it, and broadcast only what differs."""
     make, spread = tl.tensor.__init__, TritonSemantic.broadcast_impl_value
 
     def init(self: Any, handle: Any, type: Any) -> None:
@@ -62,5 +62,16 @@ def tensors() -> None:
     def shape(type: Any) -> Any:
         return getattr(type.shape, "values", type.shape)
 
+    make_block, known = tl.block_type.__init__, {}
+
+    def init_block(self: Any, element_ty: Any, shape: Any) -> None:
+        key = id(element_ty), tuple([getattr(size, "value", size) for size in shape])
+        if (values := known.get(key)) is None:
+            make_block(self, element_ty, shape)
+            known[key] = vars(self)  # holds `element_ty`, so its id stays taken
+        else:
+            self.__dict__ = values
+
+    tl.block_type.__init__ = init_block  # type: ignore[method-assign]
     tl.tensor.__init__ = init  # type: ignore[method-assign]
     TritonSemantic.broadcast_impl_value = broadcast  # type: ignore[method-assign]
