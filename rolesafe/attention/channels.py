@@ -1,120 +1,82 @@
-"""Outputs over sets of keys, put together by their log-sum-exp, and the two channels of one call.
+"""Outputs over sets of keys, put together by their log-sum-exp.
 
-Legend: B batch, H query heads, T queries, D head dim; G key/value heads, N query heads of each; t queries of a stretch.
+Legend: H query heads as A x C, T queries, t queries of a part, D head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-Part = tuple[Tensor, Tensor]
-"""Output (G', N, t, D) and log-sum-exp (G', N, t) over some keys."""
 
+@dataclass(frozen=True)
+class Part:
+    """Attention over some keys, of the queries from `start` to `stop`.
 
-def merge(parts: list[Part], out: Tensor | None = None) -> Part:
-    """Return output and log-sum-exp over several sets of keys, in fp32 or wider where there are several.
-
-    Args:
-        out: Written with the output too, in its own dtype.
+    Attributes:
+        out: Output (A, C, t, D). `lse`: log-sum-exp (A, C, t) in fp32 or wider.
+        shared: True where `out` is in use elsewhere and must stay as it is.
+        holes: True where some queries may see none of the keys: their output is 0, their log-sum-exp -inf.
     """
-    whole, lse = parts[0]
-    for index, (part, other) in enumerate(parts[1:], 2):
-        whole = _mixed(whole, part, torch.sigmoid(other - lse), out if index == len(parts) else None)
-        lse = torch.logaddexp(lse, other)
-    if out is not None and len(parts) == 1:
-        out.copy_(whole)
-    return whole, lse
-
-
-def _mixed(a: Tensor, b: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
-    """Return (1 - weight) a + weight b in the dtype of `weight` (G', N, t), written to `out` too."""
-    weight = weight.unsqueeze(-1)
-    a, b = a.to(weight.dtype), b.to(weight.dtype)
-    if out is None or out.dtype == weight.dtype:
-        return torch.lerp(a, b, weight, out=out)
-    mixed = torch.lerp(a, b, weight)
-    out.copy_(mixed)
-    return mixed
-
-
-class Whole(NamedTuple):
-    """Output (G', N, t, D) and log-sum-exp (G', N, t) of whole rows, which the gradients of their pieces depend on."""
 
     out: Tensor
     lse: Tensor
+    start: int
+    stop: int
+    shared: bool = False
+    holes: bool = False
 
+    def of(self, start: int, stop: int) -> Part:
+        """Return the queries from `start` to `stop`, views."""
+        rows = slice(start - self.start, stop - self.start)
+        return Part(self.out[:, :, rows], self.lse[:, :, rows], start, stop, self.shared, self.holes)
 
-class Buffers(NamedTuple):
-    """Results, (B, H, T, D) and (B, H, T), or views of them. All but `out` are None where there is no backward pass.
+    def sees(self) -> Tensor:
+        """Return (A, C, t) bool, True for queries that see any of the keys."""
+        return ~torch.isneginf(self.lse)
 
-    Attributes:
-        lse: Of the ordinary channel, or of the privileged one where that is read alone.
-        ordinary, privileged, privileged_lse: Both channels where they are mixed; None without a share.
-    """
+    def weight_against(self, other: Part) -> Tensor:
+        """Return the weight of this part in the attention over its keys and those of `other`, (A, C, t, 1)."""
+        weight = torch.sigmoid(self.lse - other.lse)
+        if self.holes:  # -inf less -inf is NaN
+            weight = torch.where(self.sees(), weight, 0.0)
+        return weight.unsqueeze(-1)
 
-    out: Tensor
-    lse: Tensor | None = None
-    ordinary: Tensor | None = None
-    privileged: Tensor | None = None
-    privileged_lse: Tensor | None = None
-
-    @classmethod
-    def like(cls, q: Tensor, keeps: bool, mixes: bool) -> Buffers:
-        batch, heads, length, dim = q.shape
-
-        def tokens() -> Tensor:
-            return q.new_empty(batch, length, heads, dim).transpose(1, 2)
-
-        def lse() -> Tensor:
-            return q.new_empty(batch, heads, length, dtype=torch.promote_types(q.dtype, torch.float32))
-
-        if not keeps:
-            return cls(tokens())
-        return cls(tokens(), lse(), tokens(), tokens(), lse()) if mixes else cls(tokens(), lse())
-
-    def map(self, view: Callable[[Tensor], Tensor]) -> Buffers:
-        return Buffers(*(None if x is None else view(x) for x in self))  # type: ignore[arg-type]
-
-    def fill(self, parts: list[Part]) -> None:
-        """Write one channel; 0 for queries that see nothing."""
-        if not parts:
-            self.out.zero_()
-            return
-        _, lse = merge(parts, self.out)
-        if self.lse is not None:
-            self.lse.copy_(lse)
-
-    def mix(self, special: list[Part], others: list[Part], share: Tensor, alone_at_one: bool) -> None:
-        """Write privileged keys and the others in two channels, mixed by `share` (G', N, 1)."""
-        p, p_lse = merge(special, self.privileged)
-        rest, rest_lse = merge(others)
-        weight = torch.sigmoid(p_lse - rest_lse)  # of p in the ordinary channel
-        if self.ordinary is None:
-            weight = torch.lerp(weight, torch.ones_like(weight), share)
+    def plus(self, other: Part) -> Part:
+        """Return the attention over the keys of both parts, in place of this one where it is not shared."""
+        start, stop = min(self.start, other.start), max(self.stop, other.stop)
+        if (start, stop) != (self.start, self.stop):
+            target = self._blank(start, stop)
+            whole = target.of(self.start, self.stop)
+            whole.out.copy_(self.out)
+            whole.lse.copy_(self.lse)
+            before = target
+        elif self.shared:
+            before, target = self, Part(torch.empty_like(self.out), self.lse.clone(), start, stop, False, self.holes)
+            for rows in (slice(0, other.start - start), slice(other.stop - start, None)):
+                target.out[:, :, rows] = self.out[:, :, rows]
         else:
-            assert self.lse is not None
-            assert self.privileged_lse is not None
-            torch.logaddexp(p_lse, rest_lse, out=self.lse)
-            self.privileged_lse.copy_(p_lse)
-            rest = _mixed(rest, p, weight, self.ordinary)
-            weight = share.expand_as(weight)
-        _mixed(rest, p, weight, self.out)
-        if alone_at_one:  # 0 * NaN is NaN, and unread keys must have no effect
-            self.out.copy_(torch.where(share.unsqueeze(-1) == 1, p, self.out))
+            before = target = self
+        own, into = before.of(other.start, other.stop), target.of(other.start, other.stop)
+        torch.lerp(own.out, other.out, other.weight_against(own), out=into.out)
+        torch.logaddexp(own.lse, other.lse, out=into.lse)
+        return target
 
-    def mixed(self, share: Tensor) -> tuple[Whole, Whole]:
-        """Return the rows for pieces of privileged keys and of other keys, where `share` (G', N, 1) mixes them."""
-        o, p, lse, privileged_lse = self.ordinary, self.privileged, self.lse, self.privileged_lse
-        assert o is not None
-        assert p is not None
-        assert lse is not None
-        assert privileged_lse is not None
-        through_ordinary = (1 - share) * torch.exp(privileged_lse - lse)
-        weight = through_ordinary + share  # of p in the output
-        part = torch.where(weight > 0, through_ordinary / weight, 0.0).unsqueeze(-1)
-        privileged = Whole(torch.lerp(p, o, part.to(p.dtype)), privileged_lse - torch.log(weight))
-        return privileged, Whole(o, lse - torch.log1p(-share))
+    def _blank(self, start: int, stop: int) -> Part:
+        """Return the attention over no keys, laid out in memory by queries."""
+        a, c, _, dim = self.out.shape
+        out = self.out.new_zeros(a, stop - start, c, dim).transpose(1, 2)
+        lse = self.lse.new_full((a, c, stop - start), -torch.inf)
+        return Part(out, lse, start, stop, holes=True)
+
+
+def spans(length: int, *parts: Part | None) -> list[tuple[int, int, list[Part | None]]]:
+    """Cut `length` queries where parts start or stop: first query, end, and the parts, None where one has no query."""
+    cuts = sorted({0, length, *(x for part in parts if part is not None for x in (part.start, part.stop))})
+    return [
+        (a, b, [None if x is None or x.start > a or x.stop < b else x.of(a, b) for x in parts])
+        for a, b in pairwise(cuts)
+    ]

@@ -1,68 +1,77 @@
-"""Stretches of one role in a row of tokens, and the pieces of keys that each stretch of queries sees.
+"""Blocks of keys that are read in one call, and the queries that read them.
 
 Legend: B batch, H query heads, T queries, S keys, R roles.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rolesafe.attention.problem import Problem
 
-LEAST_AREA = 64 * 64
-"""Pairs of tokens in a piece, on average, from which calls on pieces are faster than folding."""
-
-_Cut = Literal["role", "channel", "nowhere"]
+LEAST_AREA = 64 * 512
+"""Pairs of tokens of a call, on average, from which calls on blocks of keys are faster than folding."""
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Keys of one call.
+class Call(NamedTuple):
+    """Queries `start` to `stop` that read a block of keys.
 
-    Attributes:
-        start: First key, in the order of the plan. `stop`: end of the keys.
-        diagonal: True where queries and keys are the same tokens, in causal order.
-        privileged: True for privileged keys.
-        role: Role of the keys; None: several, whose bias is added key by key.
+    `diagonal`: query i of the call sees the keys up to i of the block. Otherwise each query sees all of them.
     """
 
     start: int
     stop: int
     diagonal: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """Keys that are read together.
+
+    Attributes:
+        runs: First key and end of each unbroken run.
+        privileged: True for privileged keys.
+        role: Role of the keys; None: several, whose bias is added key by key, or no bias.
+        calls: Queries that read the keys, counted from the stretch; no query is in two of them.
+    """
+
+    runs: tuple[tuple[int, int], ...]
     privileged: bool
     role: int | None
+    calls: tuple[Call, ...]
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Queries of one role, `start` to `stop`, and the pieces of keys they see."""
+    """Queries `start` to `stop`, of one role or of any (None), and the keys they read, those of a role in sequence."""
 
     start: int
     stop: int
-    role: int
-    privileged: bool
-    pieces: tuple[Piece, ...]
+    role: int | None
+    blocks: tuple[Block, ...]
 
 
-@dataclass(frozen=True)
-class RowPlan:
-    """Calls of one batch row.
-
-    Attributes:
-        stretches: All queries.
-        order: Positions of the visible keys in the order that the pieces refer to; None: as they are.
-    """
-
-    stretches: tuple[Stretch, ...]
-    order: Tensor | None
+Plan = tuple[tuple[Stretch, ...], ...]
+"""Stretches of each batch row."""
 
 
-def stretches_of(p: Problem, bias: Tensor | None) -> tuple[RowPlan, ...] | None:
-    """Return the calls that compute a problem in pieces; None where it has to be folded.
+def learns(p: Problem, bias: Tensor | None) -> bool:
+    """Return True where a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (p.q, p.k, p.v, bias, p.share))
+
+
+def stretches_of(p: Problem, bias: Tensor | None) -> Plan | None:
+    """Return the calls that compute a problem; None where it has to be folded.
+
+    With a backward pass, or without a bias, a row is one stretch: a run of keys is read by all later queries in one
+    call, so each key has its gradient from one call. Else there is a stretch for each run of queries of one role, which
+    reads the keys before it in one call: fewer outputs to put together.
 
     Args:
         bias: Table of the problem, None where it is known to be zero and to need no gradient.
@@ -72,16 +81,25 @@ def stretches_of(p: Problem, bias: Tensor | None) -> tuple[RowPlan, ...] | None:
     hidden = _hidden(bias)
     if hidden is None:
         return None
-    # The gradient of a table needs the mass that a query gives each role; the channels need that of privileged keys.
-    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    cut: _Cut = "role" if learned else "channel" if p.needs_privileged else "nowhere"
-    key = ("stretches", cut, p.causal, bias is None, hidden)
+    privileged_only = p.dedicated == p.q.shape[1]
+    by_query = bias is not None and not learns(p, bias)
+    key = ("stretches", p.causal, bias is None, hidden, p.integrity, privileged_only, by_query, p.needs_privileged)
 
-    def build() -> tuple[RowPlan, ...] | None:
-        rows = tuple(_row(p, row, cut, hidden, bias is None) for row in range(p.q.shape[0]))
-        pieces = [(x.stop - x.start, piece) for row in rows for x in row.stretches for piece in x.pieces]
-        area = sum(length * (x.stop - x.start) // (1 + x.diagonal) for length, x in pieces)
-        return rows if area >= LEAST_AREA * len(pieces) else None
+    def build() -> Plan | None:
+        found = (_row(p, row, hidden, bias is None, privileged_only) for row in range(p.q.shape[0]))
+        length = p.q.shape[2]
+        rows = tuple(
+            _by_query(blocks, q_roles, p.needs_privileged) if by_query else (Stretch(0, length, None, blocks),)
+            for blocks, q_roles in zip(found, p.roles.q_roles, strict=True)
+        )
+        areas = [
+            (call.stop - call.start) * sum(stop - start for start, stop in block.runs)
+            for row in rows
+            for stretch in row
+            for block in stretch.blocks
+            for call in block.calls
+        ]
+        return rows if sum(areas) >= LEAST_AREA * len(areas) else None
 
     return p.roles.keep_for(p.documents, key, build)
 
@@ -116,57 +134,105 @@ def _runs(*of: Tensor) -> list[int]:
     return [0, *(changed.nonzero().flatten() + 1).tolist(), of[0].shape[0]]
 
 
-def _row(p: Problem, row: int, cut: _Cut, hidden: frozenset[tuple[int, int]], no_bias: bool) -> RowPlan:
-    """Return the calls of one batch row.
+def _row(
+    p: Problem, row: int, hidden: frozenset[tuple[int, int]], no_bias: bool, privileged_only: bool
+) -> tuple[Block, ...]:
+    """Return the blocks of one batch row.
 
-    Keys of one role that are cut apart are read in one piece if the order of keys allows it, so where pieces are cut by
-    role, keys are sorted by it.
+    Positions are those of keys. A run of keys is read by all later queries in one call, whatever their roles are: on
+    them depends what is added to a row of the log-sum-exp, and nothing else.
     """
     q_roles, k_roles = p.roles.q_roles[row], p.roles.k_roles[row]
     length, keys = q_roles.shape[0], k_roles.shape[0]
+    offset = keys - length if p.causal else 0
+    special = set(p.roles.privileged)
+    kinds = torch.isin(k_roles, torch.tensor(p.roles.privileged, dtype=k_roles.dtype)).long() if no_bias else k_roles
     real = torch.ones(keys, dtype=torch.bool) if p.roles.key_mask is None else p.roles.key_mask[row]
-    document = torch.zeros(keys, dtype=torch.int64)
+    document, edges = torch.zeros(keys, dtype=torch.int64), [0, max(keys, length)]
     if p.documents is not None:
         document = torch.searchsorted(p.documents.long(), torch.arange(keys), right=True)
-    q_cuts, k_cuts = _runs(q_roles), _runs(k_roles, real, document)
-    offset = keys - length if p.causal else 0
-    if p.causal:  # the same cuts for both, so that a diagonal piece has one role on each side
-        q_cuts = sorted({*(x + offset for x in q_cuts), *(x for x in k_cuts if x > offset)})
-        k_cuts = sorted({*k_cuts, *q_cuts})
-        q_cuts = [x - offset for x in q_cuts]
-    starts = torch.tensor(k_cuts[:-1])
-    found = zip(k_cuts, k_cuts[1:], *(x[starts].tolist() for x in (document, real, k_roles)), strict=False)
-    own = [(doc, k, start, stop) for start, stop, doc, seen, k in found if seen]
-    ordered = sorted(own) if cut == "role" else own
-    order = torch.cat([torch.arange(start, stop) for *_, start, stop in ordered]) if ordered != own else None
-    q_starts = torch.tensor(q_cuts[:-1])
-    q_document = (document[q_starts + offset] if p.documents is not None else torch.zeros_like(q_starts)).tolist()
-    stretches = []
-    for start, stop, role, doc in zip(q_cuts, q_cuts[1:], q_roles[q_starts].tolist(), q_document, strict=False):
-        pieces: list[Piece] = []
-        at = 0
-        for k_doc, k, k_start, k_stop in ordered:
-            first = k_start if order is None else at
-            at += k_stop - k_start
-            if k_doc != doc or (role, k) in hidden or (p.causal and k_start > start + offset):
+        edges = sorted({*edges, *p.documents.tolist()})
+    cuts = _runs(kinds, real, document)
+    firsts = torch.tensor(cuts[:-1])
+    readers: dict[int, list[tuple[int, int]]] = {}
+    found: dict[object, Block] = {}
+    for first, last, kind, seen in zip(cuts, cuts[1:], kinds[firsts].tolist(), real[firsts].tolist(), strict=False):
+        privileged = bool(kind) if no_bias else kind in special
+        if not seen or (privileged_only and not privileged):
+            continue
+        if kind not in readers:
+            blind = {i for i, j in hidden if j == kind} | (special if p.integrity and not privileged else set())
+            readers[kind] = [(a + offset, b + offset) for a, b in _spans_without(q_roles, blind)]
+        low, high = _document(edges, first)
+        low = max(low, first) if p.causal else low
+        spans = [(max(a, low), min(b, high)) for a, b in readers[kind] if max(a, low) < min(b, high)]
+        within = sorted({first, last, *(a for a, _ in spans if p.causal and first < a < last)})
+        for start, stop in pairwise(within):
+            calls = tuple(
+                Call(max(a, start) - offset if p.causal else a, b - offset, p.causal and a < stop)
+                for a, b in spans
+                if not p.causal or b > start
+            )
+            if not calls:
                 continue
-            diagonal = p.causal and k_start == start + offset
-            piece = Piece(first, first + k_stop - k_start, diagonal, k in p.roles.privileged, None if no_bias else k)
-            if pieces and not diagonal and (joined := _join(pieces[-1], piece, cut)) is not None:
-                pieces[-1] = joined
-            else:
-                pieces.append(piece)
-        stretches.append(Stretch(start, stop, role, role in p.roles.privileged, tuple(pieces)))
-    return RowPlan(tuple(stretches), order)
+            # Keys that the same queries see in full are read together, wherever they are.
+            alike = (kind, calls) if not any(call.diagonal for call in calls) else start
+            runs = found[alike].runs if alike in found else ()
+            found[alike] = Block((*runs, (start, stop)), privileged, None if no_bias else kind, calls)
+    begins: dict[object, int] = {}
+    for block in found.values():
+        begins.setdefault(block.role if block.role is not None else block.privileged, block.runs[0][0])
+    order = {kind: at for at, kind in enumerate(sorted(begins, key=lambda kind: begins[kind]))}
+    return tuple(sorted(found.values(), key=lambda x: order[x.role if x.role is not None else x.privileged]))
 
 
-def _join(a: Piece, b: Piece, cut: _Cut) -> Piece | None:
-    """Return two neighbouring pieces as one; None where their keys must be told apart."""
-    if (
-        a.diagonal
-        or a.stop != b.start
-        or (cut == "role" and a.role != b.role)
-        or (cut == "channel" and a.privileged != b.privileged)
-    ):
-        return None
-    return Piece(a.start, b.stop, False, a.privileged, a.role if a.role == b.role else None)
+def _by_query(blocks: tuple[Block, ...], roles: Tensor, by_channel: bool) -> tuple[Stretch, ...]:
+    """Return the stretches of one role of a row, given its blocks by role.
+
+    Args:
+        roles: Of the queries (T,).
+        by_channel: Keys of both channels are told apart.
+    """
+    calls = [call for block in blocks for call in block.calls]
+    cuts = sorted({*_runs(roles), *(x for call in calls for x in (call.start, call.stop))})
+    return tuple(Stretch(a, b, int(roles[a]), _read(blocks, a, b, by_channel)) for a, b in pairwise(cuts))
+
+
+def _read(blocks: tuple[Block, ...], start: int, stop: int, by_channel: bool) -> tuple[Block, ...]:
+    """Return the keys that the queries from `start` to `stop` read, in as few blocks as possible."""
+    found: list[tuple[int, int, bool, bool, int | None]] = []
+    for block in blocks:
+        privileged = block.privileged and by_channel
+        for first, last in block.runs:
+            for call in block.calls:
+                if not call.start <= start < call.stop:
+                    continue
+                seen = min(first + start - call.start, last) if call.diagonal else last
+                if first < seen:
+                    found.append((first, seen, privileged, False, block.role))
+                if seen < last:
+                    found.append((seen, min(last, seen + stop - start), privileged, True, block.role))
+    joined: list[tuple[int, int, bool, bool, int | None]] = []
+    for one in sorted(found, key=lambda x: x[:2]):
+        before = joined[-1] if joined else None
+        if before is not None and before[1:4] == (one[0], one[2], False) and not one[3]:
+            joined[-1] = (before[0], one[1], one[2], False, one[4] if before[4] == one[4] else None)
+        else:
+            joined.append(one)
+    length = stop - start
+    return tuple(
+        Block(((a, b),), special, role, (Call(0, length, diagonal),)) for a, b, special, diagonal, role in joined
+    )
+
+
+def _spans_without(roles: Tensor, without: set[int]) -> list[tuple[int, int]]:
+    """Return the unbroken spans of tokens (N,) of other roles."""
+    kept = ~torch.isin(roles, torch.tensor(sorted(without), dtype=roles.dtype))
+    cuts = _runs(kept)
+    return [(a, b) for a, b in pairwise(cuts) if kept[a]]
+
+
+def _document(edges: list[int], position: int) -> tuple[int, int]:
+    """Return the first position and the end of the document around a position."""
+    after = bisect_right(edges, position)
+    return edges[after - 1], edges[after]

@@ -110,15 +110,55 @@ def test_packed_documents(calls: list[Any], learned: bool) -> None:
     assert len(calls) == 2
 
 
-def test_keys_are_sorted_by_role_in_training_only(calls: list[Any]) -> None:
-    """A learned table needs the mass on each role: at most one piece of earlier keys a role, and the diagonal."""
+def test_calls_of_training_and_of_inference(calls: list[Any]) -> None:
+    """Training: one call for each run of keys. Inference: two for each run of queries, earlier keys and their own."""
     roles = torch.arange(S).div(5, rounding_mode="floor").remainder(2).expand(B, S) + 2
     compare(tensors(), roles, roles, bias=table(True))
-    training, inference = calls
-    assert max(len(x.pieces) for x in training[0].stretches) == 3
-    assert training[0].order is not None
-    assert max(len(x.pieces) for x in inference[0].stretches) == 2
-    assert inference[0].order is None
+    (training,), inference = calls[0][:1], calls[1][0]
+    assert len(training) == 1
+    assert [block.calls for block in training[0].blocks if block.role == 2] == [
+        (stretches.Call(start, S, True),) for start in range(0, S, 10)
+    ]
+    assert [len(stretch.blocks) for stretch in inference] == [1] + [2] * (S // 5 - 1)
+    assert [block.role for block in inference[-1].blocks] == [None, 3]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_roles_of_queries_that_differ_from_those_of_keys(calls: list[Any], grad: bool) -> None:
+    """A run of keys that queries of several roles start in, one of which sees none of it."""
+    q_roles = torch.tensor([[0, 3, 2, 3, 1, 2]]).repeat_interleave(10, dim=1).roll(3, dims=1).expand(B, S)
+    compare(tensors(), q_roles, ROLES, bias=table(grad, hidden=True), share=torch.full((H,), 0.4, dtype=torch.float64))
+    compare(tensors(queries=24), q_roles[:, -24:], ROLES, bias=table(grad, hidden=True), integrity=True)
+    assert len(calls) == 4
+
+
+def test_privileged_tokens_between_others(calls: list[Any]) -> None:
+    """Integrity with developer tokens in the middle, and a share where early queries see no privileged key."""
+    roles = torch.tensor([[2, 3, 1, 2, 0, 3], [3, 0, 2, 0, 1, 2]]).repeat_interleave(10, dim=1)
+    share = torch.tensor([0.2, 1.0, 0.0, 0.7], dtype=torch.float64)
+    for learned in (True, False):
+        for options in ({"integrity": True}, {"dedicated": 2}, {}):
+            compare(
+                tensors(), roles, roles, bias=table(learned), share=share.clone().requires_grad_(learned), **options
+            )
+    compare(tensors(), roles, roles, share=share, integrity=True)
+    assert len(calls) == 14
+
+
+def test_whole_row_privileged_or_without_privileged_keys(calls: list[Any]) -> None:
+    share = torch.full((H,), 0.4, dtype=torch.float64, requires_grad=True)
+    for roles in (torch.zeros(B, S, dtype=torch.int64), torch.full((B, S), 2)):
+        for dedicated in (0, 2, H):
+            compare(tensors(), roles, roles, bias=table(True), share=share, dedicated=dedicated)
+    assert len(calls) == 12
+
+
+def test_scores_far_below_zero(calls: list[Any]) -> None:
+    """Keys of a call are filled up with zeros, whose score is far above the others here."""
+    x = {name: (y.detach() * (40 if name == "q" else 1)).requires_grad_() for name, y in tensors().items()}
+    x["k"] = (x["q"].detach()[:, ::2] * -0.05).requires_grad_()
+    compare(x, ROLES, ROLES, bias=table(True), share=torch.full((H,), 0.4, dtype=torch.float64))
+    assert calls
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of vmap, by PyTorch
