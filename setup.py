@@ -136,6 +136,9 @@ setup(
         "rolesafe": ["py.typed", "report/*.html", "depth_report/*.html"],
         "rolesafe_kernels": ["py.typed", "launch/*.json"],
     },
-    entry_points={"console_scripts": ["rolesafe = rolesafe.cli:main"]},
+    entry_points={
+        "console_scripts": ["rolesafe = rolesafe.cli:main"],
+        "vllm.general_plugins": ["rolesafe = rolesafe.integrations.vllm:register"],
+    },
     zip_safe=False,
 )
