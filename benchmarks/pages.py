@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import stacks, steering
+from benchmarks import families, stacks, steering
 from benchmarks.alignment_depth import page as alignment_page
 from benchmarks.clients import page as clients_page
 from benchmarks.costs import costs
@@ -37,6 +37,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "loops": loops,
     "court": court_page.block,
     "depth-theory": depth_page.block,
+    "families": families.block,
     "frozen": court_page.frozen,
     "pretrained": generated,
     "demo": demo,

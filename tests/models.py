@@ -53,6 +53,7 @@ GENERIC: dict[str, object] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
     "sliding_window": 8,
+    "max_window_layers": LAYERS,
     **dict.fromkeys(
         ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "activation_dropout",
          "hidden_dropout", "residual_dropout", "resid_dropout", "hidden_dropout_prob",
@@ -75,7 +76,19 @@ GENERIC: dict[str, object] = {
 CAPPED = ("gemma2", "vaultgemma")
 """Families with a cap on the scores: the `sdpa` attention of older transformers leaves it out instead of refusing."""
 _FULL_SECOND: dict[str, object] = {"layer_types": ["linear_attention", "full_attention"]}
+_LINEAR: dict[str, object] = {
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+}
 _MLA: dict[str, object] = {"num_key_value_heads": HEADS}
+_DECODER: dict[str, object] = {
+    "num_hidden_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 256,
+}
 SPECIAL: dict[str, dict[str, object]] = {
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]},
     "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"]},
@@ -88,18 +101,50 @@ SPECIAL: dict[str, dict[str, object]] = {
         "layer_types": ["linear_attention", "full_attention"],
         "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16,
     },
+    "ctrl": {"dff": 48},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2},
+    "roc_bert": {"pronunciation_vocab_size": VOCAB, "shape_vocab_size": VOCAB},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _FULL_SECOND | _LINEAR),
+    "bailing_hybrid": {**_FULL_SECOND, **_MLA},
+    "kimi_linear": {**_FULL_SECOND, **_MLA, "linear_head_dim": 16, "linear_num_heads": HEADS},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention"], **_LINEAR,
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
+    # larger weights, or roles change the logits by less than rounding
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"], "attention_head_dim": 32, "initializer_range": 0.06,
+              **_MLA},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], **_MLA},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention"] * LAYERS,
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+    },
+    "dbrx": {
+        "d_model": HIDDEN, "n_heads": HEADS, "n_layers": LAYERS, "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots1": {"n_shared_experts": 1},
+    "dory": {
+        "num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "longcat_flash": {"num_layers": 1, "moe_topk": 2, "zero_expert_num": 2, **_MLA},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
     **dict.fromkeys(
-        ("bailing_hybrid", "kimi_linear", "lfm3", "qwen3_next", "qwen3_5_text",
-         "qwen3_5_moe_text", "qwen4_exp_text"),
-        _FULL_SECOND,
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text", "glm4_moe_lite",
+         "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu"),
+        _MLA,
     ),
     **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3",
-         "youtu"),
-        _MLA,
+        ("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus", "plbart",
+         "whisper"),
+        _DECODER,
     ),
 }  # fmt: skip
 

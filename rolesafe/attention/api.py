@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Literal
 
@@ -208,15 +209,14 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype, dim: int) -> str |
 
 def resolve_problem(p: Problem, impl: str) -> str:
     """Return the backend for a checked problem, see :func:`resolve_impl`. Layers with the same roles ask once."""
+    if p.scores is not None:
+        return p.impl_of_scores(impl)
     device, dtype, dim = p.q.device, p.q.dtype, max(p.q.shape[3], p.v.shape[3])
     if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device.type)
     uses = {"softcap": p.softcap is not None, "sinks": p.sinks is not None}
     uses |= {"dropout": p.dropout > 0, "mass_target": p.mass_target > 0}
-
-    def resolve() -> str:
-        return resolve_impl(impl, **uses, device=device, dtype=dtype, dim=dim)
-
+    resolve = partial(resolve_impl, impl, **uses, device=device, dtype=dtype, dim=dim)
     key = ("impl", impl, *uses.values(), device, dtype, dim)
     return resolve() if torch.compiler.is_compiling() else p.roles.keep(key, resolve)
 

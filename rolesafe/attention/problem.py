@@ -164,6 +164,7 @@ class Problem:
     sinks: Tensor | None = None  # (H,)
     dropout: float = 0.0
     documents: Tensor | None = None  # (documents + 1,): where the documents of one packed row start
+    scores: Tensor | None = None  # (B | 1, H | 1, T, S) added to the capped scores: a bias of the model's own
 
     @property
     def num_roles(self) -> int:
@@ -184,6 +185,15 @@ class Problem:
     def share_is_fixed(self) -> bool:
         """True where the share takes no gradient. A learned share needs both channels, at 0 and at 1 too."""
         return self.share is None or not (self.share.requires_grad and torch.is_grad_enabled())
+
+    def impl_of_scores(self, impl: str) -> str:
+        """Return the one backend that adds `scores`; a ValueError where `impl` names another."""
+        if impl not in ("auto", "reference"):
+            raise ValueError(
+                f"`impl`: {impl!r} does not support an attention that adds scores of its own (a position bias or a "
+                "float mask). Use impl='reference' or 'auto'."
+            )
+        return "reference"
 
     def without_roles(self) -> Problem:
         """Return the same attention without its role parts."""

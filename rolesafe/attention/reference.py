@@ -2,7 +2,7 @@
 
 Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim, R roles.
 
-    s_ij  = softcap(scale * q_i.k_j) + bias[h, r_i, c_j]
+    s_ij  = softcap(scale * q_i.k_j) + scores_ij + bias[h, r_i, c_j]
     A_i   = softmax over visible j             -> o_i    the ordinary channel
     P_i   = softmax over visible privileged j  -> p_i    the privileged channel
     t_i   = d_i / (1 + d_i), d_i = max(0, mass_target - mass of A_i on privileged keys); 0 where i sees none
@@ -53,6 +53,8 @@ def _mass_and_keys(problem: Problem) -> tuple[Tensor, Tensor]:
     scores = torch.matmul(p.q, k.transpose(2, 3)) * p.scale  # (B, H, T, S)
     if p.softcap is not None:
         scores = torch.tanh(scores / p.softcap) * p.softcap
+    if p.scores is not None:
+        scores = scores + p.scores
     if p.bias is not None:
         # (H, B, T, S) -> (B, H, T, S); the bias comes after the cap, or a cap would make -inf visible again
         pairs = p.bias[:, p.roles.q_roles.long().unsqueeze(2), p.roles.k_roles.long().unsqueeze(1)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rolesafe.mechanisms import AddedHeads
+from rolesafe.patching.families import SCORES_IN_MASK
 from rolesafe.patching.inputs import RoleInputs
 
 NAME = "rolesafe_added"
@@ -39,6 +40,11 @@ def check_added(module: nn.Module, heads: int) -> None:
     dim = _head_dim(module, q, heads)
     fixed = _COUNTED & set(inspect.unwrap(type(module).forward).__code__.co_names)
     over_all = norm is not None and norm.numel() == q.shape[0]
+    # parameters of its own by head, numbers that it adds to the scores by head, or another width out than in
+    over_all |= any(own is not None and own.numel() == q.shape[0] for own in module._parameters.values())
+    over_all |= getattr(getattr(module, "config", None), "model_type", None) in SCORES_IN_MASK
+    out = getattr(module._modules.get("o_proj"), "weight", None)
+    over_all |= isinstance(out, Tensor) and out.shape[0] != q.shape[1]
     if fixed or over_all or q.shape[0] != heads * dim or k.shape[0] % dim:
         raise ValueError(
             f"`added_heads`: expected an attention that takes any number of heads, got {name}, which is written for "

@@ -16,14 +16,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from rolesafe.attention import Problem
 from rolesafe.attention.api import resolve_problem, run
 from rolesafe.attention.sdpa import added
-from rolesafe.patching.families import cache_layer
+from rolesafe.patching.families import SCORES_IN_MASK, cache_layer
 from rolesafe.patching.inputs import RoleInputs
-from rolesafe.patching.masks import padding_of, role_mask
+from rolesafe.patching.masks import bool_mask, padding_of, role_mask, split_mask
 
 NAME = "rolesafe"
 """Value of ``config._attn_implementation`` in a patched model."""
 
-UNSUPPORTED = ("position_bias", "head_mask", "cache", "block_table")
+UNSUPPORTED = ("head_mask", "cache", "block_table")
 """Arguments that would change the result and that role-aware attention does not compute."""
 _UNSUPPORTED = frozenset(UNSUPPORTED)
 
@@ -46,6 +46,7 @@ def role_attention_forward(
     is_causal: bool | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     role_inputs: RoleInputs | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -54,8 +55,10 @@ def role_attention_forward(
     Args:
         module: An attention module with role heads.
         query: (B, H, T, D). `key`, `value`: (B, G, S, D).
-        attention_mask: None (causal), bool (B, S) (causal with padding) or (B, 1 | H, T, S), see `role_mask`.
+        attention_mask: None (causal), bool (B, S) (causal with padding) or (B, 1 | H, T, S), see `role_mask`; or the
+            numbers (B, 1 | H, T, S) that the module adds to its scores (Doge).
         s_aux: Sink logits (H,), gpt-oss.
+        position_bias: (B, H, T, S) added to the scores (Inkling).
         role_inputs: Roles of this forward pass.
 
     Returns:
@@ -108,8 +111,15 @@ def role_attention_forward(
         real = padding_of(attention_mask)
     causal = bool(is_causal) and (attention_mask is None or real is not None) and length > 1
     # prefill of a static cache: keys after the new tokens are unused
+    scores = position_bias
     if causal and real is None and key.shape[2] > length:
         key, value = key[:, :, :length], value[:, :, :length]
+        scores = None if scores is None else scores[..., :length]
+    mask = None if real is not None else attention_mask
+    config: Any = module.config
+    if mask is not None and config.model_type in SCORES_IN_MASK:
+        mask, numbers = split_mask(mask)
+        scores = numbers if scores is None else scores + numbers
     problem = Problem(
         q=query,
         k=key,
@@ -121,17 +131,22 @@ def role_attention_forward(
         integrity=heads.integrity,
         mass_target=heads.mass_target,
         causal=causal,
-        mask=None if real is not None else _bool_mask(attention_mask, name),
+        mask=bool_mask(mask, name),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sinks=s_aux,
         dropout=dropout if module.training else 0.0,
+        scores=scores,
     )
     if role_inputs.see is not None:
         role_inputs.see(module, problem)
     impl = resolve_problem(problem, role_inputs.impl)
+    # The base model's own attention is `sdpa` unless the backend of its role layer says otherwise.
+    by_base = padding is None and (impl == "sdpa" or (scores is not None and role_inputs.impl != "reference"))
 
     if more is not None:  # dedicated to the last
+        if scores is not None:
+            raise ValueError(f"`added_heads`: {name} adds scores of its own by head. Use added_heads=0.")
         only = replace(
             problem.without_roles(), q=own[0], k=own[1][:, :, : key.shape[2]], v=own[2][:, :, : key.shape[2]],
             dedicated=count, sinks=None,
@@ -140,17 +155,18 @@ def role_attention_forward(
 
     def plain() -> Tensor:
         """Compute attention without roles; with `sdpa` by the base model's own call, bit for bit."""
-        if impl != "sdpa" or padding is not None:
+        if not by_base:
             return run(problem.without_roles(), impl).transpose(1, 2).contiguous()
-        mask = added(problem.roles, attention_mask, query.dtype)
-        own, _ = sdpa_attention_forward(module, query, full_key, full_value, mask, problem.dropout, scaling, is_causal)
+        mask = attention_mask if scores is not None else added(problem.roles, attention_mask, query.dtype)
+        rest = (mask, problem.dropout, scaling, is_causal, position_bias)
+        own, _ = sdpa_attention_forward(module, query, full_key, full_value, *rest)
         return own
 
     if heads.strength == 0:
         return plain(), None
     # The base's own call cannot replace the role-aware one with dropout (each call draws its own numbers), nor where
     # padding and causal order are separate masks.
-    if impl != "sdpa" or padding is not None or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
+    if not by_base or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
         output = run(problem, impl).transpose(1, 2).contiguous()
         return output if scaled or heads.strength == 1 else torch.lerp(plain(), output, heads.strength), None
     # The role layer is still at rest: the same result at any strength.
@@ -190,12 +206,3 @@ class _ValueOf(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         return None, grads[0]
-
-
-def _bool_mask(mask: Tensor | None, name: str) -> Tensor | None:
-    if mask is None or (mask.dtype == torch.bool and mask.ndim == 4):
-        return mask
-    raise ValueError(
-        f"`attention_mask`: {name} passes its attention a {mask.dtype} mask of shape {tuple(mask.shape)}; expected a "
-        "bool mask (B, 1, T, S), True where a key is seen. Pass the model a (B, S) mask of zeros and ones."
-    )

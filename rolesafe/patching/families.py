@@ -6,6 +6,7 @@ change the output, cached equals uncached with left padding.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import re
 from dataclasses import dataclass
@@ -16,45 +17,78 @@ from transformers import PreTrainedModel
 
 FAMILIES = frozenset(
     (
-        "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bamba", "beam", "bert", "bert-generation",
-        "biogpt", "bitnet", "camembert", "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "data2vec-text",
-        "deepseek_v2", "deepseek_v3", "deepseek_v32", "diffllama", "electra", "ernie",
-        "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon_h1", "flex_olmo", "flint", "gemma",
-        "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4",
-        "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss",
-        "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared",
-        "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4", "hyperclovax", "internlm3",
-        "iquestcoder", "jais2", "jamba", "jetmoe", "kolibri1", "laguna", "lfm2", "lfm2_moe", "llama",
-        "llama4_text", "mellum", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "minimax_m3_vl_text",
-        "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat", "nemotron_h", "olmo",
-        "olmo2", "olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2",
-        "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "roberta",
-        "roberta-prelayernorm", "roc_bert", "seed_oss", "smollm3", "solar_open", "starcoder2", "vaultgemma",
-        "xlm-roberta", "xlm-roberta-xl", "youtu",
+        "afmoe", "apertus", "apertus1p5_text", "arcee", "aria_text", "axk1", "axk2", "bailing_hybrid", "bamba", "bart",
+        "beam", "bert", "bert-generation", "bigbird_pegasus", "biogpt", "bitnet", "blenderbot", "blenderbot-small",
+        "camembert", "codegen", "cohere", "cohere2", "cohere2_moe", "cohere_compass_text", "ctrl", "cwm",
+        "data2vec-text", "dbrx", "deepseek_v2", "deepseek_v3", "deepseek_v32", "diffllama", "doge", "dory", "dots1",
+        "dots3_note_text", "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone", "exaone4", "exaone_moe",
+        "falcon_h1", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text",
+        "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt-sw3", "gpt2",
+        "gpt_bigcode", "gpt_neox", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+        "granitemoehybrid", "granitemoeshared", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4",
+        "hyperclovax", "inkling_text", "internlm3", "iquestcoder", "jais2", "jamba", "jetmoe", "kimi_linear",
+        "kolibri1", "laguna", "lara_mini", "lfm2", "lfm2_moe", "llama", "llama4_text", "longcat_flash", "marian",
+        "mbart", "mellum", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "minimax_m3_vl_text", "ministral",
+        "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat", "nemotron", "nemotron_h", "olmo", "olmo2",
+        "olmo3", "olmo_hybrid", "olmoe", "opt", "pegasus", "persimmon", "phi", "phi3", "phimoe", "plbart", "qwen2",
+        "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen4_exp_text",
+        "roberta", "roberta-prelayernorm", "roc_bert", "sarvam_mla", "sarvam_moe", "seed_oss", "smollm3", "solar_open",
+        "stablelm", "starcoder2", "vaultgemma", "whisper", "xlm-roberta", "xlm-roberta-xl", "xmod", "youtu", "zamba",
+        "zamba2", "zaya",
     )
 )  # fmt: skip
 """Model types that pass the family tests."""
 
-_DROPS = "Missing: it does not pass keyword arguments on to its attention, so roles cannot reach it."
-_BIAS = "Missing: its attention adds a position bias of its own, which role-aware attention does not compute."
+_MEDIA = "Missing: roles of images and audio are untested."
+_AUDIO = "Missing: its tokens are audio in several codebooks, and no text that has roles."
+_SHARED = "Missing: it reads the keys of another model, and their roles are not passed on to it."
+_RESIDUALS = "Missing: its layers also attend to the outputs of earlier layers, and those have no roles."
 GAPS = {
+    "blt": "Missing: its layers attend to patches of bytes, and those have no one role.",
     "deepseek_v4": "Missing: its compressor adds keys of several tokens each, and those have no role.",
-    "doge": "Missing: its attention makes a float mask of its own, which role-aware attention does not compute.",
-    "inkling_text": _BIAS,
-    "inkling2_text": _BIAS,
-    "nemotron": _DROPS,
-    "stablelm": _DROPS,
-    "whisper": "Missing: its cross-attention has no roles.",
+    "emu3_text_model": _MEDIA,
+    "fuyu": _MEDIA,
+    "gemma3": _MEDIA,
+    "gemma3n": _MEDIA,
+    "gemma4": _MEDIA,
+    "gemma4_assistant": _SHARED,
+    "gemma4_unified": _MEDIA,
+    "gemma4_unified_assistant": _SHARED,
+    "git": _MEDIA,
+    "got_ocr2": _MEDIA,
+    "hrm_text": "Missing: two stacks of layers take turns, and rolesafe patches one.",
+    "inkling2_loop_text": _RESIDUALS,
+    "inkling2_text": _RESIDUALS,
+    "lfm3": "Missing: transformers renames its layer types, and the base model raises a KeyError.",
+    "mllama_text_model": _MEDIA,
+    "moshi": "Missing: the base model computes something else with a cache than without.",
+    "moss_transcribe_diarize": _MEDIA,
+    "musicgen_decoder": _AUDIO,
+    "musicgen_melody_decoder": _AUDIO,
+    "phi4_multimodal": _MEDIA,
+    "recurrent_gemma": "Missing: it keeps the state of earlier tokens in its modules, and not in a cache.",
 }
 """Reason a family is unsupported although it uses transformers' attention interface."""
 
-MIXES_OUTSIDE_ATTENTION = frozenset({"falcon_h1"})
-"""Families whose layers also mix tokens outside of their attention (Mamba): integrity is refused."""
+OWN_ATTENTION = (
+    "does not go through transformers' attention interface (`ALL_ATTENTION_FUNCTIONS`), so roles cannot reach it."
+)
 
-CHOOSES_KEYS = frozenset({"axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text"})
+MIXES_OUTSIDE_ATTENTION = frozenset({"falcon_h1", "inkling_text", "zaya"})
+"""Families whose layers also mix tokens outside of their attention (Mamba, convolution): integrity is refused."""
+
+SCORES_IN_MASK = frozenset({"doge"})
+"""Families whose attention adds numbers of its own to the mask that it passes on."""
+
+CHOOSES_KEYS = frozenset(
+    {"axk2", "deepseek_v32", "doge", "dots3_note_text", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp_text"}
+)
 """Families whose layers choose a limited number of keys before attention, among all tokens: integrity is refused."""
 
-STREAMS = frozenset({"hy_v4"})
+NOT_CAUSAL = frozenset({"bigbird_pegasus"})
+"""Families whose attention does not say that it is causal: order is in their mask alone."""
+
+STREAMS = frozenset({"hy_v4", "qwen4_exp_text"})
 """Families whose layers pass on several streams per token: there is no single input to add an embedding to."""
 
 NO_POSITIONS = frozenset({"jamba", "nemotron_h"})
@@ -70,9 +104,20 @@ class Layer:
     attention: tuple[nn.Module, ...]
 
 
+CROSS_ATTENTION = frozenset({"encoder_attn", "crossattention"})
+"""Names of modules that attend to the output of an encoder. They get no role layer, and no encoder may be given."""
+
+
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules, by name, whose `forward` goes through transformers' attention interface."""
-    return {name: module for name, module in model.named_modules() if _uses_interface(type(module))}
+    """Return the modules, by name, whose `forward` goes through transformers' attention interface.
+
+    Those that attend to an encoder are left out: a causal language model never runs them.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if _uses_interface(type(module)) and not CROSS_ATTENTION & set(name.split("."))
+    }
 
 
 def decoder_layers(model: nn.Module) -> list[Layer]:
@@ -98,6 +143,17 @@ def decoder_layers(model: nn.Module) -> list[Layer]:
     stack, found = next(iter(stacks.items()))
     layers = model.get_submodule(stack)
     return [Layer(f"{stack}.{i}", layer, tuple(found.get(int(i), ()))) for i, layer in layers.named_children()]
+
+
+def drops_arguments(layer: nn.Module) -> bool:
+    """Return True for a decoder layer that takes keyword arguments and never passes them to its attention."""
+    code = inspect.unwrap(type(layer).forward).__code__
+    if not code.co_flags & inspect.CO_VARKEYWORDS:
+        return False
+    at = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    name = code.co_varnames[at]
+    loads = (step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD"))
+    return not any(name == value or (isinstance(value, tuple) and name in value) for value in loads)
 
 
 def entry_path(model: nn.Module, stack: str) -> str:
@@ -182,11 +238,7 @@ def why_not(model: nn.Module) -> str:
     if attention_modules(model):
         return "Its attention goes through transformers' attention interface, so it may work."
     own = sorted({type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__})
-    named = f" ({', '.join(own)})" if own else ""
-    return (
-        f"Missing: its attention{named} does not go through transformers' attention interface "
-        "(`ALL_ATTENTION_FUNCTIONS`), so roles cannot reach it."
-    )
+    return f"Missing: its attention{f' ({names})' if (names := ', '.join(own)) else ''} {OWN_ATTENTION}"
 
 
 def _uses_interface(kind: type[nn.Module]) -> bool:

@@ -20,6 +20,7 @@ from rolesafe.config import RoleConfig
 from rolesafe.mechanisms import RolePart
 from rolesafe.patching.caches import check_cache, given_cache, output_cache, record_roles
 from rolesafe.patching.inputs import RoleInputs
+from rolesafe.patching.masks import bool_mask
 from rolesafe.patching.positions import with_positions
 
 MISSING = (
@@ -82,17 +83,32 @@ def strength_of(module: nn.Module) -> float:
 # ------------------------------------------------------------------------------------------------- the decoder layers
 
 
+class _Carrier(tuple[Any, ...]):
+    """Position embeddings (cos, sin) with the roles of a decoder layer that passes only those to its attention."""
+
+    role_inputs: RoleInputs
+
+
 def enter_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of a decoder layer: apply its parts to the input hidden states (B, T, d)."""
     inputs = _inputs(layer, kwargs)
     inputs.entered.add(layer.rolesafe_layer)  # type: ignore[arg-type]
+    if layer.__dict__.get("rolesafe_drops") and "position_embeddings" in kwargs:
+        kwargs = {**kwargs, "position_embeddings": _Carrier(kwargs["position_embeddings"])}
+        kwargs["position_embeddings"].role_inputs = inputs
     parts = [part for name in ENTRY_PARTS if (part := layer._modules.get(name)) is not None]
     if not parts:
-        return None
+        return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
     for part in parts:
         hidden = _apply(part, hidden, inputs)
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def receive_roles(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of an attention module in a layer that drops arguments: add `role_inputs` again."""
+    carrier = next((value for value in (*args, *kwargs.values()) if isinstance(value, _Carrier)), None)
+    return args, {**kwargs, "role_inputs": getattr(carrier, "role_inputs", None)}
 
 
 def leave_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -137,6 +153,13 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             "`output_attentions`: expected False, got True; role-aware attention does not keep its weights. "
             "rolesafe.attention.reference computes them for one layer."
         )
+    if any(given.get(name) is not None for name in ("encoder_hidden_states", "encoder_outputs")):
+        raise ValueError(
+            "`encoder_hidden_states`: expected None, got the output of an encoder; cross-attention has no roles. "
+            "Patch a model without an encoder."
+        )
+    if isinstance(mask := given.get("attention_mask"), Tensor) and mask.ndim == 4:
+        bool_mask(mask, type(module).__name__)
     tokens = given.get("input_ids")
     tokens = given.get("inputs_embeds") if tokens is None else tokens
     if tokens is None:

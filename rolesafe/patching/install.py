@@ -17,7 +17,15 @@ from rolesafe.mechanisms import DataTransform, RoleEmbedding, RoleHeads, RolePar
 from rolesafe.patching import families
 from rolesafe.patching.added import check_added, enter_attention, leave_attention, make_added, remove_hook
 from rolesafe.patching.attention import NAME, keep_all_queries, register
-from rolesafe.patching.hooks import PARTS, RoleLayers, enter_layer, enter_model, leave_layer, leave_model
+from rolesafe.patching.hooks import (
+    PARTS,
+    RoleLayers,
+    enter_layer,
+    enter_model,
+    leave_layer,
+    leave_model,
+    receive_roles,
+)
 from rolesafe.patching.moved import MARK, check_moved
 from rolesafe.patching.positions import check_positions
 from rolesafe.patching.seal import seal, unseal
@@ -35,6 +43,10 @@ def install(model: Any, config: RoleConfig) -> None:
         layer.module.__dict__["rolesafe_layer"] = i
         if parts:
             layer.module.register_forward_pre_hook(enter_layer, with_kwargs=True)
+        if layer.attention and families.drops_arguments(layer.module):
+            layer.module.__dict__["rolesafe_drops"] = True
+            for module in layer.attention:
+                module.register_forward_pre_hook(receive_roles, with_kwargs=True)
         names.append(tuple(part.name for part in parts))
     for module in model.modules():  # Gemma 4 drops queries of layers with shared keys; their roles would not line up
         if hasattr(module, "_maybe_slice_kv_shared_inputs"):
@@ -115,10 +127,11 @@ def uninstall(model: Any) -> None:
         for name in PARTS:
             if name in module._modules:
                 del module._modules[name]
-        for name in ("_maybe_slice_kv_shared_inputs", "rolesafe_layer", "rolesafe_layers"):
+        for name in ("_maybe_slice_kv_shared_inputs", "rolesafe_drops", "rolesafe_layer", "rolesafe_layers"):
             module.__dict__.pop(name, None)
         remove_hook(module)
-        enter, leave = (enter_layer, enter_model, enter_attention), (leave_layer, leave_model, leave_attention)
+        enter = (enter_layer, enter_model, enter_attention, receive_roles)
+        leave = (leave_layer, leave_model, leave_attention)
         for hooks, flags, ours in (
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs, enter),
             (module._forward_hooks, module._forward_hooks_with_kwargs, leave),
@@ -212,7 +225,7 @@ def _check_integrity(model: PreTrainedModel, config: RoleConfig, layers: list[fa
             "so unprivileged text would reach the privileged channel. Use integrity=False."
         )
     for known, reason in (
-        (families.MIXES_OUTSIDE_ATTENTION, "mixes tokens outside of its attention (Mamba)"),
+        (families.MIXES_OUTSIDE_ATTENTION, "mixes tokens outside of its attention (Mamba, convolution)"),
         (families.CHOOSES_KEYS, "chooses keys before its attention, among all tokens"),
     ):
         if kinds & known:

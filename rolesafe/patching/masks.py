@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, prepare_padding_mask, sdpa_mask
 
-from rolesafe.patching.families import CHOOSES_KEYS
+from rolesafe.patching.families import CHOOSES_KEYS, NOT_CAUSAL
 
 COMPACT_DEVICES = ("cuda",)
 """Devices where a causal mask is passed on as the padding alone: the fused kernel there computes causal order."""
@@ -34,11 +34,11 @@ def role_mask(
 
     (B, S) means "causal, aligned at the bottom right, without the keys that are False": nothing of size T x S is
     allocated. Windows, chunks, packed or bidirectional sequences, static caches that are not full, and families that
-    read the mask before attention keep their (B, 1, T, S) mask. On a CPU all keep it, for the base model's own call;
-    `padding_of` returns the (B, S) bool that it was made from.
+    read the mask before attention, or do not say that it is causal, keep their (B, 1, T, S) mask. On a CPU all keep it,
+    for the base model's own call; `padding_of` returns the (B, S) bool that it was made from.
     """
     compact = (
-        getattr(config, "model_type", None) not in CHOOSES_KEYS
+        getattr(config, "model_type", None) not in CHOOSES_KEYS | NOT_CAUSAL
         and mask_function is causal_mask_function
         and q_length > 1
         and kwargs.get("allow_is_causal_skip", True)
@@ -92,3 +92,19 @@ def padding_of(mask: Tensor) -> Tensor | None:
         return None
     padding, version = getattr(mask, "rolesafe_padding", (None, None))
     return padding if padding is not None and mask._version == version else None
+
+
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a float mask (B, 1 | H, T, S) into the keys that it leaves visible, bool, and the numbers added to them."""
+    visible = mask > torch.finfo(mask.dtype).min / 2
+    return visible, torch.where(visible, mask, 0.0)
+
+
+def bool_mask(mask: Tensor | None, name: str) -> Tensor | None:
+    """Return `mask` (B, 1 | H, T, S) bool, or None; a ValueError names the attention `name` otherwise."""
+    if mask is None or (mask.dtype == torch.bool and mask.ndim == 4):
+        return mask
+    raise ValueError(
+        f"`attention_mask`: {name} passes its attention a {mask.dtype} mask of shape {tuple(mask.shape)}; expected a "
+        "bool mask (B, 1, T, S), True where a key is seen. Pass the model a (B, S) mask of zeros and ones."
+    )

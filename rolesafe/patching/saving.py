@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import CONFIG_NAME
 
 from rolesafe.mechanisms import get_strength
@@ -36,7 +37,8 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dic
     """Raise where a whole model could not be loaded again, and remove the weights of an earlier save.
 
     Returns:
-        `options`, the arguments of `save_pretrained`, with a `state_dict` that is sealed.
+        `options`, the arguments of `save_pretrained`, with a `state_dict` that is sealed. In families whose original
+        format names the modules around role parameters otherwise, the weights keep the names of transformers.
     """
     if options.get("push_to_hub"):
         raise ValueError(
@@ -50,6 +52,8 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dic
         )
     check_class(model.config.model_type, model.rolesafe_base)
     check_lock(model)
+    if _renames_roles(model):
+        options = {**options, "save_original_format": False}
     if options.get("state_dict"):
         options = {**options, "state_dict": seal_gathered(model, options["state_dict"])}
     folder = Path(directory)
@@ -64,6 +68,12 @@ def before_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> dic
     for name in (*weight_names(options.get("variant")), SEAL_NAME):  # stale ones would be read
         (folder / name).unlink(missing_ok=True)
     return dict(options)
+
+
+def _renames_roles(model: Any) -> bool:
+    """Return True where transformers would save role parameters under the names of the family's original format."""
+    ours = dict(named_role_parameters(model))
+    return revert_weight_conversion(model, ours).keys() != ours.keys()
 
 
 def after_saving(model: Any, directory: Any, options: Mapping[str, Any]) -> None:
