@@ -39,9 +39,11 @@ $(STAMP): setup.py pyproject.toml Makefile
 demo: $(STAMP)
 	$(BIN)/rolesafe demo
 
-# One thread per worker: torch's threads would fight over the cores.
+# One thread per worker: torch's threads would fight over the cores. Rewriting the assertions of all tests takes 12 s in
+# each worker, so only what failed runs again with them, for its message.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q --assert=plain || \
+	{ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none; exit 1; }
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -333,8 +333,9 @@ class RoleConfig:
         Single parts: ``"bias"`` (the default configuration), ``"dedicated"``, ``"share"``, ``"integrity"``,
         ``"embedding"``. Published mechanisms: ``"ise"``, ``"air"``, ``"aside"``, ``"pft"``, ``"drip"`` and, without
         training, ``"instaboost"``, ``"pasta"``, ``"spotlight"``. Recommended: ``"channel"`` (per-layer role embeddings,
-        learned bias, half of the heads dedicated, a reserved share of 0.5 in the others, integrity mask), or
-        ``"separate"``, which adds own positions. :mod:`rolesafe.presets` has their papers and guarantees; the command
+        learned bias, half of the heads dedicated, a reserved share of 0.5 in the others, integrity mask) for models
+        trained from nothing, or ``"separate"``, which adds own positions; ``"pretrained"`` (per-layer role embeddings,
+        learned bias, added heads, without effect until trained) for existing checkpoints. :mod:`rolesafe.presets` has their papers and guarantees; the command
         ``rolesafe mechanisms`` prints them.
 
         Args:

@@ -145,6 +145,13 @@ PRESETS: dict[str, Preset] = {
         guarantee="those of dedicated, share and integrity together",
         trained=True,
     ),
+    "pretrained": Preset(
+        values={"embedding": "layers", "added_heads": 0.25},
+        adds="role vectors before every layer, bias, a quarter more heads for privileged keys; zero at the start",
+        parameters="L*R*d + L*H*R*R + L*4*d*d/4",
+        guarantee="the added heads never look at an unprivileged key",
+        trained=True,
+    ),
     "separate": Preset(
         values={
             "embedding": "layers", "dedicated_heads": 0.5, "share": 0.5, "integrity": True, "own_positions": True,
@@ -155,4 +162,5 @@ PRESETS: dict[str, Preset] = {
         trained=True,
     ),
 }  # fmt: skip
-"""Presets of :meth:`rolesafe.RoleConfig.preset`, by name. The recommended one is "channel"."""
+"""Presets of :meth:`rolesafe.RoleConfig.preset`, by name. Recommended: "channel" for models trained from nothing,
+"pretrained" for existing checkpoints."""

@@ -92,7 +92,7 @@ def test_lists_become_tuples() -> None:
 def test_presets() -> None:
     assert RoleConfig.presets() == (
         "bias", "dedicated", "added", "share", "integrity", "embedding", "ise", "air", "aside", "pft", "drip",
-        "instaboost", "pasta", "spotlight", "channel", "separate",
+        "instaboost", "pasta", "spotlight", "channel", "pretrained", "separate",
     )  # fmt: skip
     assert RoleConfig.preset("bias") == RoleConfig()
     ise = RoleConfig.preset("ise")

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from benchmarks.pretrained.data import FILES
 from rolesafe.retrain import RetrainConfig
+from rolesafe.training.rates import DEFAULTS
 
 MODEL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TRAINING: Final = "alpaca_5000.json"
@@ -85,12 +86,11 @@ ARMS: Final[Mapping[str, Arm]] = {
             changes={"preset": "embedding", "role_learning_rate": _TABLES},
         ),
         Arm(
-            name="combined",
-            about="added heads, bias, and a role vector before each layer; all zero at the start",
+            name="pretrained",
+            about="the preset: added heads, bias, and a role vector before each layer; all zero at the start",
             changes={
-                "preset": "added",
-                "role_config": {"bias": True, "embedding": "layers"},
-                "role_learning_rate": {"added": _WEIGHTS, "bias": 5 * _TABLES, "embedding": _TABLES},
+                "preset": "pretrained",
+                "role_learning_rate": {part: DEFAULTS[part] for part in ("added", "bias", "embedding")},
             },
         ),
         Arm(

@@ -65,7 +65,7 @@ class Plan:
         found = arm.recipe(common(self.data, seed=seed, **self.recipe))
         if found is None or found.roles() is None:
             return found
-        rates = found.role_learning_rate
+        rates: Any = found.role_learning_rate
         scaled = {k: self.factor * v for k, v in rates.items()} if isinstance(rates, Mapping) else self.factor * rates
         return replace(found, role_learning_rate=scaled)
 

@@ -49,7 +49,7 @@ class RetrainConfig:
         gradient_accumulation: Number of forward passes of an optimizer step.
         learning_rate: Peak learning rate of the base parameters, or of LoRA; decays linearly to 0.
         role_learning_rate: Peak learning rate of the role parameters, or a mapping of the learned parts of the role
-            layer to their rates (``{bias: 0.05, added: 5e-4}``, names in :data:`rolesafe.training.rates.PARTS`).
+            layer to their rates (``{bias: 0.05, added: 5e-4}``); None: :data:`rolesafe.training.rates.DEFAULTS`.
         warmup: Share of the steps in [0, 1) with rising learning rates.
         weight_decay: Weight decay of the base parameters. Role parameters have none.
         max_length: Maximum row length in tokens; at most the model's context.
@@ -80,7 +80,7 @@ class RetrainConfig:
 
     model: str
     data: str
-    preset: str = "channel"
+    preset: str = "pretrained"
     role_config: Mapping[str, Any] = field(default_factory=dict)
     dedicated: str = "first"
     held_out: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class RetrainConfig:
     batch_size: int = 16
     gradient_accumulation: int = 1
     learning_rate: float = 5e-5
-    role_learning_rate: float | Mapping[str, float] = 1e-3
+    role_learning_rate: float | Mapping[str, float] | None = None
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_length: int = 512
@@ -150,7 +150,8 @@ class RetrainConfig:
         _check(_above(self.learning_rate), "learning_rate", "a number > 0", self.learning_rate)
         rates = self.role_learning_rate
         each = rates.values() if isinstance(rates, Mapping) else (rates,)
-        _check(bool(each) and all(map(_above, each)), "role_learning_rate", "numbers > 0, by part, or one", rates)
+        fits = rates is None or (bool(each) and all(map(_above, each)))
+        _check(fits, "role_learning_rate", "a number > 0, a mapping of parts to such numbers, or None", rates)
         _check(
             is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay
         )

@@ -337,9 +337,10 @@ class _Run:
         )
 
     def _role_rate(self) -> float | Mapping[str, float] | None:
-        from rolesafe.patching.adapters import learned_parameters
+        from rolesafe.training.rates import default_rates
 
-        return self.config.role_learning_rate if learned_parameters(self.model) else None
+        default = default_rates(self.model)
+        return default if default is None or self.config.role_learning_rate is None else self.config.role_learning_rate
 
     def _headline(self, steps: int, checkpoint: Path | None) -> str:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)

@@ -15,6 +15,8 @@ RoleRates = float | Mapping[str, float]
 """Learning rate of all role parameters, or of the parts of the role layer by name."""
 PARTS: Final = ("bias", "share", "embedding", "added", "shift")
 """Parts with learned parameters, as in the fields of `RoleConfig` (`added`: `added_heads`)."""
+DEFAULTS: Final[Mapping[str, float]] = {"bias": 5e-2, "share": 1e-2, "embedding": 1e-2, "added": 5e-4, "shift": 5e-4}
+"""Learning rates for a pretrained model, by part: docs/pretrained.md has the comparison that they were chosen in."""
 
 _WHOLE: Final = {AddedHeads: "added", RoleEmbedding: "embedding", DataTransform: "shift"}
 
@@ -27,6 +29,18 @@ def parts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 yield next((part for kind, part in _WHOLE.items() if isinstance(module, kind)), name), parameter
 
 
+def default_rates(model: nn.Module) -> dict[str, float] | None:
+    """Return the rate in :data:`DEFAULTS` of each learned part of `model`; None where it has none."""
+    own = learned_parts(model)
+    return {part: DEFAULTS[part] for part in PARTS if part in own} or None
+
+
+def learned_parts(model: nn.Module) -> set[str]:
+    """Return the names of the parts of `model` that learn, trainable now or not."""
+    own = {id(parameter) for _, parameter in learned_parameters(model)}
+    return {part for part, parameter in parts(model) if id(parameter) in own}
+
+
 def check_rates(model: nn.Module, rates: RoleRates | None) -> None:
     """Raise a ValueError where the rates do not fit the role parameters of `model`.
 
@@ -34,9 +48,7 @@ def check_rates(model: nn.Module, rates: RoleRates | None) -> None:
         model: Patched or plain, also wrapped.
         rates: See :class:`rolesafe.training.RoleTrainer`.
     """
-    learned = learned_parameters(model)
-    own = {id(parameter) for _, parameter in learned}
-    of = {part for part, parameter in parts(model) if id(parameter) in own}
+    learned, of = learned_parameters(model), learned_parts(model)
     if isinstance(rates, Mapping):
         if unknown := sorted(map(str, set(rates) - set(PARTS))):
             raise ValueError(f"`role_learning_rate`: expected some of the parts {PARTS}, got {unknown[0]!r}")
