@@ -330,13 +330,14 @@ class RoleConfig:
     def preset(cls, name: str, **changes: Any) -> RoleConfig:
         """Return a named configuration with some values changed.
 
-        Single parts: ``"bias"`` (the default configuration), ``"dedicated"``, ``"share"``, ``"integrity"``,
-        ``"embedding"``. Published mechanisms: ``"ise"``, ``"air"``, ``"aside"``, ``"pft"``, ``"drip"`` and, without
-        training, ``"instaboost"``, ``"pasta"``, ``"spotlight"``. Recommended: ``"channel"`` (per-layer role embeddings,
-        learned bias, half of the heads dedicated, a reserved share of 0.5 in the others, integrity mask) for models
-        trained from nothing, or ``"separate"``, which adds own positions; ``"pretrained"`` (per-layer role embeddings,
-        learned bias, added heads, without effect until trained) for existing checkpoints. :mod:`rolesafe.presets` has their papers and guarantees; the command
-        ``rolesafe mechanisms`` prints them.
+        Single parts: ``"bias"`` (the default configuration), ``"dedicated"``, ``"added"``, ``"share"``,
+        ``"integrity"``, ``"embedding"``. Published mechanisms: ``"ise"``, ``"air"``, ``"aside"``, ``"pft"``, ``"drip"``
+        and, without training, ``"instaboost"``, ``"pasta"``, ``"spotlight"``. Recommended for models trained from
+        nothing: ``"channel"`` (per-layer role embeddings, learned bias, half of the heads dedicated, a reserved share
+        of 0.5 in the others, integrity mask), or ``"separate"``, which adds own positions. Recommended for existing
+        checkpoints: ``"pretrained"`` (per-layer role embeddings, learned bias, added heads; without effect until
+        trained). :mod:`rolesafe.presets` has their papers and guarantees; the command ``rolesafe mechanisms`` prints
+        them.
 
         Args:
             name: Name of the preset.

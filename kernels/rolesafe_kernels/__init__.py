@@ -4,5 +4,6 @@ It is ``impl="triton"`` of ``rolesafe``, which it never imports: it takes tensor
 """
 
 from rolesafe_kernels.api import MAX_DIM, RoleLayout, document_ranges, role_attention, unsupported
+from rolesafe_kernels.plan import Repeat
 
-__all__ = ["MAX_DIM", "RoleLayout", "document_ranges", "role_attention", "unsupported"]
+__all__ = ["MAX_DIM", "Repeat", "RoleLayout", "document_ranges", "role_attention", "unsupported"]

@@ -6,7 +6,7 @@ B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from rolesafe_kernels.call import MAX_ROLES, packed
 from rolesafe_kernels.decode import role_attn_decode
 from rolesafe_kernels.launch import INTERPRET, architecture, launch_of
-from rolesafe_kernels.ops import build_blocks, role_attn_fwd, role_blocks
-from rolesafe_kernels.plan import Plan, Settings, decodes
+from rolesafe_kernels.ops import build_bits, build_blocks, role_attn_fwd, role_blocks
+from rolesafe_kernels.plan import Plan, Repeat, Settings, decodes
 from rolesafe_kernels.replay import PLANS, form, is_eager
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -33,14 +33,21 @@ class RoleLayout:
         k_roles: (B, S) of the keys.
         privileged: Ids of the privileged roles.
         key_mask: (B, S), 0 or False where a key is hidden; None: none is.
+        queries: Takes what is prepared of `q_roles`, to share among layouts with the same ones.
     """
 
     def __init__(
-        self, q_roles: Tensor, k_roles: Tensor, privileged: Sequence[int] = (0, 1), key_mask: Tensor | None = None
+        self,
+        q_roles: Tensor,
+        k_roles: Tensor,
+        privileged: Sequence[int] = (0, 1),
+        key_mask: Tensor | None = None,
+        queries: dict[Any, Any] | None = None,
     ) -> None:
         self.q_roles, self.k_roles, self.key_mask = q_roles, k_roles, key_mask
         self.privileged = role_bits(privileged)
-        self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[Any, Any] = {}
+        self._queries = {} if queries is None else queries
 
     def keys(self, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
         """Return roles (B, S) int8 and lists of blocks for `kernel`, for tokens such as `like` of head dim `dim`."""
@@ -52,21 +59,30 @@ class RoleLayout:
 
     def of_block(self, side: str, block: int) -> tuple[Tensor, Tensor]:
         """Return the same of "keys" or "queries" for blocks of `block` tokens, without a registered operation."""
-        key = (self._side(side), block)
-        if key not in self._kept:
-            self._kept[key] = build_blocks(*self._tokens(key[0]), self.privileged, block)
-        return self._kept[key]
+        side = self._side(side)
+        return self._keep(side, block, lambda: build_blocks(*self._tokens(side), self.privileged, block))
+
+    def roles_of_queries(self, block: int) -> Tensor:
+        """Return the roles (B, T) int8 of the queries alone; `block` as in `of_block`."""
+        if self._side("queries") == "keys":
+            return self.of_block("keys", block)[0]
+        roles: Tensor = self._keep("queries", "roles", lambda: build_bits(self.q_roles, None, block)[0])
+        return roles
 
     def _blocks(self, side: str, like: Tensor, dim: int, kernel: str) -> tuple[Tensor, Tensor]:
-        roles, mask = self._tokens(side)
-        if is_eager(roles, mask):
-            return self.of_block(side, getattr(launch_of(like.device, like.dtype, dim), kernel).block)
-        compiling = torch.compiler.is_compiling()
         side = self._side(side)
-        key = (side, kernel if compiling else getattr(launch_of(like.device, like.dtype, dim), kernel).block)
-        if key not in self._kept:
-            self._kept[key] = role_blocks(*self._tokens(side), self.privileged, like.dtype, dim, kernel)
-        return self._kept[key]
+        roles, mask = self._tokens(side)
+        compiling = torch.compiler.is_compiling()
+        block: Any = kernel if compiling else getattr(launch_of(like.device, like.dtype, dim), kernel).block
+        if is_eager(roles, mask):
+            return self.of_block(side, block)
+        return self._keep(side, block, lambda: role_blocks(roles, mask, self.privileged, like.dtype, dim, kernel))
+
+    def _keep(self, side: str, block: Any, compute: Callable[[], Any]) -> Any:
+        kept, key = (self._kept, block) if side == "keys" else (self._queries, (block, self.privileged))
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
 
     def _side(self, side: str) -> str:
         """Return the side that is prepared: queries that are the keys are prepared once."""
@@ -280,6 +296,7 @@ def role_attention(
     window: int | None = None,
     softcap: float | None = None,
     layout: RoleLayout | None = None,
+    repeats: list[Repeat] | None = None,
 ) -> Tensor:
     """Compute role-aware attention by the fused kernel. ``rolesafe.role_attention`` describes each argument.
 
@@ -289,6 +306,7 @@ def role_attention(
         key_mask: (B, S), 0 or False where a key is hidden. `mask`: bool (B | 1, H | 1, T, S), read tile by tile.
         ranges: For packed documents, from :func:`document_ranges`; they replace order and window.
         layout: Prepared :class:`RoleLayout` of `q_roles`, `k_roles`, `privileged`, `key_mask`, to share among layers.
+        repeats: Takes a :class:`Repeat` where other layers can repeat this call: decoding in eager mode.
 
     Returns:
         (B, H, T, DV), a view of (B, T, H, DV). Rows that see nothing are 0.
@@ -300,7 +318,8 @@ def role_attention(
     tensors = (q, k, v, q_roles, k_roles, bias, share, sinks, key_mask, mask, *pairs)
     train = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias, share, sinks))
     call = (privileged, dedicated, integrity, scale, window, softcap, causal)
-    if is_eager(*tensors):
+    eager = is_eager(*tensors)
+    if eager:
         key = (*map(form, tensors), q_roles is k_roles, *privileged, *call[1:], train)
         plan = PLANS.find(key)
         if plan is None:
@@ -320,7 +339,8 @@ def role_attention(
         key_mask, mask, layout = seen if key_mask is None else seen & key_mask.bool(), None, None
     if layout is None and q_roles is not None and k_roles is not None:
         layout = RoleLayout(q_roles, k_roles, privileged, key_mask)
-    return attend(q, k, v, layout, bias, share, sinks, mask, pairs)
+    more = {"repeats": repeats} if eager else {}
+    return attend(q, k, v, layout, bias, share, sinks, mask, pairs, **more)
 
 
 def settings_of(

@@ -29,7 +29,7 @@ from rolesafe_kernels.call import (
 from rolesafe_kernels.forward import role_attn_fwd_kernel
 from rolesafe_kernels.launch import INTERPRET, launch_of
 from rolesafe_kernels.layout import ROWS, role_bits_kernel, role_lists_kernel
-from rolesafe_kernels.replay import is_eager
+from rolesafe_kernels.replay import is_eager, launch
 
 LIST_CHUNK = 32 if INTERPRET else 512
 """Blocks that a program of `role_lists_kernel` takes at a time: one kernel for every length."""
@@ -48,18 +48,27 @@ def empty_blocks(roles: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 def build_blocks(roles: Tensor, mask: Tensor | None, privileged: int, block: int) -> tuple[Tensor, Tensor]:
     """Compute `role_blocks` for blocks of `block` tokens."""
+    roles8, blocks = build_bits(roles, mask, block)
+    if roles.shape[0]:
+        with on(roles):
+            launch(
+                role_lists_kernel, (roles.shape[0], 4, 1), blocks, privileged, count_blocks(blocks),
+                BN=LIST_CHUNK, num_warps=4,
+            )  # fmt: skip
+    return roles8, blocks
+
+
+def build_bits(roles: Tensor, mask: Tensor | None, block: int) -> tuple[Tensor, Tensor]:
+    """Compute `role_blocks` but for the lists: the bits of the blocks alone are written."""
     roles8, blocks = empty_blocks(roles, block)
     batch, n = roles.shape[0], count_blocks(blocks)
-    if not batch:
-        return roles8, blocks
-    shown = roles if mask is None else mask
-    with on(roles):
-        if n:
-            role_bits_kernel[(n, batch)](
-                roles, shown, roles8, blocks, *roles.stride(), *shown.stride(), roles.shape[1], n,
-                HAS_MASK=mask is not None, BLOCK=block, num_warps=1,
+    if batch and n:
+        shown = roles if mask is None else mask
+        with on(roles):
+            launch(
+                role_bits_kernel, (n, batch, 1), roles, shown, roles8, blocks, *roles.stride(), *shown.stride(),
+                roles.shape[1], n, HAS_MASK=mask is not None, BLOCK=block, num_warps=1,
             )  # fmt: skip
-        role_lists_kernel[(batch, 4)](blocks, privileged, n, BN=LIST_CHUNK, num_warps=4)
     return roles8, blocks
 
 

@@ -5,15 +5,17 @@ B batch, H query heads, G key/value heads, T queries, S keys, D and DV head dims
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from rolesafe_kernels.call import dense, on, packed
 from rolesafe_kernels.decode import decode
 from rolesafe_kernels.launch import launch_of
 from rolesafe_kernels.ops import Attend, attend
-from rolesafe_kernels.replay import Program, Tape, aligned, distinct
+from rolesafe_kernels.replay import Kept, Program, Tape, aligned, distinct, form, is_eager
 
 DECODE_ROWS = 64
 """Largest number of queries, over all heads that share keys, for which programs divide the keys."""
@@ -70,18 +72,31 @@ class Plan:
         sinks: Tensor | None,
         mask: Tensor | None,
         ranges: tuple[Tensor | None, Tensor | None],
+        repeats: list[Repeat] | None = None,
     ) -> Tensor:
-        """Return the output (B, H, T, DV). `layout` is the `RoleLayout` of the call; None: no roles."""
+        """Return the output (B, H, T, DV).
+
+        Args:
+            layout: The `RoleLayout` of the call; None: no roles.
+            repeats: Takes a `Repeat` where later calls can go without what is computed here.
+        """
+        given = (q, k, v, bias, share, sinks)
         q, k, v = packed(q), packed(k), packed(v)
         q_roles = k_roles = blocks = dq_blocks = dkdv_blocks = None
         if layout is not None:
             forward, dq, dkdv = self.blocks
             k_roles, blocks = layout.of_block("keys", forward)
-            q_roles, dkdv_blocks = layout.of_block("queries", dkdv if self.train else forward)
             if self.train:
+                q_roles, dkdv_blocks = layout.of_block("queries", dkdv)
                 dq_blocks = layout.of_block("keys", dq)[1]
+            else:
+                q_roles = layout.roles_of_queries(forward)
         if self.decode:
-            return self._repeat((q, k, v, q_roles, k_roles, blocks, dense(bias), dense(share), dense(sinks), mask))
+            tables = (dense(bias), dense(share), dense(sinks))
+            out = self._repeat((q, k, v, q_roles, k_roles, blocks, *tables, mask))
+            if repeats is not None and self._program is not None and all(map(operator.is_, given, (q, k, v, *tables))):
+                repeats.append(Repeat(self._program, given, (q_roles, k_roles, blocks), mask))
+            return out
         tensors = (q, k, v, q_roles, k_roles, blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, *ranges)
         if self.train:
             return Attend.apply(*tensors, *self.settings, True)[0]  # type: ignore[no-untyped-call]
@@ -100,3 +115,39 @@ class Plan:
         if kept:
             self._program = tape.program(out)
         return out
+
+
+class Repeat:
+    """A decode call to be repeated by the other layers of a forward pass: the same roles, mask and settings.
+
+    Args:
+        program: Its launches.
+        tensors: Its q, k, v, bias, share and sinks, in the form that the kernels read.
+        roles: Roles of its queries and keys, and lists of blocks. `mask`: its mask.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: tuple[Tensor | None, ...],
+        roles: tuple[Tensor | None, Tensor | None, Tensor | None],
+        mask: Tensor | None,
+    ) -> None:
+        self._program, self._roles, self._mask = program, roles, mask
+        self._forms = [*map(form, tensors)]
+        self._aligned = aligned(*roles, mask)
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, share: Tensor | None, sinks: Tensor | None
+    ) -> Tensor | None:
+        """Return the output (B, H, T, DV); None for tensors of another form, and where anything but eager code runs.
+
+        Such a call needs the checks and choices of a whole one.
+        """
+        tensors = (q, k, v, bias, share, sinks)
+        if torch.is_grad_enabled() or Kept.bypassed or not self._aligned or not is_eager(*tensors):
+            return None
+        if [*map(form, tensors)] != self._forms or not aligned(*tensors):
+            return None
+        with on(q):
+            return self._program((q, k, v, *self._roles, bias, share, sinks, self._mask), q.device)

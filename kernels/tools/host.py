@@ -5,7 +5,9 @@
 Launches go through Triton up to its launcher, which does nothing (`stub`): all that a CPU does for a GPU is timed but
 the driver's part of a launch. A layer is the difference of a decode step of a patched llama and of the same llama with
 an attention that returns its queries, in the same round, divided by the number of layers: hooks, checks, roles,
-launches and all that is done once per forward pass.
+launches and all that is done once per forward pass. Its linear layers return unwritten memory: on a GPU they cost the
+CPU a launch, and here weights would displace the measured code from its caches. "New length" is a step at a length that
+no call had before, as in generation with a growing cache.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rolesafe_kernels import RoleLayout
+from rolesafe_kernels import RoleLayout, api
 from rolesafe_kernels import role_attention as kernel_attention
+from rolesafe_kernels.replay import Kept
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -32,7 +35,7 @@ from tools.inputs import Features, Shape, make_inputs
 from tools.stub import stub_device
 from tools.timing import Plan, bootstrap_median, interleave
 
-LAYERS, CACHED = 16, 64
+LAYERS, CACHED = 16, 16
 STEP = Shape(1, 32, 8, 1, 2048, 128)
 FEATURES = {
     "plain": Features(),
@@ -47,6 +50,17 @@ def no_attention(module: nn.Module, query: Tensor, *_: Any, **__: Any) -> tuple[
     return query.transpose(1, 2), None
 
 
+class Unwritten(nn.Module):
+    """A linear layer whose outputs are unwritten memory."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], self.width)
+
+
 def small_llama(attention: str) -> LlamaForCausalLM:
     """Return a llama with the heads of a large one (H=32, G=8, D=128), 16 layers and little else."""
     config = LlamaConfig(
@@ -54,11 +68,19 @@ def small_llama(attention: str) -> LlamaForCausalLM:
         num_key_value_heads=STEP.groups, head_dim=STEP.dim, attn_implementation=attention,
     )  # fmt: skip
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    for module in [*model.model.modules()]:
+        for name, child in [*module.named_children()]:
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Unwritten(child.out_features))
+    return model
 
 
-def decode_step(model: Any) -> Callable[[], None]:
-    """Return a call that decodes one token after `CACHED` cached ones, and takes it back."""
+def decode_step(model: Any, new_length: bool = False) -> Callable[[], None]:
+    """Return a call that decodes one token after `CACHED` cached ones, and takes it back.
+
+    `new_length`: the kernel takes each call for the first of its length.
+    """
     patched = hasattr(model, "rolesafe_layers")
     tokens = torch.randint(3, 60, (1, CACHED + 1), generator=torch.Generator().manual_seed(0))
     roles = torch.full_like(tokens, 2)
@@ -72,7 +94,11 @@ def decode_step(model: Any) -> Callable[[], None]:
         model(input_ids=tokens[:, first:last], use_cache=True, **{name: cache}, **more)
 
     def decode() -> None:
+        names = vars(api)
+        usual = names["PLANS"]
+        names["PLANS"] = Kept() if new_length else usual
         step(CACHED, CACHED + 1)
+        names["PLANS"] = usual
         cache.crop(-1)
 
     step(0, CACHED)
@@ -89,7 +115,7 @@ def layer_times(rounds: int) -> dict[str, dict[str, float]]:
         for parameter_name, parameter in rolesafe.named_role_parameters(model):
             if parameter_name.endswith("bias"):
                 nn.init.normal_(parameter)
-        calls[name] = decode_step(model)
+        calls[name], calls[f"{name}, new length"] = decode_step(model), decode_step(model, new_length=True)
     times = timed(calls, rounds)
     base = times.pop("no attention")
     return {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -212,13 +211,15 @@ def resolve_problem(p: Problem, impl: str) -> str:
     if p.scores is not None:
         return p.impl_of_scores(impl)
     device, dtype, dim = p.q.device, p.q.dtype, max(p.q.shape[3], p.v.shape[3])
-    if torch.is_autocast_enabled(device.type) and dtype != torch.float64:
+    if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    uses = {"softcap": p.softcap is not None, "sinks": p.sinks is not None}
-    uses |= {"dropout": p.dropout > 0, "mass_target": p.mass_target > 0}
-    resolve = partial(resolve_impl, impl, **uses, device=device, dtype=dtype, dim=dim)
-    key = ("impl", impl, *uses.values(), device, dtype, dim)
-    return resolve() if torch.compiler.is_compiling() else p.roles.keep(key, resolve)
+    uses = (p.softcap is not None, p.sinks is not None, p.dropout > 0, p.mass_target > 0)
+
+    def resolve() -> str:
+        named = dict(zip(("softcap", "sinks", "dropout", "mass_target"), uses, strict=True))
+        return resolve_impl(impl, **named, device=device, dtype=dtype, dim=dim)
+
+    return resolve() if torch.compiler.is_compiling() else p.roles.keep((impl, uses, device, dtype, dim), resolve)
 
 
 def compute(problem: Problem, impl: str) -> Tensor:
@@ -226,8 +227,8 @@ def compute(problem: Problem, impl: str) -> Tensor:
     return run(problem, resolve_problem(problem, impl))
 
 
-def run(problem: Problem, backend: str) -> Tensor:
-    """Run a checked problem on `backend`, which :func:`resolve_problem` returned."""
+def run(problem: Problem, backend: str, repeats: list[Any] | None = None) -> Tensor:
+    """Run a checked problem on `backend`, from :func:`resolve_problem`. `repeats`: see `triton_attention`."""
     device = problem.q.device.type
     if torch.is_autocast_enabled(device):
         # Tokens in autocast's dtype, as PyTorch's attention takes them; but the tables must not be rounded on the way.
@@ -235,15 +236,15 @@ def run(problem: Problem, backend: str) -> Tensor:
             dtype = torch.get_autocast_dtype(device)
             problem = replace(problem, q=problem.q.to(dtype), k=problem.k.to(dtype), v=problem.v.to(dtype))
         with torch.autocast(device, enabled=False):
-            return _run(problem, backend)
-    return _run(problem, backend)
+            return _run(problem, backend, None)  # a call of other tensors than the layer's
+    return _run(problem, backend, repeats)
 
 
-def _run(p: Problem, backend: str) -> Tensor:
+def _run(p: Problem, backend: str, repeats: list[Any] | None) -> Tensor:
     if backend == "triton":
         from rolesafe.attention.triton import triton_attention  # late: it imports triton
 
-        return triton_attention(p)
+        return triton_attention(p, repeats)
     if p.documents is not None and backend == "sdpa" and (out := in_pieces(p)) is not None:
         return out
     if p.documents is not None:

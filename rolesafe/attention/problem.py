@@ -59,11 +59,18 @@ class RoleIndex:
         k_roles: (B, S) integer.
         privileged: Ids of the privileged roles.
         key_mask: (B, S) bool, False where a key is padding; ``None``: no padding.
+        of_queries: Takes what the fused kernel prepares of `q_roles`, to share among indices with the same ones.
     """
 
     def __init__(
-        self, q_roles: Tensor, k_roles: Tensor, privileged: tuple[int, ...], key_mask: Tensor | None = None
+        self,
+        q_roles: Tensor,
+        k_roles: Tensor,
+        privileged: tuple[int, ...],
+        key_mask: Tensor | None = None,
+        of_queries: dict[Any, Any] | None = None,
     ) -> None:
+        self.of_queries = {} if of_queries is None else of_queries
         self.q_roles = q_roles
         self.k_roles = k_roles
         self.privileged = privileged

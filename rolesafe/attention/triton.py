@@ -5,14 +5,17 @@ Legend: B batch, H query heads, T queries, S keys.
 
 from __future__ import annotations
 
-from rolesafe_kernels import RoleLayout, document_ranges, role_attention
+from rolesafe_kernels import Repeat, RoleLayout, document_ranges, role_attention
 from torch import Tensor
 
 from rolesafe.attention.problem import Problem
 
 
-def triton_attention(problem: Problem) -> Tensor:
-    """Compute role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q."""
+def triton_attention(problem: Problem, repeats: list[Repeat] | None = None) -> Tensor:
+    """Compute role-aware attention of `problem`: (B, H, T, Dv) in the dtype of q.
+
+    `repeats` takes a call of the kernel that layers with the same roles, mask and settings can repeat, if it allows it.
+    """
     p = problem
     roles, mask, key_mask = p.roles, p.mask, p.roles.key_mask
     if mask is not None and mask.shape[1:3] == (1, 1):
@@ -25,7 +28,7 @@ def triton_attention(problem: Problem) -> Tensor:
     if not plain:
 
         def build() -> RoleLayout:
-            return RoleLayout(roles.q_roles, roles.k_roles, roles.privileged, key_mask)
+            return RoleLayout(roles.q_roles, roles.k_roles, roles.privileged, key_mask, roles.of_queries)
 
         layout = roles.keep("layout", build) if key_mask is None else roles.keep_for(key_mask, "layout", build)
     ranges = None
@@ -56,6 +59,7 @@ def triton_attention(problem: Problem) -> Tensor:
         window=p.window,
         softcap=p.softcap,
         layout=layout,
+        repeats=repeats,
     )
 
 

@@ -50,6 +50,8 @@ class RoleEmbedding(RolePart):
         """Return `hidden_states` (B, T, d) plus the vectors of `roles` (B, T)."""
         if self.strength == 0:
             return hidden_states
-        hidden_states, roles = (x.to(self.weight.device) for x in (hidden_states, roles))
-        vectors = nn.functional.embedding(roles, self.weight).to(hidden_states.dtype)
+        weight, device = self.weight, self.weight.device
+        if hidden_states.device != device or roles.device != device:
+            hidden_states, roles = hidden_states.to(device), roles.to(device)
+        vectors = nn.functional.embedding(roles, weight).to(hidden_states.dtype)
         return hidden_states + (vectors if self.strength == 1 else self.strength * vectors)

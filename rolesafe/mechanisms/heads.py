@@ -123,10 +123,11 @@ class RoleHeads(RolePart):
         The clamp has the gradient of the identity, so an optimizer that leaves [0, 1] can return. At a positive floor
         it has no gradient that would lower the share.
         """
-        if self.share is None:
+        share: Tensor | None = self.share
+        if share is None:
             return None
         # PEFT sets `requires_grad` of all that it saves; a constant share gets no gradient.
-        share = self.share if self.learns_share else self.share.detach()
+        share = share if self.learns_share else share.detach()
         if not (share.requires_grad and torch.is_grad_enabled()):
             return share.clamp(self.share_floor, 1)
         clamped: Tensor = _Clamp.apply(share, self.share_floor)  # type: ignore[no-untyped-call]

@@ -101,6 +101,14 @@ def role_attention_forward(
         share = share * heads.strength
     role_inputs.took_part(heads)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    dropout = dropout if module.training else 0.0
+    own_settings = (heads.strength, heads.dedicated, heads.integrity, heads.mass_target)
+    settings = (*own_settings, is_causal, scaling, softcap, dropout)
+    layer = cache_layer(module)
+    if more is None and position_bias is None and not torch.compiler.is_compiling():
+        repeated = role_inputs.repeat(layer, settings, attention_mask, query, key, value, bias, share, s_aux)
+        if repeated is not None:
+            return repeated.transpose(1, 2), None
     length = query.shape[2]
     full_key, full_value = key, value
     padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
@@ -124,7 +132,7 @@ def role_attention_forward(
         q=query,
         k=key,
         v=value,
-        roles=role_inputs.index(cache_layer(module), key.shape[2], key.device, real),
+        roles=role_inputs.index(layer, key.shape[2], key.device, real),
         bias=bias,
         share=share,
         dedicated=heads.dedicated,
@@ -135,7 +143,7 @@ def role_attention_forward(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sinks=s_aux,
-        dropout=dropout if module.training else 0.0,
+        dropout=dropout,
         scores=scores,
     )
     if role_inputs.see is not None:
@@ -167,8 +175,14 @@ def role_attention_forward(
     # The base's own call cannot replace the role-aware one with dropout (each call draws its own numbers), nor where
     # padding and causal order are separate masks.
     if not by_base or not _at_rest(heads, bias) or (problem.dropout and bias is not None):
-        output = run(problem, impl).transpose(1, 2).contiguous()
-        return output if scaled or heads.strength == 1 else torch.lerp(plain(), output, heads.strength), None
+        whole = scaled or heads.strength == 1
+        repeats: list[Any] | None = (
+            [] if whole and more is None and scores is None and role_inputs.see is None else None
+        )
+        output = run(problem, impl, repeats).transpose(1, 2).contiguous()
+        for repeat in repeats or ():
+            role_inputs.can_repeat(layer, settings, attention_mask, repeat)
+        return output if whole else torch.lerp(plain(), output, heads.strength), None
     # The role layer is still at rest: the same result at any strength.
     base = plain()
     if bias is None or not (bias.requires_grad and torch.is_grad_enabled()):

@@ -237,5 +237,5 @@ def record_roles(cache: Any, inputs: RoleInputs) -> None:
             torch._dynamo.mark_static_address(kept)  # as transformers does with the keys: it is written in place
     elif kept.shape[1] < size:
         kept = torch.nn.functional.pad(kept, (0, size - kept.shape[1]), value=NOBODY)
-    kept.index_copy_(1, inputs.q_positions, new)
+    kept.index_copy_(1, inputs.q_positions(), new)
     cache.rolesafe_roles = kept

@@ -182,12 +182,23 @@ def count_heads(module: nn.Module) -> int:
 
 def cache_layer(attention: nn.Module) -> int:
     """Return the index of the cache layer that holds the keys of `attention`: its own, unless layers share keys."""
-    own = int(getattr(attention, "layer_idx", None) or 0)
-    if not getattr(attention, "is_kv_shared_layer", False):
+    own = int(_plain_attribute(attention, "layer_idx") or 0)
+    if not _plain_attribute(attention, "is_kv_shared_layer"):
         return own
     config: Any = attention.config
     kinds, storing = config.layer_types, config.num_hidden_layers - config.num_kv_shared_layers
     return max(i for i in range(storing) if kinds[i] == kinds[own])  # the last layer of its kind that keeps keys
+
+
+def _plain_attribute(module: nn.Module, name: str) -> Any:
+    """Return an attribute that is no parameter, buffer or module; None where there is none.
+
+    `getattr` of a module searches long for a missing one, and every layer asks in every forward pass.
+    """
+    values = module.__dict__
+    if name in values:
+        return values[name]
+    return getattr(module, name) if hasattr(type(module), name) else None
 
 
 def model_types(model: PreTrainedModel) -> set[str]:

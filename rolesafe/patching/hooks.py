@@ -46,6 +46,8 @@ class RoleLayers:
         entry: Path in the model of the module that reads the tokens.
         stack: Path in the entry module of the list of decoder layers.
         parts: Names of the parts of every decoder layer; each must take part in every forward pass.
+        all_parts: All of them.
+        first: Path in the entry module of one of them.
         arguments: Names of the arguments of the entry module's forward, in order.
         cache_layers: See :class:`RoleInputs`.
         impl: Attention backend.
@@ -56,6 +58,8 @@ class RoleLayers:
     entry: str
     stack: str
     parts: tuple[tuple[str, ...], ...]
+    all_parts: frozenset[str]
+    first: tuple[str, ...]
     arguments: tuple[str, ...]
     cache_layers: tuple[int, ...]
     impl: str
@@ -75,8 +79,16 @@ def check_roles(role_ids: Any) -> None:
     raise ValueError(f"`role_ids`: expected an integer tensor of shape (B, T), got {got}")
 
 
-def strength_of(module: nn.Module) -> float:
-    """Return the strength of the first part in `module`. `leave_model` checks that all parts have the same."""
+def strength_of(module: nn.Module, path: tuple[str, ...] = ()) -> float:
+    """Return the strength of the part at `path` in `module`, or of the first part where a wrapper changed the path.
+
+    `leave_model` checks that all parts have the same.
+    """
+    found: nn.Module | None = module
+    for name in path:
+        found = None if found is None else found._modules.get(name)
+    if path and isinstance(found, RolePart):
+        return found.strength
     return next(part.strength for part in module.modules() if isinstance(part, RolePart))
 
 
@@ -96,7 +108,8 @@ def enter_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if layer.__dict__.get("rolesafe_drops") and "position_embeddings" in kwargs:
         kwargs = {**kwargs, "position_embeddings": _Carrier(kwargs["position_embeddings"])}
         kwargs["position_embeddings"].role_inputs = inputs
-    parts = [part for name in ENTRY_PARTS if (part := layer._modules.get(name)) is not None]
+    own = layer._modules
+    parts = [own[name] for name in ENTRY_PARTS if own.get(name) is not None]
     if not parts:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -127,7 +140,7 @@ def _inputs(layer: nn.Module, kwargs: dict[str, Any]) -> RoleInputs:
 
 
 def _apply(part: Any, hidden: Tensor, inputs: RoleInputs) -> Tensor:
-    changed: Tensor = part(hidden, inputs.q_roles.to(hidden.device))
+    changed: Tensor = part(hidden, inputs.q_roles_on(hidden.device))
     inputs.took_part(part)
     return changed
 
@@ -175,7 +188,7 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         layers.cache_layers,
         layers.config,
         impl=layers.impl,
-        owner=(layers.patch, strength_of(module)),
+        owner=(layers.patch, strength_of(module, layers.first)),
         see=module.__dict__.get("rolesafe_see"),
     )
     if cache is not None:
@@ -210,6 +223,12 @@ def _check_stack(module: nn.Module, layers: RoleLayers) -> None:
 
 def _check_all_took_part(module: nn.Module, layers: RoleLayers, inputs: RoleInputs) -> None:
     """Raise where a part did not use the roles: no change to the model may disable the role layer silently."""
+    if not inputs.strengths.keys() >= layers.all_parts:
+        _check_missing(module, layers, inputs)
+    _check_strengths(inputs.strengths.values())
+
+
+def _check_missing(module: nn.Module, layers: RoleLayers, inputs: RoleInputs) -> None:
     # Early exit (a model that drafts for itself) lowers the number of layers that run.
     config: Any = module.config
     depth = getattr(config.get_text_config(), "num_hidden_layers", len(layers.parts))
@@ -226,14 +245,13 @@ def _check_all_took_part(module: nn.Module, layers: RoleLayers, inputs: RoleInpu
             "implementation was changed after the patch, or this family does not pass `role_inputs` on to its "
             "attention. Patch the model again after changing it, or use a family that rolesafe is tested with."
         )
-    _check_strengths(inputs.strengths.values())
 
 
 def _check_strengths(strengths: Iterable[float]) -> None:
     """Raise where the parts of a role layer have several strengths."""
-    different = sorted(set(strengths))
+    different = set(strengths)
     if len(different) > 1:
         raise RuntimeError(
-            f"`strength`: expected one strength of all parts of the role layer, got {different}. "
+            f"`strength`: expected one strength of all parts of the role layer, got {sorted(different)}. "
             "Set it with rolesafe.mechanisms.set_strength(model, strength)."
         )

@@ -31,7 +31,6 @@ class RoleInputs:
 
     Attributes:
         past: Number of tokens in the cache; a tensor on the device for a static cache.
-        q_positions: (T,) int64 indices of the new tokens.
         q_roles: (B, T) int64 roles of the new tokens.
         strengths: Strength of the parts that took part so far, by name.
         added: Output of added heads (B, T, A Dv) before their projection, by name.
@@ -62,6 +61,9 @@ class RoleInputs:
         self.added: dict[str, Tensor] = {}
         self.entered: set[int] = set()
         self._indices: list[tuple[tuple[Any, ...], RoleIndex]] = []
+        self._q_roles: dict[torch.device, Tensor] = {}
+        self._of_queries: dict[torch.device, dict[Any, Any]] = {}
+        self._repeats: list[tuple[tuple[Any, ...], Tensor | None, Callable[..., Tensor | None]]] = []
         past = 0 if cache is None else cache.get_seq_length()
         # A static cache counts on the device: no wait for it, unless that is free.
         if isinstance(past, Tensor) and past.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -70,10 +72,10 @@ class RoleInputs:
         _check_length(role_ids, past, length, cache)
         _check_ids(role_ids, len(config.roles))
         self.role_ids = role_ids.long()
-        arange = torch.arange(length, device=role_ids.device)
-        self.q_positions = arange + (past.to(role_ids.device) if isinstance(past, Tensor) else past)
-        if isinstance(past, Tensor):
-            self.q_roles = self.role_ids[:, self.q_positions]
+        self._q_positions: Tensor | None = None
+        if isinstance(past, Tensor):  # at once: the cache changes it in place
+            self._q_positions = torch.arange(length, device=role_ids.device) + past.to(role_ids.device)
+            self.q_roles = self.role_ids[:, self._q_positions]
         else:
             self.q_roles = self.role_ids[:, past : past + length]
         # (number of keys, index of the first) per layer: the numbers that transformers builds its masks from.
@@ -87,7 +89,7 @@ class RoleInputs:
         Raises:
             RuntimeError: The cache returned another number of keys than it announced.
         """
-        expected, offset = self._layouts.get(layer, (self.length, 0))
+        expected, offset = self._layout(layer)
         # A static cache is sliced to the new tokens where it was empty before them.
         if keys != expected and not (keys == self.length and offset == 0):
             raise RuntimeError(
@@ -102,12 +104,49 @@ class RoleInputs:
         missing = keys - k_roles.shape[1]  # the unused end of a static cache, masked by the model
         if missing > 0:
             k_roles = torch.nn.functional.pad(k_roles, (0, missing), value=self._unprivileged)
-        q_roles, k_roles = self.q_roles.to(device), k_roles.to(device)
+        q_roles, k_roles = self.q_roles_on(device), k_roles.to(device)
+        of_queries = self._of_queries.setdefault(device, {})
         if k_roles.shape == self.role_ids.shape == q_roles.shape:
-            q_roles = k_roles  # nothing in the cache: one and the same, prepared once
-        index = RoleIndex(q_roles, k_roles, self.config.privileged_ids, padding)
+            q_roles, of_queries = k_roles, {}  # nothing in the cache: one and the same, prepared once
+        index = RoleIndex(q_roles, k_roles, self.config.privileged_ids, padding, of_queries)
         self._indices.append(((offset, keys, device, padding), index))
         return index
+
+    def q_positions(self) -> Tensor:
+        """Return the indices of the new tokens, (T,) int64."""
+        if self._q_positions is not None:
+            return self._q_positions
+        return torch.arange(self.length, device=self.role_ids.device) + self.past
+
+    def q_roles_on(self, device: torch.device) -> Tensor:
+        """Return `q_roles` on `device`, one tensor for all layers."""
+        roles = self._q_roles.get(device)
+        if roles is None:
+            self._q_roles[device] = roles = self.q_roles.to(device)
+        return roles
+
+    def can_repeat(self, layer: int, settings: Any, mask: Tensor | None, repeat: Callable[..., Tensor | None]) -> None:
+        """Keep `repeat`, the attention of layer `layer`, for layers with the same `settings`, mask and key layout."""
+        self._repeats.append(((self._layout(layer), settings), mask, repeat))
+
+    def repeat(self, layer: int, settings: Any, mask: Tensor | None, *tensors: Tensor | None) -> Tensor | None:
+        """Return the attention of layer `layer` as a repetition of another one's, (B, H, T, Dv).
+
+        None where there is none to repeat: no layer with these settings, this mask and this key layout ran before, the
+        `tensors` (q, k, v, bias, share, sinks) have another form, or autocast changes them.
+        """
+        if not self._repeats or tensors[0] is None or torch.is_autocast_enabled(tensors[0].device.type):
+            return None
+        kind = (self._layout(layer), settings)
+        for own, of, repeat in self._repeats:
+            if of is mask and own == kind and (out := repeat(*tensors)) is not None:
+                return out
+        return None
+
+    def _layout(self, layer: int) -> tuple[int, int]:
+        """Return the number of keys that layer `layer` sees and the index of the first, as its cache announced."""
+        layout: tuple[int, int] = self._layouts.get(layer, (self.length, 0))
+        return layout
 
     def took_part(self, part: Any) -> None:
         """Record that `part`, a part of the role layer or a wrapper of one, used the roles."""

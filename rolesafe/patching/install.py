@@ -68,6 +68,8 @@ def install(model: Any, config: RoleConfig) -> None:
         entry=entry,
         stack=stack[len(entry) + 1 :] if entry else stack,
         parts=tuple(names),
+        all_parts=frozenset(name for own in names for name in own),
+        first=_path_of_part(module),
         arguments=tuple(inspect.signature(forward).parameters)[1:],  # without `self`
         cache_layers=tuple(sorted(cache_layers)),
         impl=impl,
@@ -77,6 +79,11 @@ def install(model: Any, config: RoleConfig) -> None:
         holder.__dict__["rolesafe_layers"] = about  # a plain attribute, not a submodule
     module.register_forward_pre_hook(enter_model, with_kwargs=True)
     module.register_forward_hook(leave_model, with_kwargs=True)
+
+
+def _path_of_part(module: Any) -> tuple[str, ...]:
+    """Return the path in `module` of its first part."""
+    return next((tuple(name.split(".")) for name, part in module.named_modules() if isinstance(part, RolePart)), ())
 
 
 def _layer_parts(model: Any, config: RoleConfig, layers: list[families.Layer], i: int) -> list[RolePart]:
