@@ -2,17 +2,17 @@
 
     from rolesafe.integrations.vllm import export, token_codes
 
-    export(model, "my-model-vllm")
+    about = export(model, "my-model-vllm")
     llm = vllm.LLM("my-model-vllm", skip_tokenizer_init=True, enforce_eager=True)  # rolesafe registers its model class
-    prompt = {"prompt_token_ids": token_codes(about, input_ids, role_ids)}
+    prompt = {"prompt_token_ids": token_codes(input_ids, role_ids, **vars(about)).tolist()}
 
 The bias of a head is a table with R rows, so it fits into the head dimension, as in :mod:`rolesafe.attention.sdpa`:
 
     q' = [q, table[h, r_i, :]]      k' = [k, onehot(c_j)]      scale * q'.k' = scale * q.k + bias[h, r_i, c_j]
 
 with table = bias / scale. Keys are wider than values then, which vLLM's DiffKV backends take, and the role of a key is
-in the KV cache. The role of a prompt token is in its id: code = id + V * ((role - generated) mod R). Prefix caching and
-chunked prefill follow the codes, so vLLM's scheduler needs no change; sampled ids are below V and so are generated.
+in the KV cache. The role of a prompt token is in its id: code = id + V * ((role - generated) mod R). vLLM's prefix
+cache is keyed by ids, so its scheduler needs no change; sampled ids are below V and so are generated.
 
 Legend: B batch, T tokens, H query heads, D head dim, R roles, C columns, V vocabulary.
 """
