@@ -14,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rolesafe.attention import Problem
-from rolesafe.attention.api import resolve_problem, run
+from rolesafe.attention.api import run
+from rolesafe.attention.backends import resolve_problem
 from rolesafe.attention.sdpa import added
 from rolesafe.patching.families import SCORES_IN_MASK, cache_layer
 from rolesafe.patching.inputs import RoleInputs

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rolesafe.attention import resolve_impl
-from rolesafe.attention.api import HAS_TRITON
+from rolesafe.attention.backends import HAS_TRITON
 from rolesafe.config import RoleConfig
 from rolesafe.patching import families
 from rolesafe.patching.apply import patch, unpatch

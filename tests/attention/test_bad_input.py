@@ -99,7 +99,7 @@ def test_error_names_argument(changes: dict[str, Any], argument: str, expected: 
 
 
 def test_missing_triton_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rolesafe.attention.api.HAS_TRITON", False)
+    monkeypatch.setattr("rolesafe.attention.backends.HAS_TRITON", False)
     with pytest.raises(RuntimeError, match="`impl`"):
         call(impl="triton")
     with pytest.raises(RuntimeError, match="`impl`"):

@@ -102,7 +102,7 @@ BAD: dict[str, tuple[RoleConfig, str]] = {
 @pytest.mark.parametrize("what", BAD)
 @few
 def test_patch_unfitting_config_changes_nothing(family: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rolesafe.attention.api.HAS_TRITON", False)
+    monkeypatch.setattr("rolesafe.attention.backends.HAS_TRITON", False)
     config, message = BAD[what]
     model, before = base_model(family), base_model(family)
     with pytest.raises((ValueError, RuntimeError), match=message):
