@@ -55,7 +55,7 @@ BASE: Final = "base"
 NOTHING: Final = "Not yet measured."
 AGAINST: Final[str | None] = "plain SFT"
 """Arm that all others are tested against in docs/pretrained.md."""
-CANDIDATE: Final[str | None] = "added"
+CANDIDATE: Final[str | None] = "pretrained"
 """Arm with checked targets."""
 PUBLISHED: Final[str | None] = None
 """Best published mechanism; None until it is measured."""

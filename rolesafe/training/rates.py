@@ -15,7 +15,7 @@ RoleRates = float | Mapping[str, float]
 """Learning rate of all role parameters, or of the parts of the role layer by name."""
 PARTS: Final = ("bias", "share", "embedding", "added", "shift")
 """Parts with learned parameters, as in the fields of `RoleConfig` (`added`: `added_heads`)."""
-DEFAULTS: Final[Mapping[str, float]] = {"bias": 0.15, "share": 1e-2, "embedding": 0.03, "added": 1.5e-3, "shift": 5e-4}
+DEFAULTS: Final[Mapping[str, float]] = {"bias": 5e-2, "share": 1e-2, "embedding": 1e-2, "added": 5e-4, "shift": 5e-4}
 """Learning rates for a pretrained model, by part: docs/pretrained.md has the comparison that they were chosen in."""
 
 _WHOLE: Final = {AddedHeads: "added", RoleEmbedding: "embedding", DataTransform: "shift"}
