@@ -57,8 +57,8 @@ AGAINST: Final[str | None] = "plain SFT"
 """Arm that all others are tested against in docs/pretrained.md."""
 CANDIDATE: Final[str | None] = "pretrained"
 """Arm with checked targets."""
-PUBLISHED: Final[str | None] = None
-"""Best published mechanism; None until it is measured."""
+PUBLISHED: Final[str | None] = "air, rate x 30"
+"""Best published mechanism that was measured; AIR was trained with `--role-rate-factor 30`."""
 
 Arms = dict[str, list[Record]]
 

@@ -91,8 +91,8 @@ NOT_CAUSAL = frozenset({"bigbird_pegasus"})
 STREAMS = frozenset({"hy_v4", "qwen4_exp_text"})
 """Families whose layers pass on several streams per token: there is no single input to add an embedding to."""
 
-NO_POSITIONS = frozenset({"jamba", "nemotron_h"})
-"""Families that take `position_ids` and use them nowhere: order comes from their Mamba layers."""
+NO_POSITIONS = frozenset({"inkling_text", "jamba", "kimi_linear", "nemotron_h", "zamba"})
+"""Families that take `position_ids` and use them nowhere: order comes from other layers, or from biases by distance."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,8 @@ def why_no_positions(model: PreTrainedModel) -> str | None:
     if getattr(text, "alibi", False):
         return "has a bias by distance (ALiBi) in place of positions"
     if model_types(model) & NO_POSITIONS or getattr(text, "position_embedding_type", "rope") is None:
+        return "uses no positions in its attention"
+    if getattr(text, "use_mem_rope", None) is False:  # zamba2
         return "uses no positions in its attention"
     if any("mrope_section" in str(parameters) for parameters in _ropes(text)):
         return "has positions of several dimensions (mrope)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -100,8 +101,8 @@ def test_privileged_mass_is_at_least_share(family: str, layout: list[int], monke
     problems: list[tuple[Problem, Tensor, str]] = []
     real = rolesafe.patching.attention.run
 
-    def record(problem: Problem, impl: str) -> Tensor:
-        output = real(problem, impl)
+    def record(problem: Problem, impl: str, *rest: Any) -> Tensor:
+        output = real(problem, impl, *rest)
         problems.append((problem, output, impl))
         return output
 

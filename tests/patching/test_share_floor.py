@@ -35,9 +35,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
     found: list[Problem] = []
     real = rolesafe.patching.attention.run
 
-    def record(problem: Problem, impl: str) -> Tensor:
+    def record(problem: Problem, impl: str, *rest: Any) -> Tensor:
         found.append(problem)
-        return real(problem, impl)
+        return real(problem, impl, *rest)
 
     monkeypatch.setattr(rolesafe.patching.attention, "run", record)
     return found
