@@ -83,5 +83,5 @@ def test_positions_without_effect_raise(family: str) -> None:
 
 @pytest.mark.parametrize("family", sorted(UNTAKEN))
 def test_positions_that_a_model_does_not_take_raise(family: str) -> None:
-    with pytest.raises(ValueError, match="`position_gap`: .* takes no `position_ids`"):
+    with pytest.raises(ValueError, match=r"`position_gap`: .* takes no `position_ids`"):
         rolesafe.patch(tiny_model(family), RoleConfig(position_gap=5))
