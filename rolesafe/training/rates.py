@@ -16,7 +16,8 @@ RoleRates = float | Mapping[str, float]
 PARTS: Final = ("bias", "share", "embedding", "added", "shift")
 """Parts with learned parameters, as in the fields of `RoleConfig` (`added`: `added_heads`)."""
 DEFAULTS: Final[Mapping[str, float]] = {"bias": 5e-2, "share": 1e-2, "embedding": 1e-2, "added": 5e-4, "shift": 5e-4}
-"""Learning rates for a pretrained model, by part: docs/pretrained.md has the comparison that they were chosen in."""
+"""Learning rates for a pretrained model, by part. docs/pretrained.md compares those of bias, embedding and added heads
+with three times as much; those of share and shift are starting values."""
 
 _WHOLE: Final = {AddedHeads: "added", RoleEmbedding: "embedding", DataTransform: "shift"}
 
