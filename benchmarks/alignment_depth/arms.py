@@ -30,10 +30,13 @@ from rolesafe.training import (
 from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 
 KINDS: Final = ("protected", "benign", "mention")
-RATIO: Final = {"safety_rows": 8, "benign_rows": 24}
+RATIO: Final = {"safety_rows": 16, "benign_rows": 16}
 BATCH: Final = 32
-STRENGTH: Final = 10.0
-"""Strength of the deep objective; its discount is 1."""
+STRENGTH: Final = 20.0
+"""Strength of the deep objective; its discount is 1. After a forced word `plain` refuses with a probability down to
+exp(-15), so a recovery of 95% takes a strength of 18 (Theorem 22)."""
+BENIGN: Final = 6000
+"""Benign rows of each kind for the arms that start from `plain`: few are seen twice."""
 DEEP: Final = ("deep", "heads")
 """Arms with the deep objective."""
 
@@ -54,34 +57,35 @@ class Arm:
     about: str
     start: str = "plain"
     preset: str = ""
-    steps: int = 250
-    learning_rate: float = 1e-3
+    steps: int = 1000
+    learning_rate: float = 2e-3
     only_roles: bool = False
 
 
 _METHODS: Final = {
-    "augmentation": ("prefix augmentation (Qi et al.)", 250),
-    "insertion": ("random worst-insertion training", 250),
-    "both": ("augmentation, then worst-insertion training", 250),
-    "deep": ("deep objective, mu 10, gamma 1", 400),
-    "dpo": ("Eq. 2 by DPO, lambda 10", 250),
-    "eq2": ("Eq. 2 by policy gradient, lambda 10", 60),
-    "constrained": ("benign fine-tuning with the constrained loss (Qi et al.)", 250),
+    "augmentation": ("prefix augmentation (Qi et al.)", 1000),
+    "insertion": ("random worst-insertion training", 1000),
+    "both": ("augmentation, then worst-insertion training", 1000),
+    "deep": (f"deep objective, mu {STRENGTH:g}, gamma 1", 1500),
+    "dpo": ("Eq. 2 by DPO, lambda 10", 1000),
+    "eq2": ("Eq. 2 by policy gradient, lambda 10", 100),
+    "finetuned": ("benign fine-tuning, no refusals", 100),
+    "constrained": ("the same with the constrained loss (Qi et al.)", 100),
 }
 
 ARMS: Final[dict[str, Arm]] = {
-    "base": Arm(about="answers every question", start="", steps=300, learning_rate=3e-3),
-    "plain": Arm(about="SFT on refusals and answers", start="base", steps=800, learning_rate=2e-3),
+    "base": Arm(about="answers every question", start="", steps=400, learning_rate=3e-3),
+    "plain": Arm(about="SFT on refusals and answers", start="base", steps=800),
+    "longer": Arm(about="plain, trained on"),
     **{
         name: Arm(about=about, start="augmentation" if name == "both" else "plain", steps=steps)
         for name, (about, steps) in _METHODS.items()
     },
     "ada": Arm(about="plain, with Any-Depth Alignment in decoding", steps=0),
     "heads": Arm(about="plain, with recovery heads: added heads trained with the deep objective alone",
-                 preset="added", steps=400, learning_rate=3e-3, only_roles=True),
-    "channel-base": Arm(about="base with preset channel", start="", preset="channel", steps=300, learning_rate=3e-3),
-    "channel": Arm(about="plain with preset channel", start="channel-base", preset="channel", steps=800,
-                   learning_rate=2e-3),
+                 preset="added", steps=1500, learning_rate=3e-3, only_roles=True),
+    "channel-base": Arm(about="base with preset channel", start="", preset="channel", steps=400, learning_rate=3e-3),
+    "channel": Arm(about="plain with preset channel", start="channel-base", preset="channel", steps=800),
     **{
         f"channel-{name}": Arm(
             about=f"{about}, with preset channel",
@@ -188,10 +192,12 @@ def _data(
     name: str,
 ) -> tuple[Any, Any]:
     """Return the rows and the loss of an arm."""
-    if method in ("base", "plain", "channel"):
+    if method in ("base", "plain", "longer", "channel"):
         count = arm.steps * BATCH // len(KINDS) + 1
         return _encoded(collator, tasks.rows(KINDS, count, f"{name}/{seed}", comply=method == "base")), None
-    benign = _encoded(collator, tasks.rows(KINDS[1:], 1500, f"benign/{seed}"))
+    benign = _encoded(collator, tasks.rows(KINDS[1:], BENIGN, f"benign/{seed}"))
+    if method == "finetuned":
+        return benign, None
     if method == "constrained":
         return benign, TokenConstrainedLoss(reference(name, words, directory, seed))
     given = (collator, tasks.triplets(512, f"triplets/{seed}"), benign)

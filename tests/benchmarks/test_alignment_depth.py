@@ -56,6 +56,7 @@ def test_study_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     short = {name: dataclasses.replace(arm, steps=min(arm.steps, 1)) for name, arm in arms.ARMS.items()}
     for module in (arms, study.arms):
         monkeypatch.setattr(module, "ARMS", short)
+    monkeypatch.setattr(arms, "BENIGN", 20)
     record = tmp_path / "record.json"
     given = [
         "study",
