@@ -18,6 +18,7 @@ Embedding = Literal["none", "input", "layers", "all"]
 Implementation = Literal["auto", "reference", "sdpa", "triton"]
 EMBEDDINGS: tuple[str, ...] = get_args(Embedding)
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+_SOME_ROLES = ("data_roles", "embedding_roles")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class RoleConfig:
             after the last layer, before the final norm (AIR, arXiv 2505.18907).
         embedding_std: Standard deviation of the initial role vectors. 0 is bit-exact with the base; the papers use
             0.01 (ISE) and 0.02 (AIR).
+        embedding_roles: Roles that have a vector; ``None``: all. With the roles of data alone, a text without data is
+            computed as in a model without vectors.
         bias: A learned bias per layer, head and pair of roles, added to the attention scores; zero at the start.
         dedicated_heads: Heads of every patched layer that see privileged keys only: a share of the heads in [0, 1]
             (float) or their number (int), the first ones; or pairs (layer, head), for example those that the model
@@ -99,6 +102,7 @@ class RoleConfig:
     generated: str = DEFAULT_GENERATED
     embedding: Embedding = "none"
     embedding_std: float = 0.0
+    embedding_roles: tuple[str, ...] | None = None
     bias: bool = True
     dedicated_heads: float | int | tuple[tuple[int, int], ...] = 0
     share: float = 0.0
@@ -119,7 +123,7 @@ class RoleConfig:
     added_heads: float | int = 0
 
     def __post_init__(self) -> None:
-        for name in ("roles", "privileged", "layers", "data_roles", "steered_heads"):  # lists come out of JSON
+        for name in ("roles", "privileged", "layers", *_SOME_ROLES, "steered_heads"):  # lists come out of JSON
             value = getattr(self, name)
             if value is None and name not in ("roles", "privileged"):
                 continue
@@ -188,12 +192,15 @@ class RoleConfig:
             )
         if not is_integer(self.position_gap, 0):
             raise ValueError(f"`position_gap`: expected a whole number of positions >= 0, got {self.position_gap!r}")
-        if self.data_roles is not None:
-            for role in self.data_roles:
-                if role not in self.roles:
-                    raise ValueError(f"`data_roles`: expected some of {self.roles}, got {role!r}")
-            if len(set(self.data_roles)) != len(self.data_roles):
-                raise ValueError(f"`data_roles`: expected distinct names, got {self.data_roles}")
+        for name in _SOME_ROLES:
+            names = getattr(self, name) or ()
+            if unknown := [role for role in names if role not in self.roles]:
+                raise ValueError(f"`{name}`: expected some of {self.roles}, got {unknown[0]!r}")
+            if len(set(names)) != len(names):
+                raise ValueError(f"`{name}`: expected distinct names, got {names}")
+        if self.embedding_roles is not None and (self.embedding == "none" or not self.embedding_roles):
+            got = f"{self.embedding_roles} with embedding={self.embedding!r}"
+            raise ValueError(f"`embedding_roles`: expected None, or some roles and an `embedding`, got {got}")
         if (self.rotation or self.shift) and not self.data_ids:
             raise ValueError(
                 "`data_roles`: expected at least one role for `rotation` and `shift`, got none. Name one, or disable "
@@ -258,6 +265,12 @@ class RoleConfig:
     def generated_id(self) -> int:
         """Id of the role of generated tokens."""
         return self.roles.index(self.generated)
+
+    @property
+    def embedding_ids(self) -> tuple[int, ...] | None:
+        """Ids of the roles in `embedding_roles`, ascending; None for all."""
+        names = self.embedding_roles
+        return None if names is None else tuple(sorted(map(self.roles.index, names)))
 
     @property
     def data_ids(self) -> tuple[int, ...]:
@@ -369,10 +382,8 @@ class RoleConfig:
         values = dict(values)
         version = values.pop("format_version", FORMAT_VERSION)
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise ValueError(
-                f"`format_version`: expected at most {FORMAT_VERSION}, got {version!r} of a newer rolesafe. "
-                "Upgrade rolesafe."
-            )
+            expected = f"`format_version`: expected at most {FORMAT_VERSION}"
+            raise ValueError(f"{expected}, got {version!r} of a newer rolesafe. Upgrade rolesafe.")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

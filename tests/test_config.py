@@ -43,11 +43,14 @@ def configs(draw: Any) -> RoleConfig:
     if draw(st.booleans()):
         parts["data_roles"] = tuple(draw(st.lists(st.sampled_from(roles), min_size=1, unique=True)))
         parts |= {"rotation": draw(st.floats(-10, 10)), "shift": draw(st.booleans())}
+    embedding = draw(st.sampled_from(EMBEDDINGS))
+    if embedding != "none" and draw(st.booleans()):
+        parts["embedding_roles"] = tuple(draw(st.lists(st.sampled_from(roles), min_size=1, unique=True)))
     return RoleConfig(
         roles=tuple(roles),
         privileged=tuple(privileged),
         generated=generated,
-        embedding=draw(st.sampled_from(EMBEDDINGS)),
+        embedding=embedding,
         embedding_std=draw(st.floats(0, 10)),
         bias=draw(st.booleans()),
         learn_share=learn,
@@ -188,6 +191,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data_roles": "user"}, "`data_roles`: expected a sequence, got 'user'"),
     ({"data_roles": ("web",)}, "'tool'), got 'web'"),
     ({"data_roles": ("user", "user")}, "`data_roles`: expected distinct names"),
+    ({"embedding_roles": "tool", "embedding": "input"}, "`embedding_roles`: expected a sequence, got 'tool'"),
+    ({"embedding_roles": ("web",), "embedding": "input"}, "'tool'), got 'web'"),
+    ({"embedding_roles": ("tool", "tool"), "embedding": "input"}, "`embedding_roles`: expected distinct names"),
+    ({"embedding_roles": ("tool",)}, "got ('tool',) with embedding='none'"),
+    ({"embedding_roles": (), "embedding": "layers"}, "`embedding_roles`: expected None, or some roles"),
     ({"data_roles": (), "shift": True}, "`data_roles`: expected at least one role"),
     (
         {"roles": ("system", "assistant"), "privileged": ("system",), "rotation": 1.0},
@@ -210,6 +218,11 @@ def test_bad_value_raises(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         RoleConfig(**changes)
     assert message in str(error.value)
+
+
+def test_embedding_roles_are_sorted_ids() -> None:
+    assert RoleConfig(embedding="input").embedding_ids is None
+    assert RoleConfig(embedding="input", embedding_roles=("tool", "user")).embedding_ids == (2, 4)
 
 
 def test_data_roles_exclude_privileged_and_generated() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rolesafe.attention.problem import is_privileged as is_among
 from rolesafe.mechanisms.part import RolePart
 
 
@@ -21,11 +22,12 @@ class RoleEmbedding(RolePart):
     Args:
         num_roles: R.
         dim: d.
+        roles: Ids of the roles that have a vector; the tokens of others are not changed. None: all.
         std: Standard deviation of the initial vectors. 0: zeros, the model is unchanged.
         dtype, device: Of `weight`.
 
     Attributes:
-        weight: (R, d), fp32 or wider.
+        weight: (R, d), fp32 or wider. Rows of roles without a vector are not read.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class RoleEmbedding(RolePart):
         num_roles: int,
         dim: int,
         *,
+        roles: tuple[int, ...] | None = None,
         std: float = 0.0,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        self.roles = roles
         self.std = std
         self.weight = nn.Parameter(torch.empty(num_roles, dim, dtype=dtype, device=device))
         self.reset_parameters()
@@ -50,8 +54,12 @@ class RoleEmbedding(RolePart):
         """Return `hidden_states` (B, T, d) plus the vectors of `roles` (B, T)."""
         if self.strength == 0:
             return hidden_states
-        weight, device = self.weight, self.weight.device
+        weight: Tensor = self.weight
+        device = weight.device
         if hidden_states.device != device or roles.device != device:
             hidden_states, roles = hidden_states.to(device), roles.to(device)
+        if self.roles is not None:
+            ids = torch.arange(weight.shape[0], device=device)
+            weight = torch.where(is_among(ids, self.roles).unsqueeze(-1), weight, 0.0)
         vectors = nn.functional.embedding(roles, weight).to(hidden_states.dtype)
         return hidden_states + (vectors if self.strength == 1 else self.strength * vectors)

@@ -99,7 +99,9 @@ def _layer_parts(model: Any, config: RoleConfig, layers: list[families.Layer], i
     vectors = ["rolesafe_embedding"] if i == 0 or config.embedding != "input" else []
     vectors += ["rolesafe_last"] if i == len(layers) - 1 and config.embedding == "all" else []
     for name in vectors if config.embedding != "none" else []:
-        found[name] = RoleEmbedding(len(config.roles), hidden, std=config.embedding_std, dtype=dtype, device=device)
+        found[name] = RoleEmbedding(
+            len(config.roles), hidden, roles=config.embedding_ids, std=config.embedding_std, dtype=dtype, device=device
+        )
     for name, part in found.items():
         setattr(layer.module, name, part)
         part.name = f"{layer.name}.{name}"

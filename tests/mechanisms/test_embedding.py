@@ -45,6 +45,21 @@ def test_embedding_keeps_dtype_of_hidden_states() -> None:
     assert RoleEmbedding(5, 8, device=torch.device("meta")).weight.device.type == "meta"
 
 
+def test_roles_without_vector_are_not_changed() -> None:
+    embedding = RoleEmbedding(5, 8, roles=(2, 4), std=0.5)
+    x, roles = torch.randn(1, 5, 8), torch.arange(5)[None]
+    with torch.no_grad():
+        embedding.weight[0] = torch.nan
+    out = embedding(x, roles)
+    for role in (0, 1, 3):
+        assert torch.equal(out[:, role], x[:, role])
+    for role in (2, 4):
+        assert torch.equal(out[:, role], x[:, role] + embedding.weight[role])
+    out.sum().backward()
+    assert embedding.weight.grad is not None
+    assert embedding.weight.grad.any(1).tolist() == [False, False, True, False, True]
+
+
 def test_gradient_counts_tokens_of_role() -> None:
     embedding = RoleEmbedding(3, 4)
     embedding(torch.zeros(1, 5, 4), torch.tensor([[0, 2, 2, 2, 0]])).sum().backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+import rolesafe
 from rolesafe import RoleConfig
 from tests.models import base_model, plain, random_batch, role_model
 
@@ -83,6 +85,22 @@ def test_air_adds_vectors_before_layers_and_norm(family: str) -> None:
     with torch.no_grad(), changed_inputs(added):
         reference = base(**plain(batch))
     same(model, reference, batch)
+
+
+@families
+def test_vectors_of_data_leave_other_text_unchanged(family: str, tmp_path: Path) -> None:
+    model = role_model(family, RoleConfig.preset("air", embedding_roles=("tool",)))
+    batch, base = random_batch(seed=3), base_model(family)
+    with torch.no_grad():
+        own, changed = real(base(**plain(batch)), batch), real(model(**batch), batch)
+        batch["role_ids"][batch["role_ids"] == TOOL] = USER
+        assert torch.equal(real(model(**batch), batch), own)
+        assert (changed - own).abs().max() > 1e-3
+        model.save_pretrained(tmp_path)
+        batch["role_ids"][:, 3] = TOOL
+        loaded = rolesafe.from_pretrained(tmp_path)
+        assert loaded.rolesafe_config == model.rolesafe_config
+        assert torch.equal(real(loaded(**batch), batch), real(model(**batch), batch))
 
 
 @families

@@ -22,7 +22,8 @@ NEW = 6
 
 
 def model_of(name: str) -> PreTrainedModel:
-    return role_model("llama", RoleConfig.preset(name), layers=2 if name in DEEP else 1)
+    changes = {"embedding_roles": ("tool",)} if name == "embedding" else {}
+    return role_model("llama", RoleConfig.preset(name, **changes), layers=2 if name in DEEP else 1)
 
 
 @pytest.fixture(autouse=True)
