@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import families, stacks, steering
 from benchmarks.alignment_depth import page as alignment_page
+from benchmarks.alignment_depth.chat import page as alignment_chat_page
 from benchmarks.clients import page as clients_page
 from benchmarks.costs import costs
 from benchmarks.court import page as court_page
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS: dict[str, Callable[..., str]] = {
     **study.BLOCKS,
     "alignment-depth": alignment_page.block,
+    "alignment-depth-chat": alignment_chat_page.block,
     "clients": clients_page.block,
     "costs": costs,
     "loops": loops,
