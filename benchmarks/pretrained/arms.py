@@ -86,6 +86,15 @@ ARMS: Final[Mapping[str, Arm]] = {
             changes={"preset": "embedding", "role_learning_rate": _TABLES},
         ),
         Arm(
+            name="data-vectors",
+            about="a vector of tool results before each layer, zero at the start; other roles have none",
+            changes={
+                "preset": "embedding",
+                "role_config": {"embedding_roles": ["tool"]},
+                "role_learning_rate": _TABLES,
+            },
+        ),
+        Arm(
             name="pretrained",
             about="the preset: added heads, bias, and a role vector before each layer; all zero at the start",
             changes={
