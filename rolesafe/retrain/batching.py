@@ -50,7 +50,7 @@ def encode_rows(
 
     Raises:
         ValueError: A row is longer than `max_length` or is not supported by the chat template, with `bad_rows` "error";
-            or no row is left.
+            or no row is left, or none has a role whose tokens the role layer changes.
     """
     roles = config.roles()
     collator = RoleCollator(tokenizer=tokenizer, config=roles or RoleConfig())
@@ -79,7 +79,21 @@ def encode_rows(
             f"{dropped[0]}, and {len(dropped) - 1} more. Raise max_length up to the model's context, shorten the rows, "
             "or leave them out (bad_rows: drop)."
         )
+    if roles is not None and roles.embedding_ids is not None:
+        _check_roles(found, roles.embedding_ids, roles.roles)
     return EncodedRows(rows=tuple(found), counts=counts, dropped=tuple(dropped))
+
+
+def _check_roles(rows: Sequence[Encoded], wanted: Sequence[int], names: Sequence[str]) -> None:
+    """Raise a ValueError where no row has a token of one of the `wanted` roles: their vectors would not be trained."""
+    seen = {int(role) for row in rows for role in row["role_ids"]}
+    if not seen.intersection(wanted):
+        expected, got = ([names[role] for role in some] for some in (wanted, sorted(seen)))
+        raise ValueError(
+            f"`data`: expected rows with text of the roles {expected}, which have the role vectors "
+            f"(`embedding_roles`), got rows of {got}. Put the data into turns of these roles (`tool_share`), or name "
+            "other roles."
+        )
 
 
 def count_steps(config: RetrainConfig, rows: int) -> int:

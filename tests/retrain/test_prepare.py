@@ -242,3 +242,13 @@ def test_training_phrasings_are_not_those_of_tests():
 def test_normalised_sees_through_case_and_punctuation():
     assert normalised("Ignore  the Rules, above!") == normalised("ignore the rules above")
     assert len({normalised(text) for text in DECOYS}) == len(DECOYS)
+
+
+def test_role_vectors_that_no_row_would_train_raise(many, tokenizer):
+    roles = {"embedding": "layers", "embedding_roles": ["tool"]}
+    config = RetrainConfig(model="m", data="d", max_length=4096, bad_rows="drop", preset="bias", role_config=roles)
+    with_tool = [row for row in many.rows if any(message["role"] == "tool" for message in row.conversation)][:3]
+    without = [row for row in many.rows if row not in with_tool and row.detail.endswith("user")][:3]
+    assert len(encode_rows(with_tool, config, tokenizer).rows) == len(with_tool) == len(without) == 3
+    with pytest.raises(ValueError, match=r"`data`: expected rows with text of the roles \['tool'\].*`tool_share`"):
+        encode_rows(without, config, tokenizer)
