@@ -25,8 +25,10 @@ RATE: Final = 1e-4
 """Peak learning rate of the base weights; that of role parameters is :data:`rolesafe.training.rates.DEFAULTS`."""
 LENGTH: Final = 192
 """Maximum tokens of a benign row."""
-STRENGTH: Final = 10.0
-"""Strength of the deep objective; its discount is 1."""
+ALONE: Final = 4
+"""Factor of the learning rate of role parameters that are trained alone."""
+STRENGTH: Final = 20.0
+"""Strength of the deep objective, as on the tiny models; its discount is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +160,12 @@ def _fit(
         dataloader_pin_memory=False,
         logging_steps=max(1, steps // 10),
     )
+    rates = default_rates(model) if patched else None
+    if rates is not None and arm.only_roles:
+        rates = {part: ALONE * rate for part, rate in rates.items()}
     trainer = RoleTrainer(
         model, arguments, data_collator=collator, train_dataset=rows(arm.method, model, collator, texts), loss=loss,
-        role_learning_rate=default_rates(model) if patched else None, callbacks=[_Lines()],
+        role_learning_rate=rates, callbacks=[_Lines()],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.train()
