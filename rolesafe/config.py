@@ -348,9 +348,9 @@ class RoleConfig:
         and, without training, ``"instaboost"``, ``"pasta"``, ``"spotlight"``. Recommended for models trained from
         nothing: ``"channel"`` (per-layer role embeddings, learned bias, half of the heads dedicated, a reserved share
         of 0.5 in the others, integrity mask), or ``"separate"``, which adds own positions. Recommended for existing
-        checkpoints: ``"pretrained"`` (per-layer role embeddings, learned bias, added heads; without effect until
-        trained). :mod:`rolesafe.presets` has their papers and guarantees; the command ``rolesafe mechanisms`` prints
-        them.
+        checkpoints: ``"pretrained"`` (a vector of tool results before every layer; without effect until trained; name
+        other roles of data as `embedding_roles`). :mod:`rolesafe.presets` has their papers and guarantees; the command
+        ``rolesafe mechanisms`` prints them.
 
         Args:
             name: Name of the preset.

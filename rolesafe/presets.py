@@ -146,10 +146,10 @@ PRESETS: dict[str, Preset] = {
         trained=True,
     ),
     "pretrained": Preset(
-        values={"embedding": "layers", "added_heads": 0.25},
-        adds="role vectors before every layer, bias, a quarter more heads for privileged keys; zero at the start",
-        parameters="L*R*d + L*H*R*R + L*4*d*d/4",
-        guarantee="the added heads never look at an unprivileged key",
+        values={"bias": False, "embedding": "layers", "embedding_roles": ("tool",)},
+        adds="a vector before every layer at the tokens of tool results, zero at the start",
+        parameters="L*R*d",
+        guarantee="a text without tool results is computed as without the vectors",
         trained=True,
     ),
     "separate": Preset(

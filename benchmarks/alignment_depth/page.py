@@ -14,8 +14,8 @@ from rolesafe.attacks import Rate
 
 RESULTS = Path(__file__).parents[1] / "results" / "alignment_depth.json"
 SHOWN = (0, 1, 2, 4, 8, 12)
-BEST = "both"
-"""Arm that is held against the targets, with and without the preset `channel`."""
+BEST = ("both", "heads", "channel-both")
+"""Arms that are held against the targets."""
 
 Record = Mapping[str, Any]
 
@@ -70,7 +70,7 @@ def _costs(record: Record) -> str:
 
 def _targets(record: Record) -> str:
     """Return a table of targets: the value of an arm and whether it meets the target; intervals are 95%."""
-    names = [name for name in (BEST, f"channel-{BEST}") if name in _measured(record)]
+    names = [name for name in BEST if name in _measured(record)]
     lines = [f"| target | {' | '.join(f'`{name}`' for name in names)} |", f"| --- |{' --- |' * len(names)}"]
 
     def add(label: str, cell: Callable[[str], tuple[str, bool]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from benchmarks.pretrained.data import FILES
 from rolesafe.retrain import RetrainConfig
-from rolesafe.training.rates import DEFAULTS
+from rolesafe.training.rates import DEFAULTS, SOME_ROLES
 
 MODEL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TRAINING: Final = "alpaca_5000.json"
@@ -86,19 +86,16 @@ ARMS: Final[Mapping[str, Arm]] = {
             changes={"preset": "embedding", "role_learning_rate": _TABLES},
         ),
         Arm(
-            name="data-vectors",
-            about="a vector of tool results before each layer, zero at the start; other roles have none",
-            changes={
-                "preset": "embedding",
-                "role_config": {"embedding_roles": ["tool"]},
-                "role_learning_rate": _TABLES,
-            },
+            name="pretrained",
+            about="the preset: a vector of tool results before each layer, zero at the start; other roles have none",
+            changes={"preset": "pretrained", "role_learning_rate": SOME_ROLES},
         ),
         Arm(
-            name="pretrained",
-            about="the preset: added heads, bias, and a role vector before each layer; all zero at the start",
+            name="combined",
+            about="added heads, bias, and a role vector before each layer; all zero at the start",
             changes={
-                "preset": "pretrained",
+                "preset": "added",
+                "role_config": {"bias": True, "embedding": "layers"},
                 "role_learning_rate": {part: DEFAULTS[part] for part in ("added", "bias", "embedding")},
             },
         ),

@@ -18,6 +18,9 @@ PARTS: Final = ("bias", "share", "embedding", "added", "shift")
 DEFAULTS: Final[Mapping[str, float]] = {"bias": 5e-2, "share": 1e-2, "embedding": 1e-2, "added": 5e-4, "shift": 5e-4}
 """Learning rates for a pretrained model, by part. docs/pretrained.md compares those of bias, embedding and added heads
 with three times as much; those of share and shift are starting values."""
+SOME_ROLES: Final = 3e-2
+"""The same for role vectors of some roles (`embedding_roles`): they leave other text alone, so a high rate costs it
+nothing (docs/pretrained.md)."""
 
 _WHOLE: Final = {AddedHeads: "added", RoleEmbedding: "embedding", DataTransform: "shift"}
 
@@ -31,9 +34,12 @@ def parts(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def default_rates(model: nn.Module) -> dict[str, float] | None:
-    """Return the rate in :data:`DEFAULTS` of each learned part of `model`; None where it has none."""
+    """Return the default rate of each learned part of `model`; None where it has none."""
     own = learned_parts(model)
-    return {part: DEFAULTS[part] for part in PARTS if part in own} or None
+    rates: dict[str, float] = {part: DEFAULTS[part] for part in PARTS if part in own}
+    if "embedding" in own and all(x.roles is not None for x in model.modules() if isinstance(x, RoleEmbedding)):
+        rates["embedding"] = SOME_ROLES
+    return rates or None
 
 
 def learned_parts(model: nn.Module) -> set[str]:

@@ -202,14 +202,14 @@ def test_study_runs_and_resumes(
     base: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record, out = tmp_path / "record.json", tmp_path / "out"
-    only = ["plain", "ada", "pretrained-both", "heads"]
+    only = ["plain", "ada", "added-both", "heads"]
     given = ["study", "--model", str(base), "--data", str(folder), "--out", str(out), "--json", str(record),
              "--limit", "3", "--steps", "1", "--only", *only]  # fmt: skip
     monkeypatch.setattr(sys, "argv", given)
     study.main()
     found: Any = json.loads(record.read_text())
     assert list(found["seeds"]["0"]) == only
-    assert sorted(path.name for path in (out / "seed0").iterdir()) == ["heads", "plain", "pretrained-both"]
+    assert sorted(path.name for path in (out / "seed0").iterdir()) == ["added-both", "heads", "plain"]
     one = found["seeds"]["0"]["heads"]
     assert one["recovery"]["100"][1] == one["within"]["insertion"][1] == one["xstest refused"][1] == 3
     assert 0 < one["likelihood"]["100"] < 1

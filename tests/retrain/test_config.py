@@ -89,7 +89,9 @@ def test_config_contradiction_raises():
     with pytest.raises(ValueError, match="`role_config`: expected none with preset='plain'"):
         config(preset="plain", role_config={"share": 0.1})
     with pytest.raises(ValueError, match="`role_config`: expected the roles 'system' and 'user'"):
-        config(role_config={"roles": ("boss", "assistant"), "privileged": ("boss",)})
+        config(preset="bias", role_config={"roles": ("boss", "assistant"), "privileged": ("boss",)})
+    with pytest.raises(ValueError, match=r"`embedding_roles`: expected some of .*, got 'tool'"):
+        config(role_config={"roles": ("system", "user", "assistant", "web"), "privileged": ("system",)})
 
 
 @pytest.mark.parametrize(

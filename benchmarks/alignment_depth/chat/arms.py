@@ -56,12 +56,11 @@ ARMS: Final[dict[str, Arm]] = {
     "ada": Arm(about="`plain`, with Any-Depth Alignment in decoding", start="plain"),
     "augmentation": Arm(about="prefix augmentation (Qi et al.)", method="augmentation"),
     "both": Arm(about="prefix augmentation and worst insertion", method="both"),
-    "pretrained-both": Arm(about="`both`, with preset pretrained", method="both", preset="pretrained"),
+    "added-both": Arm(about="`both`, with added heads", method="both", preset="added"),
     "heads": Arm(about="`plain`, then recovery heads: added heads trained with the deep objective alone",
                  start="plain", method="deep", preset="added", only_roles=True),
     "insertion": Arm(about="random worst-insertion training", method="insertion"),
-    "pretrained-augmentation": Arm(about="`augmentation`, with preset pretrained", method="augmentation",
-                                   preset="pretrained"),
+    "added-augmentation": Arm(about="`augmentation`, with added heads", method="augmentation", preset="added"),
     "deep": Arm(about="`plain`, then the deep objective on all weights", start="plain", method="deep"),
 }  # fmt: skip
 """Arms by name, in the order of training."""

@@ -150,9 +150,9 @@ def test_interrupted_training_evaluates_nothing(plan, monkeypatch):
 
 def test_rate_replaces_that_of_arms_with_roles(plan):
     one, other = plan(factor=0.5), plan()
-    for arm in ("share", "pretrained"):
+    for arm in ("share", "combined"):
         mine, theirs = (p.recipe_of(ARMS[arm], 0).role_learning_rate for p in (one, other))
-        if arm == "pretrained":
+        if arm == "combined":
             assert {part: 2 * rate for part, rate in mine.items()} == theirs
         else:
             assert 2 * mine == theirs
