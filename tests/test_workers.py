@@ -8,11 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from rolesafe.workers import Job, Lost, Tell, Update, progress_bars, results, updates
+from rolesafe import workers
+from rolesafe.workers import Job, Lost, Tell, Update, progress_bars
+
+# what every process needs, but not the training code that `workers.PRELOADED` imports for seconds
+PRELOAD = ["torch"]
+results = partial(workers.results, preload=PRELOAD)
+updates = partial(workers.updates, preload=PRELOAD)
 
 
 def work(job: Job, tell: Tell) -> None:
@@ -107,7 +114,7 @@ def test_progress_bars_hostile_names_have_no_effect() -> None:
 def test_updates_killed_parent_ends_its_jobs(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     code = (
-        "from rolesafe.workers import updates\nfrom tests.test_workers import work\n"
+        "from tests.test_workers import updates, work\n"
         f"if __name__ == '__main__':\n    list(updates(work, [('sleeps', {str(file)!r})], workers=1))\n"
     )
     script = tmp_path / "parent.py"

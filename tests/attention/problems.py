@@ -5,9 +5,12 @@ Legend: B batch, H query heads, G key/value heads, T queries, S keys, D head dim
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,8 +22,21 @@ from rolesafe.attention.reference import reference_channels
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 MANY = settings(max_examples=120, deadline=None, derandomize=True)
+ONE_WAY = pytest.mark.parametrize("way", ["few"], indirect=True)
+"""Mark of a test in tests/attention that does not run `sdpa`."""
 
 INF = float("inf")
+
+
+def third(offset: int, *factors: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield every combination of values whose positions and `offset` have a sum that 3 divides.
+
+    Two factors of at least two values reach every remainder. So each combination of the others occurs, together with
+    the factors whose positions are added to `offset`.
+    """
+    for at in itertools.product(*(range(len(values)) for values in factors)):
+        if (offset + sum(at)) % 3 == 0:
+            yield tuple(values[i] for values, i in zip(factors, at, strict=True))
 
 
 @dataclass(frozen=True)

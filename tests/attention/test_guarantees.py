@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rolesafe import role_attention
 from rolesafe.attention.problem import is_privileged
-from tests.attention.problems import FEW, MANY, Case, cases
+from tests.attention.problems import FEW, MANY, ONE_WAY, Case, cases
 
 BACKENDS = ("reference", "sdpa")
 
@@ -29,6 +29,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor
     return torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
 
 
+@ONE_WAY
 @FEW
 @given(case=cases(target=True))
 def test_mass_target_is_reached(case: Case) -> None:
@@ -83,6 +84,7 @@ def test_zero_tables_give_gradients_of_base() -> None:
 # ------------------------------------------------------------------------------------------------ 2. the reserved share
 
 
+@ONE_WAY
 @MANY
 @given(cases())
 def test_privileged_mass_is_at_least_the_share(case: Case) -> None:

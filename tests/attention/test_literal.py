@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hypothesis import given
 
-from tests.attention.problems import MANY, Case, cases
+from tests.attention.problems import MANY, ONE_WAY, Case, cases
 
 
 def literal(case: Case) -> np.ndarray:
@@ -83,6 +83,7 @@ def literal(case: Case) -> np.ndarray:
     return out
 
 
+@ONE_WAY
 @MANY
 @given(cases(extras=True, target=True))
 def test_reference_equals_formula(case: Case) -> None:
@@ -95,6 +96,7 @@ def test_sdpa_equals_formula(case: Case) -> None:
     np.testing.assert_allclose(case.run("sdpa").numpy(), literal(case), rtol=0, atol=1e-10)
 
 
+@ONE_WAY
 @MANY
 @given(cases(target=True))
 def test_mass_is_a_distribution(case: Case) -> None:

@@ -220,7 +220,7 @@ def test_mass_levels_before_an_error_are_kept(monkeypatch):
 def test_mass_at_partial_strength_is_not_measured():
     model = rolesafe.patch(tiny_llama(len(TOKENIZER), seed=1), RoleConfig(share=0.3))
     set_strength(model, 0.5)
-    report = audit(model, TOKENIZER, settings=quick(examples=12))
+    report = audit(model, TOKENIZER, settings=quick(examples=12, max_new_tokens=4))
     assert "the role layer has strength 0.5" in report.mass.reason
     assert verdict(report, "token equality").passed is True
 
@@ -229,7 +229,7 @@ def random_report(config: RoleConfig | None, **changes):
     model = tiny_llama(len(TOKENIZER), seed=1)
     if config is not None:
         rolesafe.patch(model, config)
-    return audit(model, TOKENIZER, settings=quick(examples=12, **changes), name="tiny")
+    return audit(model, TOKENIZER, settings=quick(examples=12, max_new_tokens=4, **changes), name="tiny")
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.throughput import ROOT, model, passes, steps
+from benchmarks.throughput import model, passes, steps
 from benchmarks.throughput.cases import CASES, EXPANDED, PAIRS, Built, Case, sdpa
 from benchmarks.throughput.gate import FAILED, PASSED, UNAVAILABLE, Gate, Verdict, of_check
 from benchmarks.throughput.session import Session, slow_cases
@@ -254,18 +251,10 @@ def test_failed_check_refuses_cases_of_its_features(options: dict[str, object], 
     assert not list(of_check({"name": "a", "detail": "wrong out"}, None))
 
 
-def test_gate_fused_kernel_passes_interpreted() -> None:
-    pytest.importorskip("triton")
-    code = (
-        "import torch\nfrom benchmarks.throughput.cases import CASES\n"
-        "from benchmarks.throughput.gate import Gate, Shape\n"
-        "gate = Gate(Shape(1, 2, 1, 1, 35, 16), 'float16', torch.device('cpu'), gradients=False)\n"
-        "for case in CASES:\n    if case.own:\n        print(gate.check(case))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )  # fmt: skip
-    verdicts = done.stdout.strip().splitlines()
-    assert len(verdicts) == sum(case.own for case in CASES), done.stderr[-2000:]
-    assert all("status='passed'" in verdict for verdict in verdicts), verdicts
+def test_gate_fused_kernel_passes() -> None:
+    """Interpreted, or on the GPU where there is one."""
+    device = torch.device("cpu" if pytest.importorskip("rolesafe_kernels.launch").INTERPRET else "cuda")
+    gate = Gate(Shape(1, 2, 1, 1, 35, 16), "float16", device, gradients=False)
+    verdicts = [gate.check(case) for case in CASES if case.own]
+    assert {"off", "bias", "channel", "integrity"} <= {verdict.case for verdict in verdicts}
+    assert all(verdict.status == PASSED for verdict in verdicts), verdicts

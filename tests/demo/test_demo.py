@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers.utils import logging
 
 import rolesafe
 from rolesafe.config import RoleConfig
@@ -208,10 +209,26 @@ def test_settings_out_of_range_raise(changes, message):
 
 
 @pytest.mark.skipif(not STORIES.exists(), reason="needs the stories260k checkpoint, which is not part of the project")
-def test_run_demo_retrains_a_real_checkpoint(tmp_path):
+def test_run_demo_retrains_a_real_checkpoint(tmp_path, monkeypatch):
+    """In this process and with one kind of attack: `finished` has the processes and every attack."""
+
+    def here(work, jobs, workers):
+        for job in jobs:
+            told = []
+            work(job, told.append)
+            yield from told
+
+    monkeypatch.setattr(demo_run, "updates", here)
+    monkeypatch.setattr("rolesafe.demo.job.ATTACKS", ("none", "mimicry"))
+    verbosity = logging.get_verbosity()
     settings = dataclasses.replace(
         SMALL, model=str(STORIES), config=RoleConfig.preset("bias"), max_length=256, position_gap=0
     )
-    results = run_demo(settings, tmp_path, console=quiet())
+    try:
+        results = run_demo(settings, tmp_path, console=quiet())
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
     assert results.complete
+    assert {point.attack for run in results.runs for point in run.attacks} == {"none", "mimicry"}
     assert {run.n_parameters for run in results.runs if run.model == "plain"} == {260032}

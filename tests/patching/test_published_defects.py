@@ -41,12 +41,21 @@ CONFIGS = {
         mass_target=0.4,
     ),
 }  # fmt: skip
+OTHERS = ("qwen3", "gemma2", "gpt2", "mixtral")
 mechanisms = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-families = pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gpt2", "mixtral"])
+families = pytest.mark.parametrize("family", ["llama", *OTHERS])
+pairs = pytest.mark.parametrize(
+    "family, config",
+    [
+        pytest.param(family, config, id=f"{family}-{name}")
+        for i, (name, config) in enumerate(CONFIGS.items())
+        for family in ("llama", *(OTHERS if name == "all at once" else (OTHERS[i % 4],)))
+    ],
+)
+"""For tests of equality that generate: each mechanism in two families, and all of them at once in every family."""
 
 
-@mechanisms
-@families
+@pairs
 def test_generated_tokens_have_generated_role(family: str, config: RoleConfig) -> None:
     """With every cache, in chunks and with left padding, equal to full passes with that role."""
     model, batch = role_model(family, config), random_batch(seed=2, length=11)
@@ -55,8 +64,7 @@ def test_generated_tokens_have_generated_role(family: str, config: RoleConfig) -
         assert torch.equal(model.generate(**batch, **GREEDY, **options), expected), options
 
 
-@mechanisms
-@families
+@pairs
 def test_cached_step_has_its_own_role(family: str, config: RoleConfig) -> None:
     """Random roles, one token at a time and in chunks, equal one pass."""
     model, batch = role_model(family, config), random_batch()
@@ -106,8 +114,7 @@ def test_batch_rows_do_not_change_each_other(family: str, config: RoleConfig) ->
             torch.testing.assert_close(model(**turned).logits[0, :11], both[0, 3:], rtol=0, atol=2e-5)
 
 
-@mechanisms
-@families
+@pairs
 def test_inputs_embeds_keep_mechanism(family: str, config: RoleConfig) -> None:
     model, batch = role_model(family, config), random_batch()
     embeds = model.get_input_embeddings()(batch["input_ids"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import rolesafe
 from rolesafe import RoleConfig
+from rolesafe.workers import PRELOADED
 from tests.models import plain, random_batch, role_model
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
@@ -102,8 +104,10 @@ def run(rank: int, directory: str) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Start both processes from the fork server of `rolesafe.workers`: they share the imports of torch and llama."""
     directory = tmp_path_factory.mktemp("engines")
-    torch.multiprocessing.spawn(run, (str(directory),), nprocs=2)
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    torch.multiprocessing.start_processes(run, (str(directory),), nprocs=2, start_method="forkserver")
     return directory
 
 
