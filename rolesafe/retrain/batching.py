@@ -91,8 +91,8 @@ def _check_roles(rows: Sequence[Encoded], wanted: Sequence[int], names: Sequence
         expected, got = ([names[role] for role in some] for some in (wanted, sorted(seen)))
         raise ValueError(
             f"`data`: expected rows with text of the roles {expected}, which have the role vectors "
-            f"(`embedding_roles`), got rows of {got}. Put the data into turns of these roles (`tool_share`), or name "
-            "other roles."
+            f"(`embedding_roles`), got rows of {got}. Put the data into turns of these roles (`tool_share`), name "
+            "other roles, or choose another preset."
         )
 
 

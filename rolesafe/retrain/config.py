@@ -66,7 +66,7 @@ class RetrainConfig:
         shares: Shares of the kinds of rows; see :mod:`rolesafe.retrain.preparation`. They are divided by their sum; a
             missing kind has the share 0.
         tool_share: Share of the rows with data where the data are a tool result instead of the user message; ``None``:
-            0.25 where the chat template supports tool turns, else 0.
+            0.75 where the chat template supports tool turns, else 0.
         replies: Source of the replies: ``"given"`` for those of the data, ``"self"`` for greedy replies of the
             untouched model, which preserve its ability.
         max_new_tokens: Maximum length of a generated reply in tokens, for `replies` "self". Longer ones are left out.

@@ -33,7 +33,7 @@ from rolesafe.retrain.row import PreparedRow
 from rolesafe.retrain.sources import Source
 from rolesafe.tasks import Message
 
-TOOL_SHARE: Final = 0.25
+TOOL_SHARE: Final = 0.75
 _BARE: Final = 0.4
 """Share of the trusted turns with the bare instruction."""
 _DECOYED: Final = 0.25

@@ -49,7 +49,7 @@ def test_prepare_keeps_the_shares(many):
     assert many.counts == {"clean": 160, "injected": 320, "benign": 200, "plain": 120}
     assert len({row.id for row in many.rows}) == 800
     tool = [row for row in many.rows if row.messages[-1]["role"] == "tool"]
-    assert 100 < len(tool) < 220
+    assert 0.7 * 680 * 0.75 < len(tool) < 680 * 0.75  # some benign rows have no turn with data
 
 
 def test_prepare_default_is_as_many_rows_as_the_data(sources, tokenizer):
