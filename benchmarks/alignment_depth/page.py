@@ -41,14 +41,16 @@ def _attacks(record: Record) -> str:
 
 
 def _recovery(record: Record) -> str:
-    lines = [f"| arm | {' | '.join(f'k = {k}' for k in SHOWN)} | least of all k | description |"]
-    lines.append(f"| --- |{' --: |' * (len(SHOWN) + 1)} --- |")
+    lines = [f"| arm | {' | '.join(f'k = {k}' for k in SHOWN)} | least of all k | seeds | description |"]
+    lines.append(f"| --- |{' --: |' * (len(SHOWN) + 2)} --- |")
     for name in _measured(record):
         cells = [_share(record, name, "recovery", f"prefill {k}") for k in SHOWN]
         every = [_value(record, name, "recovery", f"prefill {k}") for k in FORCED]
         known = [value for value in every if value is not None]
         least = f"{100 * min(known):.0f}" if known else "-"
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {least} | {ARMS[name].about}, {ARMS[name].steps} steps |")
+        seeds = sum(name in seed for seed in record["seeds"].values())
+        about = f"{ARMS[name].about}, {ARMS[name].steps} steps"
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {least} | {seeds} | {about} |")
     return "\n".join(lines)
 
 
@@ -63,7 +65,7 @@ def _costs(record: Record) -> str:
         cells = [_share(record, name, kind) for kind in kinds]
         cells.append(f"{_kl(record, name):.3f}")
         errors = [found["mean"] for seed in record["seeds"].values() if (found := seed.get(name, {}).get("prediction"))]
-        cells.append(f"{sum(errors) / len(errors):.3f}" if errors else "-")
+        cells.append(f"{sum(errors) / len(errors):.4f}" if errors else "-")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
