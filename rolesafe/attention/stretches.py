@@ -17,6 +17,8 @@ from rolesafe.attention.problem import Problem
 
 LEAST_AREA = 64 * 512
 """Pairs of tokens of a call, on average, from which calls on blocks of keys are faster than folding."""
+_ONE_CHANNEL = 8
+"""Factor of that in training without a privileged channel: folding is one call then, forward and backward."""
 
 
 class Call(NamedTuple):
@@ -99,7 +101,10 @@ def stretches_of(p: Problem, bias: Tensor | None) -> Plan | None:
             for block in stretch.blocks
             for call in block.calls
         ]
-        return rows if sum(areas) >= LEAST_AREA * len(areas) else None
+        needs_mask = p.documents is not None or (p.causal and length != p.k.shape[2])  # of pairs, if folded
+        folds_in_one = not (by_query or p.needs_privileged or needs_mask)
+        least = LEAST_AREA * (_ONE_CHANNEL if folds_in_one else 1)
+        return rows if sum(areas) >= least * len(areas) else None
 
     return p.roles.keep_for(p.documents, key, build)
 

@@ -200,6 +200,26 @@ def test_many_short_stretches_are_folded(calls: list[Any], monkeypatch: pytest.M
     assert calls
 
 
+def test_training_with_a_bias_alone_is_folded_up_to_larger_blocks(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stretches, "LEAST_AREA", 64 * 256)
+    roles = torch.arange(1024)[None] // 128 % 3
+    q, k, v = torch.randn(3, 1, 2, 1024, 16).unbind()
+    bias = torch.randn(2, 3, 3, requires_grad=True)
+    options = {"q_roles": roles, "k_roles": roles, "bias": bias, "privileged": (0,), "impl": "sdpa"}
+    role_attention(q, k, v, **options)  # type: ignore[arg-type]
+    assert not calls
+    role_attention(q, k, v, **options, share=torch.full((2,), 0.5))  # type: ignore[arg-type]
+    assert len(calls) == 1
+    ends = torch.tensor([0, 1024])
+    role_attention(q, k, v, **options, cu_seqlens=ends)  # type: ignore[arg-type]
+    assert len(calls) == 2
+    with torch.no_grad():
+        role_attention(q, k, v, **options)  # type: ignore[arg-type]
+    assert len(calls) == 3
+
+
 def test_second_derivative_is_refused(calls: list[Any]) -> None:
     x = tensors()
     out = role_attention(**x, q_roles=ROLES, k_roles=ROLES, bias=table(True), impl="sdpa")  # type: ignore[arg-type]
