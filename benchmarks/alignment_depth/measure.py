@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.alignment_depth import tasks
 from rolesafe import RoleConfig
-from rolesafe.attacks import Rate, replies
+from rolesafe.attacks import replies
 from rolesafe.attacks.depth import inserted
 from rolesafe.attacks.forcing import ForcedPrompt
 from rolesafe.attacks.likelihood import reply_ids
@@ -134,11 +134,6 @@ def prediction(
     ours, base = (recovery_profile(one, words, talks, prefixes, token) for one in (model, reference))
     error = (recovery(base, strength) - ours).abs()
     return {"mean": float(error.mean()), "largest": float(error.max())}
-
-
-def rate(counts: Sequence[int]) -> Rate:
-    """Return the rate of counts of a record."""
-    return Rate(counts[0], counts[1])
 
 
 def _branches(model: PreTrainedModel, words: PreTrainedTokenizerBase, one: tasks.Talk) -> tuple[list[int], list[int]]:

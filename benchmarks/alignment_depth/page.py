@@ -126,6 +126,18 @@ def _about(record: Record) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}, {record['n']} conversations of each kind; {where}."
 
 
+def entries(record: Record, name: str, *path: str) -> list[Any]:
+    """Return an entry of an arm, of every seed that has it."""
+    found = []
+    for seed in record["seeds"].values():
+        entry: Any = seed.get(name)
+        for key in path:
+            entry = None if entry is None else entry.get(key)
+        if entry is not None:
+            found.append(entry)
+    return found
+
+
 def _value(record: Record, name: str, *path: str) -> float | None:
     """Return the share of an entry, pooled over seeds; None if it is not measured."""
     found = _counts(record, name, *path)
@@ -134,13 +146,7 @@ def _value(record: Record, name: str, *path: str) -> float | None:
 
 def _counts(record: Record, name: str, *path: str) -> Rate:
     """Return the counts of an entry, pooled over seeds."""
-    found = []
-    for seed in record["seeds"].values():
-        entry: Any = seed.get(name)
-        for key in path:
-            entry = None if entry is None else entry.get(key)
-        if entry is not None:
-            found.append(entry)
+    found = entries(record, name, *path)
     return Rate(sum(k for k, _ in found), sum(n for _, n in found))
 
 

@@ -43,6 +43,7 @@ class RoleEmbedding(RolePart):
         super().__init__()
         self.roles = roles
         self.std = std
+        self._rows: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(num_roles, dim, dtype=dtype, device=device))
         self.reset_parameters()
 
@@ -59,7 +60,18 @@ class RoleEmbedding(RolePart):
         if hidden_states.device != device or roles.device != device:
             hidden_states, roles = hidden_states.to(device), roles.to(device)
         if self.roles is not None:
-            ids = torch.arange(weight.shape[0], device=device)
-            weight = torch.where(is_among(ids, self.roles).unsqueeze(-1), weight, 0.0)
+            weight = torch.where(self._read(self.roles, device), weight, 0.0)
         vectors = nn.functional.embedding(roles, weight).to(hidden_states.dtype)
         return hidden_states + (vectors if self.strength == 1 else self.strength * vectors)
+
+    def _read(self, roles: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return (R, 1) bool, True for `roles`; kept for the next call."""
+        # Compiled code makes its own: a change of `_rows` would recompile it.
+        kept = None if torch.compiler.is_compiling() else self._rows
+        if kept is not None and kept.device == device:
+            return kept
+        with torch.inference_mode(False):  # it outlives this call
+            rows = is_among(torch.arange(self.weight.shape[0], device=device), roles).unsqueeze(-1)
+        if not torch.compiler.is_compiling():
+            self._rows = rows
+        return rows

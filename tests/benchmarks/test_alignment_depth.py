@@ -93,3 +93,26 @@ def test_tables_hold_the_measured_arms() -> None:
     assert all(f"`{name}`" in page.block("attacks") for name in missing)
     with pytest.raises(ValueError, match="`kind`: expected one of"):
         page.block("nothing")
+
+
+def test_targets_are_met_or_missed_by_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def arm(recovered: int, won: int, refused: int, kl: float) -> dict[str, Any]:
+        attacks = ("random 1", "random 4", "worst 1", "worst 4")
+        return {
+            "recovery": {f"prefill {k}": [recovered if k == 3 else 60, 60] for k in measure.FORCED},
+            "success": {attack: [won, 60] for attack in attacks},
+            "benign refused": [refused, 60],
+            "mention refused": [refused, 60],
+            "kl": kl,
+        }
+
+    seed = {"plain": arm(0, 60, 0, 0.1), "both": arm(56, 4, 1, 0.16), "heads": arm(57, 3, 0, 0.15)}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"seeds": {"0": seed}}))
+    monkeypatch.setattr(page, "RESULTS", path)
+    lines = page.block("targets").splitlines()[2:]
+    assert len(lines) == 8
+    for line in lines:
+        _, _, both, heads, _ = line.split("|")
+        assert both.strip().endswith(": missed")
+        assert heads.strip().endswith(": met")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from benchmarks.alignment_depth.chat.arms import ARMS
 from benchmarks.alignment_depth.chat.measure import FORCED
+from benchmarks.alignment_depth.page import entries
 from rolesafe.attacks import Rate
 
 RESULTS: Final = Path(__file__).parents[2] / "results" / "alignment_depth_chat.json"
@@ -95,26 +96,14 @@ def _both(record: Record, name: str, k: str) -> str:
     return f"{_share(record, name, 'within', k)} / {shown}"
 
 
-def _found(record: Record, name: str, *path: str) -> list[Any]:
-    """Return an entry of every seed that has it."""
-    found = []
-    for seed in record["seeds"].values():
-        entry: Any = seed.get(name)
-        for key in path:
-            entry = None if entry is None else entry.get(key)
-        if entry is not None:
-            found.append(entry)
-    return found
-
-
 def _value(record: Record, name: str, *path: str) -> float | None:
     """Return a share, pooled over seeds."""
-    found = _found(record, name, *path)
+    found = entries(record, name, *path)
     return Rate(sum(k for k, _ in found), sum(n for _, n in found)).value if found else None
 
 
 def _mean(record: Record, name: str, *path: str) -> float | None:
-    found = _found(record, name, *path)
+    found = entries(record, name, *path)
     return sum(found) / len(found) if found else None
 
 
