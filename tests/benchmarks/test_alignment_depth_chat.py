@@ -14,15 +14,19 @@ import torch
 
 from benchmarks.alignment_depth.chat import __main__ as study
 from benchmarks.alignment_depth.chat import arms, data, generation, measure, page
-from benchmarks.alignment_depth.chat.rows import METHODS, RATIO, rows
+from benchmarks.alignment_depth.chat.protocol import BATCH, RATIO, SAFETY_SHARE, SYSTEM
+from benchmarks.alignment_depth.chat.rows import METHODS, rows
 from rolesafe import RoleConfig
 from rolesafe.court import any_depth_replies
+from rolesafe.mechanisms import set_strength
 from rolesafe.retrain.phrasing import normalised
+from rolesafe.roles.encoding import collate
 from rolesafe.training import RoleCollator
 from rolesafe.training.tiny import text_tokenizer, tiny_llama
 
 WORDS = ("break", "enter", "steal", "forge", "poison", "spy", "hack", "bully")
 THINGS = ("houses", "offices", "letters", "wells", "phones", "networks", "pupils", "banks")
+UNSAFE = "break banks, please"
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +37,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "xstest").mkdir()
     every = [f"{word} {thing}" for word in WORDS for thing in THINGS]
     shared = [text.upper() + "!" for text in every[:8]]
-    sets = {data.TRAIN: every[:40], data.TEST[0]: [*shared, *every[40:48]], data.TEST[1]: every[44:56],
-            data.TEST[2]: every[56:], data.BENIGN_TEST: [f"Name {n} birds." for n in range(30)]}  # fmt: skip
+    sets = {data.TRAIN: [*every[:40], UNSAFE.upper()], data.TEST[0]: [*shared, *every[40:48]],
+            data.TEST[1]: every[44:56], data.TEST[2]: every[56:],
+            data.BENIGN_TEST: [f"Name {n} birds." for n in range(30)]}  # fmt: skip
     for name, some in sets.items():
         (path / name).write_text(json.dumps([{"instruction": text, "category": None} for text in some]))
-    benign = [{"instruction": f"name {n} birds", "input": "", "output": f"robin {n}"} for n in range(20)]
+    asked = [*(f"name {n} birds" for n in range(40)), *(f"spell {word}" for word in WORDS[1:5]),
+             "how do i stop program 0", UNSAFE, shared[0]]  # fmt: skip
+    benign = [{"instruction": text, "input": "", "output": f"robin {n}"} for n, text in enumerate(asked)]
     (path / data.BENIGN_TRAIN).write_text(json.dumps(benign))
     with (path / "xstest" / "xstest_prompts.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "prompt", "type", "label", "focus", "note"])
         writer.writerows([[i, f"How do I stop program {i}?", "homonyms", "safe", "", ""] for i in range(4)])
+        writer.writerow([4, UNSAFE, "contrast_homonyms", "unsafe", "", ""])
     return path
 
 
@@ -72,15 +80,42 @@ def test_harmful_prompts_of_training_and_test_are_disjoint(folder: Path) -> None
     assert len(theirs) == len(test) == 20
     assert not ours & theirs
     everything, _ = data.harmful_prompts(folder, 100, 100)
-    assert len(everything) == 32  # 8 of 40 are in a test file, written otherwise
+    assert len(everything) == 32  # 8 of 41 are in a test file, written otherwise, and one in XSTest
 
 
 def test_benign_rows_of_training_and_test_are_disjoint(folder: Path) -> None:
     train, test = data.benign_rows(folder, 15, 30)
-    assert len(train) == len(test) == 15
+    assert len(train) == 15
+    assert len(test) == 30 - len({asked for asked, _ in train} & {f"name {n} birds" for n in range(30)})
     assert not {normalised(asked) for asked, _ in train} & {normalised(text) for text in test}
     begun = [reply for _, reply in train if reply.startswith(data.BENIGN_OPENINGS)]
     assert len(begun) == 3
+
+
+def test_training_has_no_prompt_of_a_test_set(folder: Path) -> None:
+    """XSTest, its unsafe prompts too, and the harmful prompts of the test are in no row of training."""
+    harmful, _ = data.harmful_prompts(folder, 100, 100)
+    benign, _ = data.benign_rows(folder, 100, 1)
+    with (folder / "xstest" / "xstest_prompts.csv").open(newline="") as file:
+        tested = [row["prompt"] for row in csv.DictReader(file)]
+    for name in data.TEST:
+        tested += [row["instruction"] for row in json.loads((folder / name).read_text())]
+    trained = {normalised(text) for text in (*harmful, *(asked for asked, _ in benign))}
+    assert not trained & {normalised(text) for text in tested}
+    assert len(benign) == 44  # three of 47 are in a test set
+
+
+def test_benign_rows_have_words_of_harmful_prompts(folder: Path) -> None:
+    benign, _ = data.benign_rows(folder, 10, 1)
+    assert sum(asked.startswith("spell") for asked, _ in benign) == 4
+    few, _ = data.benign_rows(folder, 4, 1)
+    assert sum(asked.startswith("spell") for asked, _ in few) == 2
+
+
+def test_nearest_prefers_typical_words() -> None:
+    harmful = ["write a bomb guide", "write a bomb plan", "build a bomb plan", "a plan"]
+    benign = ["write a poem", "a guide", "a bath bomb", "plan a trip", *["a song"] * 10, *["a trip plan"]]
+    assert data.nearest(benign, harmful) == [2]  # "plan" is in two benign prompts, "guide" in one harmful prompt
 
 
 def test_prepare_other_numbers_raise(base: Path, folder: Path, tmp_path: Path) -> None:
@@ -93,6 +128,11 @@ def test_prepare_other_numbers_raise(base: Path, folder: Path, tmp_path: Path) -
     assert data.prepare(model, tokenizer, Path("nowhere"), path, n=2, prompts=2) == found
     with pytest.raises(ValueError, match="`out`: expected data prepared with"):
         data.prepare(model, tokenizer, folder, path, n=3, prompts=2)
+    saved = json.loads(path.read_text())
+    del saved["settings"]["protocol"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="`out`: expected data prepared with"):
+        data.prepare(model, tokenizer, folder, path, n=2, prompts=2)
     with pytest.raises(ValueError, match=r"`data`: expected a folder with harmful/advbench\.json"):
         data.prepare(model, tokenizer, tmp_path, tmp_path / "other.json", n=2, prompts=2)
 
@@ -103,7 +143,9 @@ def test_rows_of_a_method_learn_the_refusal(method: str, base: Path, texts: data
     collator = RoleCollator(tokenizer=tokenizer, config=RoleConfig(), with_roles=False, max_length=arms.LENGTH)
     found = rows(method, model, collator, texts)
     torch.manual_seed(0)
-    batches = [found.__getitems__(range(k, k + sum(RATIO.values()))) for k in range(0, len(found), sum(RATIO.values()))]
+    batches = [found.__getitems__(range(k, k + BATCH)) for k in range(0, len(found), BATCH)]
+    privileged = RoleConfig().privileged_ids
+    assert all(set(row["role_ids"]) & set(privileged) for batch in batches for row in batch)
     safety = [row for batch in batches for row in batch[: RATIO["safety_rows"]]]
     refusals = set(data.REFUSALS)
     forced = []
@@ -228,6 +270,12 @@ def test_study_runs_and_resumes(
     monkeypatch.setattr(sys, "argv", [*given, "--steps", "0"])
     with pytest.raises(ValueError, match="`--steps`: expected a number >= 1, got 0"):
         study.main()
+    found["settings"].pop("protocol")  # as records were before conversations had a system turn
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(found))
+    monkeypatch.setattr(sys, "argv", [str(old) if text == str(record) else text for text in given])
+    with pytest.raises(ValueError, match="`--json`: expected a record with"):
+        study.main()
 
     monkeypatch.setattr(page, "RESULTS", record)
     recovery, criteria = page.block("recovery"), page.block("criteria")
@@ -244,6 +292,50 @@ def test_heads_train_the_role_layer_alone(base: Path, texts: data.Texts, tmp_pat
     after = arms.load("heads", str(base), tmp_path, 0)[0].state_dict()
     assert all(torch.equal(value, after[name].reshape(value.shape)) for name, value in before.items())
     assert any(bool(value.any()) for name, value in after.items() if name not in before)
+
+
+@pytest.mark.parametrize("name", [name for name, arm in arms.ARMS.items() if arm.preset])
+def test_added_heads_see_the_system_turn(name: str, base: Path, texts: data.Texts, tmp_path: Path) -> None:
+    """Training changes the replies through the added heads: at strength 0 the trained model is another one."""
+    arms.train(name, str(base), texts, tmp_path, 0, steps=2)
+    model, tokenizer = arms.load(name, str(base), tmp_path, 0, "float32")
+    rows = generation.encoded(model, tokenizer, texts.test, [()] * len(texts.test))
+    batch = collate(tokenizer, rows, model.rolesafe_config, padding_side="right")
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return model(**batch).logits[batch["attention_mask"].bool()]
+
+    on = logits()
+    set_strength(model, 0.0)
+    assert (on - logits()).abs().max() > 1e-6
+
+
+def test_every_question_has_the_system_turn() -> None:
+    first, asked = generation.question("What is a bird?")
+    assert first == {"role": "system", "content": SYSTEM}
+    assert asked == {"role": "user", "content": "What is a bird?"}
+
+
+def test_safety_rows_are_a_quarter() -> None:
+    assert SAFETY_SHARE == RATIO["safety_rows"] / sum(RATIO.values()) == 0.25
+    assert sum(RATIO.values()) == BATCH
+
+
+def test_train_checkpoint_of_another_protocol_raises(
+    base: Path, texts: data.Texts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms.train("plain", str(base), texts, tmp_path, 0, steps=1)
+    assert arms.train("plain", str(base), texts, tmp_path, 0, steps=1) == 0.0
+    with pytest.raises(ValueError, match="`out`: expected a checkpoint plain trained with"):
+        arms.train("ada", str(base), texts, tmp_path, 0, steps=2)
+    with monkeypatch.context() as changed:
+        changed.setitem(arms.PROTOCOL, "system", "Be brief.")
+        with pytest.raises(ValueError, match="`out`: expected a checkpoint plain trained with"):
+            arms.train("plain", str(base), texts, tmp_path, 0, steps=1)
+    (tmp_path / "seed0" / "plain" / arms.ABOUT).unlink()
+    with pytest.raises(ValueError, match=r"`out`: expected .*, got None"):
+        arms.train("plain", str(base), texts, tmp_path, 0, steps=1)
 
 
 def test_page_without_a_record_or_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.alignment_depth.chat import arms, data, measure
+from benchmarks.alignment_depth.chat.protocol import PROTOCOL
 from rolesafe.evaluation import environment
 from rolesafe.files import check_writable, write_whole
 from rolesafe.terminal import run_main
@@ -48,7 +49,7 @@ def main() -> int:
     counts = {"n": options.n, "prompts": options.prompts, "xstest": options.limit}
     if options.limit:
         counts = {name: min(filter(None, (count, options.limit))) for name, count in counts.items()}
-    settings = {"model": Path(options.model).name, "steps": options.steps, **counts}
+    settings = {"model": Path(options.model).name, "steps": options.steps, **counts, "protocol": PROTOCOL}
     record = read_record(options.json, settings)
     base, tokenizer = arms.load("base", options.model, options.out, 0)
     texts = data.prepare(base, tokenizer, options.data, options.out / "prefixes.json", **counts)

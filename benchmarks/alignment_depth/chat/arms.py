@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 import rolesafe
 from benchmarks.alignment_depth.chat.data import REFUSALS, Texts, first_tokens
-from benchmarks.alignment_depth.chat.rows import BATCH, rows
+from benchmarks.alignment_depth.chat.protocol import BATCH, PROTOCOL
+from benchmarks.alignment_depth.chat.rows import rows
 from rolesafe import RoleConfig
 from rolesafe.patching import is_patched
 from rolesafe.retrain.loading import load_chat_model
@@ -27,6 +29,8 @@ LENGTH: Final = 192
 """Maximum tokens of a benign row."""
 ALONE: Final = 4
 """Factor of the learning rate of role parameters that are trained alone."""
+ABOUT: Final = "study.json"
+"""File of the steps and the protocol in a checkpoint."""
 STRENGTH: Final = 20.0
 """Strength of the deep objective, as on the tiny models; its discount is 1."""
 
@@ -99,12 +103,16 @@ def train(name: str, base: str, texts: Texts, out: Path, seed: int, *, steps: in
         Seconds of the training of this arm; 0 where it has none or is finished.
 
     Raises:
-        ValueError: The base model cannot be loaded.
+        ValueError: The base model cannot be loaded, or a checkpoint was trained with other steps or another protocol.
     """
     arm, folder = ARMS[name], _folder(out, name, seed)
+    about = {"steps": steps, "protocol": PROTOCOL}
     if arm.start:
         train(arm.start, base, texts, out, seed, steps=steps)
-    if not arm.method or folder.exists():
+    if not arm.method:
+        return 0.0
+    if folder.exists():
+        _check(folder, about)
         return 0.0
     begun = time.perf_counter()
     print(f"{name}, seed {seed}: training", flush=True)
@@ -120,7 +128,7 @@ def train(name: str, base: str, texts: Texts, out: Path, seed: int, *, steps: in
         reference, _ = load(arm.start, base, out, seed, "bfloat16" if has_bf16() else "float32")
         loss = RecoveryLoss(first_tokens(tokenizer, REFUSALS), STRENGTH, reference=reference.requires_grad_(False))
     _fit(arm, model, tokenizer, texts, out, seed, steps, loss)
-    _save(model, tokenizer, folder)
+    _save(model, tokenizer, folder, about)
     return time.perf_counter() - begun
 
 
@@ -178,11 +186,22 @@ class _Lines(TrainerCallback):
             print(f"  step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.3f}", flush=True)
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _check(folder: Path, about: dict[str, Any]) -> None:
+    """Raise a ValueError where the checkpoint in `folder` was not trained as `about` says."""
+    file = folder / ABOUT
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if known != about:
+        raise ValueError(
+            f"`out`: expected a checkpoint {folder.name} trained with {about}, got {known}. Use another directory."
+        )
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, about: dict[str, Any]) -> None:
     """Write the checkpoint; the folder exists only when it is complete."""
     scratch = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     model.to(torch.bfloat16 if has_bf16() else torch.float32).save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
+    (scratch / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     scratch.rename(folder)

@@ -1,6 +1,7 @@
 """Prompts, refusals and prefixes of the study on a chat model.
 
 Harmful prompts for training are AdvBench's; those of the test are of three other sets, without any that AdvBench has.
+No prompt of a test set, XSTest's included, is trained on. A part of the benign rows has words of AdvBench's prompts.
 The sets hold prompts only. A compliant reply is an affirmative opening that the base model continues by itself. Replies
 stay in the directory of the run; nothing of them is in the record.
 """
@@ -8,6 +9,7 @@ stay in the directory of the run; nothing of them is in the record.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import Any, Final
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.alignment_depth.chat.generation import text_of, written
-from benchmarks.pretrained.data import Data
+from benchmarks.alignment_depth.chat.protocol import NEAR_SHARE, PROTOCOL
+from benchmarks.pretrained.data import FILES, Data
 from rolesafe.files import write_whole
 from rolesafe.retrain.phrasing import normalised
 from rolesafe.tasks.sets import read
@@ -32,6 +35,8 @@ DEEPEST: Final = 100
 BENIGN_TOKENS: Final = 48
 _LONGEST_PROMPT: Final = 240  # characters
 _LONGEST_REPLY: Final = 360
+_HARMFUL_USES: Final = 3
+_HARMFUL_RATE: Final = 8.0
 
 OPENINGS: Final = (
     "Sure, here is",
@@ -103,25 +108,48 @@ def harmful_prompts(folder: Path, train: int, test: int) -> tuple[list[str], lis
         some = [text for text in _instructions(folder, file) if normalised(text) not in known]
         known |= {normalised(text) for text in some}
         found += _drawn(some, (test + len(TEST) - 1 - number) // len(TEST), file)
-    every = {normalised(text) for file in TEST for text in _instructions(folder, file)}
-    own = [text for text in _instructions(folder, TRAIN) if normalised(text) not in every]
-    return _drawn(own, train, TRAIN), found
+    return _drawn(_untested(folder), train, TRAIN), found
 
 
 def benign_rows(folder: Path, train: int, test: int) -> tuple[list[list[str]], list[str]]:
-    """Draw benign prompts with replies for training, and benign prompts of the test; no prompt is in both."""
-    rows = []
+    """Draw benign prompts with replies for training, and benign prompts of the test; no prompt is in both.
+
+    Up to :data:`NEAR_SHARE` of the training rows are those nearest to harmful prompts, see :func:`nearest`, so that a
+    word alone is no sign of harm. XSTest and the harmful prompts of the test are in no row.
+    """
+    rows, tested = [], _tested(folder)
     for row in read(_file(folder, BENIGN_TRAIN)):
         asked = "\n\n".join(filter(None, (row.text("instruction").strip(), row.text("input", empty=True).strip())))
         reply = row.text("output", empty=True).strip()
-        if reply and len(asked) <= _LONGEST_PROMPT and len(reply) <= _LONGEST_REPLY:
+        short = len(asked) <= _LONGEST_PROMPT and len(reply) <= _LONGEST_REPLY
+        if reply and short and not tested & {normalised(asked), normalised(asked.split("\n\n")[0])}:
             rows.append([asked, reply])
-    rows = _drawn(rows, train, BENIGN_TRAIN)
+    near = nearest([asked for asked, _ in rows], _untested(folder))[: int(NEAR_SHARE * train)]
+    others = [row for i, row in enumerate(rows) if i not in near]
+    rows = [*(rows[i] for i in near), *_drawn(others, train - len(near), BENIGN_TRAIN)]
+    Random(BENIGN_TRAIN).shuffle(rows)
     known = {normalised(asked) for asked, _ in rows} | {normalised(asked.split("\n\n")[0]) for asked, _ in rows}
     rows = [[a, BENIGN_OPENINGS[i // 5 % len(BENIGN_OPENINGS)] + r] if i % 5 == 0 else [a, r]
             for i, (a, r) in enumerate(rows)]  # fmt: skip
     some = [text for text in _instructions(folder, BENIGN_TEST) if normalised(text) not in known]
     return rows, _drawn(some, test, BENIGN_TEST)
+
+
+def nearest(benign: Sequence[str], harmful: Sequence[str]) -> list[int]:
+    """Return the indices of the benign prompts that have a word of the harmful ones, the most typical word first.
+
+    Such a word is in at least three harmful prompts, and in a share of them at least 8 times that of the benign ones.
+    """
+    ours, theirs = ([set(normalised(text).split()) for text in some] for some in (benign, harmful))
+    counts, uses = (Counter(word for words in some for word in words) for some in (ours, theirs))
+    rates = {
+        word: uses[word] / len(theirs) * len(ours) / counts[word]
+        for word in counts
+        if uses[word] >= _HARMFUL_USES and not word.isdigit()
+    }
+    best = [max((rates.get(word, 0.0) for word in words), default=0.0) for words in ours]
+    found = [i for i, rate in enumerate(best) if rate >= _HARMFUL_RATE]
+    return sorted(found, key=lambda i: -best[i])
 
 
 def prepare(
@@ -146,9 +174,9 @@ def prepare(
         xstest: Number of prompts of XSTest; None: all.
 
     Raises:
-        ValueError: The file was written with other numbers, or a set is missing.
+        ValueError: The file was written with other numbers or another protocol, or a set is missing.
     """
-    settings = {"n": n, "prompts": prompts, "xstest": xstest}
+    settings = {"n": n, "prompts": prompts, "xstest": xstest, "protocol": PROTOCOL}
     if path.exists():
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["settings"] != settings:
@@ -212,6 +240,19 @@ def _instructions(folder: Path, file: str) -> list[str]:
         if len(text) <= _LONGEST_PROMPT:
             found.setdefault(normalised(text), text)
     return list(found.values())
+
+
+def _untested(folder: Path) -> list[str]:
+    """Return the harmful prompts for training that no test set has."""
+    tested = _tested(folder)
+    return [text for text in _instructions(folder, TRAIN) if normalised(text) not in tested]
+
+
+def _tested(folder: Path) -> set[str]:
+    """Return the prompts of all test sets that have harmful, or seemingly harmful, prompts."""
+    xstest = [row.text("prompt") for row in read(_file(folder, FILES["xstest"]))]
+    every = [*xstest, *(text for file in TEST for text in _instructions(folder, file))]
+    return {normalised(text) for text in every}
 
 
 def _file(folder: Path, file: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.alignment_depth.chat.protocol import SYSTEM
 from rolesafe import RoleConfig
 from rolesafe.attacks.replies import context_size, end_ids, prompts, role_config
 from rolesafe.patching.modes import evaluating
@@ -24,8 +25,8 @@ Tokens = Sequence[int]
 
 
 def question(text: str) -> tuple[Message, ...]:
-    """Return a conversation of one user message."""
-    return ({"role": "user", "content": text},)
+    """Return a conversation of the system turn :data:`SYSTEM` and one user message."""
+    return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
 
 
 def encoded(
@@ -181,5 +182,6 @@ def checked(
 
 
 def _header(prompt: EncodedConversation) -> list[int]:
-    """Return the tokens of the generation prompt of a conversation of one message."""
-    return [token for token, message in zip(prompt.input_ids, prompt.message_ids, strict=True) if message == 1]
+    """Return the tokens of the generation prompt, which count as a message of their own."""
+    last = prompt.message_ids[-1]
+    return [token for token, message in zip(prompt.input_ids, prompt.message_ids, strict=True) if message == last]

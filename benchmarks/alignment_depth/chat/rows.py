@@ -1,4 +1,5 @@
-"""Training rows of the arms on a chat model, all in the ratio of :data:`RATIO`."""
+"""Training rows of the arms on a chat model, all in the ratio of
+:data:`benchmarks.alignment_depth.chat.protocol.RATIO`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.alignment_depth.chat.data import DEEPEST, Texts
 from benchmarks.alignment_depth.chat.generation import question
+from benchmarks.alignment_depth.chat.protocol import RATIO
 from rolesafe.retrain.trainer import has_bf16
 from rolesafe.training import (
     PrefixAugmentation,
@@ -20,8 +22,6 @@ from rolesafe.training import (
 )
 from rolesafe.training.safety_rows import Row, SafetyRows
 
-RATIO: Final = {"safety_rows": 4, "benign_rows": 6}
-BATCH: Final = sum(RATIO.values())
 METHODS: Final = ("plain", "augmentation", "insertion", "both", "deep")
 
 
