@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ from rolesafe.training.tiny import text_tokenizer, tiny_llama
 WORDS = ("break", "enter", "steal", "forge", "poison", "spy", "hack", "bully")
 THINGS = ("houses", "offices", "letters", "wells", "phones", "networks", "pupils", "banks")
 UNSAFE = "break banks, please"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short() -> Iterator[None]:
+    """Measure after fewer forced tokens, for speed."""
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(data, "LONGEST", data.DEEPEST)
+        for module in (measure, page):
+            changed.setattr(module, "FORCED", (0, 1, 10, 50, data.DEEPEST))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +133,7 @@ def test_prepare_other_numbers_raise(base: Path, folder: Path, tmp_path: Path) -
     model, tokenizer = arms.load("base", str(base), tmp_path, 0)
     path = tmp_path / "prefixes.json"
     found = data.prepare(model, tokenizer, folder, path, n=2, prompts=2)
-    assert {len(ids) for ids in found.prefixes} == {data.DEEPEST}
+    assert {len(ids) for ids in found.prefixes} == {data.LONGEST}
     for i, ids in enumerate(found.prefixes):
         assert generation.text_of(tokenizer, ids).startswith(data.TEST_OPENINGS[i])
     assert data.prepare(model, tokenizer, Path("nowhere"), path, n=2, prompts=2) == found

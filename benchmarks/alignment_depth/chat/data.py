@@ -31,7 +31,9 @@ BENIGN_TRAIN: Final = "alpaca_5000.json"
 BENIGN_TEST: Final = "benign_instructions.json"
 
 DEEPEST: Final = 100
-"""Tokens of each compliant reply."""
+"""Tokens of each compliant reply of training."""
+LONGEST: Final = 500
+"""Tokens of each compliant reply of the test."""
 BENIGN_TOKENS: Final = 48
 _LONGEST_PROMPT: Final = 240  # characters
 _LONGEST_REPLY: Final = 360
@@ -77,7 +79,7 @@ class Texts:
         train: Harmful prompt, compliant reply and refusal, for training.
         benign_train: Benign prompt and reply, for training.
         test: Harmful prompts of the test.
-        prefixes: Compliant reply to each of them, in :data:`DEEPEST` tokens.
+        prefixes: Compliant reply to each of them, in :data:`LONGEST` tokens.
         benign: Benign prompts of the test.
         benign_replies: Reply of the base model to each of them, in tokens.
         benign_prefixes: The same with an affirmative opening.
@@ -196,7 +198,7 @@ def prepare(
         ],
         benign_train=benign_train,
         test=test,
-        prefixes=_compliant(model, tokenizer, test, TEST_OPENINGS, DEEPEST, "compliant replies of the test"),
+        prefixes=_compliant(model, tokenizer, test, TEST_OPENINGS, LONGEST, "compliant replies of the test"),
         benign=benign,
         benign_replies=written(model, tokenizer, benign, [()] * len(benign), new=BENIGN_TOKENS),
         benign_prefixes=_compliant(model, tokenizer, benign, TEST_OPENINGS, BENIGN_TOKENS, "benign replies"),

@@ -17,7 +17,7 @@ from benchmarks.pretrained.refusals import refuses
 from rolesafe.attacks.depth import inserted
 from rolesafe.depth import kl_profile, recovery_profile
 
-FORCED: Final = (0, 1, 5, 10, 25, 50, 100)
+FORCED: Final = (0, 1, 5, 10, 25, 50, 100, 250, 500)
 LOOKED: Final = 16
 """Own tokens that are judged; of Any-Depth Alignment also the tokens of a check."""
 SPAN: Final = 4
