@@ -11,6 +11,7 @@ from rolesafe.config import RoleConfig
 from rolesafe.retrain.config import KINDS, RetrainConfig
 from rolesafe.retrain.row import PreparedRow
 from rolesafe.training import RoleCollator
+from rolesafe.training.privileged import check_rows
 
 _WINDOW: Final = 32
 """Number of batches that are sorted by length together: less padding, nearly the order of the epochs."""
@@ -50,7 +51,7 @@ def encode_rows(
 
     Raises:
         ValueError: A row is longer than `max_length` or is not supported by the chat template, with `bad_rows` "error";
-            or no row is left, or none has a role whose tokens the role layer changes.
+            or no row is left, or none has a role whose tokens the role layer changes or reads.
     """
     roles = config.roles()
     collator = RoleCollator(tokenizer=tokenizer, config=roles or RoleConfig())
@@ -81,6 +82,8 @@ def encode_rows(
         )
     if roles is not None and roles.embedding_ids is not None:
         _check_roles(found, roles.embedding_ids, roles.roles)
+    if roles is not None:
+        check_rows(roles, "data", found)
     return EncodedRows(rows=tuple(found), counts=counts, dropped=tuple(dropped))
 
 

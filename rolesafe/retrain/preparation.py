@@ -32,6 +32,7 @@ from rolesafe.retrain.injecting import MOST, Marks, inject, read_marks
 from rolesafe.retrain.row import PreparedRow
 from rolesafe.retrain.sources import Source
 from rolesafe.tasks import Message
+from rolesafe.training.privileged import check_rows
 
 TOOL_SHARE: Final = 0.75
 _BARE: Final = 0.4
@@ -97,12 +98,16 @@ def prepare(rows: Sequence[Source], config: RetrainConfig, tokenizer: Any) -> Pr
         ``config.rows`` prepared rows (default: as many as `rows`). With ``replies="self"`` some have no reply yet.
 
     Raises:
-        ValueError: The data have no row for a kind with a share > 0, or the chat template does not support a
-            conversation of the roles system, user and assistant.
+        ValueError: The data have no row for a kind with a share > 0, or none with a privileged turn for the parts of
+            the role layer that act on these, or the chat template does not support a conversation of the roles system,
+            user and assistant.
     """
     if not rows:
         raise ValueError("`rows`: expected at least one row, got none. Give data with rows.")
-    return _Preparation(rows, config, tokenizer).run()
+    prepared, roles = _Preparation(rows, config, tokenizer).run(), config.roles()
+    if roles is not None:
+        check_rows(roles, "data", [{"messages": row.messages} for row in prepared.rows])
+    return prepared
 
 
 @dataclass(frozen=True)

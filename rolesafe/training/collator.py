@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rolesafe.config import RoleConfig
 from rolesafe.roles.encoding import EncodedConversation, encode_one, padding_id, padding_role_id
 from rolesafe.roles.templates import Part
+from rolesafe.training.privileged import PrivilegedWatch
 
 IGNORED = -100
 """Label of tokens that the loss leaves out."""
@@ -42,6 +43,7 @@ class RoleCollator:
             random token of about every other conversation. Short conversations then train for a distant system prompt
             (after randomized positional encodings, arXiv 2305.16843). The jumps come from torch's global generator,
             which the Trainer seeds and restores.
+        watch: Warns where the first rows have no privileged token and `config` has parts that act on these.
 
     Raises:
         ValueError: A number is out of range.
@@ -55,12 +57,14 @@ class RoleCollator:
     pad_to_multiple_of: int = 1
     position_gap: int = 0
     _prompt_checked: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+    watch: PrivilegedWatch = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.position_gap < 0:
             raise ValueError(f"`position_gap`: expected a length >= 0, got {self.position_gap}")
         if self.pad_to_multiple_of < 1:
             raise ValueError(f"`pad_to_multiple_of`: expected a number >= 1, got {self.pad_to_multiple_of}")
+        object.__setattr__(self, "watch", PrivilegedWatch(self.config if self.with_roles else None))
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Collate rows with a column `messages`, or rows returned by :meth:`encode` (as lists or tensors).
@@ -68,6 +72,9 @@ class RoleCollator:
         A row with `chosen` and `rejected`, each a conversation or an encoded row, is a pair. Pairs add a column
         `preference` (B,) to the batch: 1 for chosen rows, -1 for rejected ones, in the same order, 0 for other rows.
         Rows with `prefix_weights` add this column (B, T) fp32; see :class:`rolesafe.training.RecoveryLoss`.
+
+        Warns:
+            UserWarning: The role layer has parts that act on privileged tokens, and the first 64 rows have none.
 
         Raises:
             ValueError: A row has no `messages`, columns of several lengths, or no reply to learn.
@@ -87,6 +94,8 @@ class RoleCollator:
             # padding would silently fill a short column: tokens would get the role of padding
             if len(set(sizes := [len(row[name]) for name in names])) > 1:
                 raise ValueError(f"row {i}: expected columns of one length, got {dict(zip(names, sizes, strict=True))}")
+        if self.with_roles:
+            self.watch.see(row["role_ids"] for row in rows)
         batch = {name: self._padded([row[name] for row in rows], fill[name]) for name in names}
         if preference is not None:
             batch["preference"] = torch.tensor(preference)

@@ -20,6 +20,7 @@ from rolesafe.arguments import is_integer, is_number
 from rolesafe.patching.modes import evaluating
 from rolesafe.roles.templates import Part
 from rolesafe.training.collator import IGNORED, RoleCollator
+from rolesafe.training.privileged import check_rows
 from rolesafe.training.reply_losses import row_losses
 
 Row = Mapping[str, Any]
@@ -79,7 +80,8 @@ class SafetyRows(Dataset[Row], ABC):
         UserWarning: There are no benign rows.
 
     Raises:
-        ValueError: There is no triplet, a number is out of range, or a reply has no token.
+        ValueError: There is no triplet, a number is out of range, a reply has no token, or no row has a privileged
+            token and the role layer has parts that act on these.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class SafetyRows(Dataset[Row], ABC):
                 "ordinary conversations, about four for each triplet.",
                 stacklevel=2,
             )
+        if collator.with_roles:
+            check_rows(collator.config, "triplets", [{"messages": one.messages} for one in triplets], benign)
         self.collator = collator
         self.triplets = triplets
         self.benign = benign

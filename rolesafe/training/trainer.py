@@ -22,6 +22,7 @@ from rolesafe.training.anneal import AnnealRoles
 from rolesafe.training.collator import RoleCollator
 from rolesafe.training.keep_locked import KeepLocked
 from rolesafe.training.log import LogRoles
+from rolesafe.training.privileged import check_rows
 from rolesafe.training.rates import RoleRates, check_rates, groups, values
 from rolesafe.training.reply_losses import ReplyLoss
 
@@ -117,7 +118,8 @@ class RoleTrainer(RoleTraining, Trainer):
     Args:
         model: Patched or plain, also wrapped by PEFT.
         args: The Trainer's arguments. `remove_unused_columns` is set to False: the collator needs `messages`.
-        data_collator: Its `with_roles` and roles must fit the model.
+        data_collator: Its `with_roles` and roles must fit the model. It warns where the first 64 rows have no
+            privileged token, and the role layer has parts that act on these.
         role_learning_rate: Learning rate of the role parameters, without weight decay, or one for each learned part
             (:data:`rolesafe.training.rates.PARTS`): numbers such as biases need 10 to 100 times the rate of weight
             matrices. None: that of `args`; 0: they are not trained, and may be frozen.
@@ -125,9 +127,10 @@ class RoleTrainer(RoleTraining, Trainer):
         **kwargs: See `Trainer` (`train_dataset`, `eval_dataset`, `callbacks`, ...).
 
     Raises:
-        ValueError: `data_collator` and `model` have other roles, there are no role parameters for the rate, the role
-            layer is frozen and the rate is not 0, PEFT would not save it, the optimizer is given and would ignore the
-            rate, or a locked parameter moved or has an adapter.
+        ValueError: `data_collator` and `model` have other roles, no row of `train_dataset` (a list, tuple or
+            ``datasets.Dataset``) has a privileged token for the parts of the role layer that act on these, there are no
+            role parameters for the rate, the role layer is frozen and the rate is not 0, PEFT would not save it, the
+            optimizer is given and would ignore the rate, or a locked parameter moved or has an adapter.
         TypeError: `model` is no module, or `data_collator` is missing.
     """
 
@@ -150,6 +153,9 @@ class RoleTrainer(RoleTraining, Trainer):
         if data_collator is None:
             raise TypeError("`data_collator`: expected a RoleCollator, got None")
         _check_roles(model, data_collator)
+        for module in (one for one in model.modules() if is_patched(one)):
+            check_rows(module.rolesafe_config, "train_dataset", kwargs.get("train_dataset"))
+            data_collator.watch.start(module.rolesafe_config)
         check_trainable(model, role_learning_rate)
         if any(values(role_learning_rate)):
             check_optimizer(args, kwargs)

@@ -19,7 +19,7 @@ from rolesafe.training.tiny import tiny_llama, tiny_tokenizer
 
 trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'rolesafe[trl]'")
 
-from datasets import Dataset  # noqa: E402
+from datasets import Dataset, IterableDataset  # noqa: E402
 
 from rolesafe.integrations.peft import role_lora_config  # noqa: E402
 from rolesafe.integrations.trl import RoleDPOTrainer, RoleGRPOTrainer, RoleSFTTrainer  # noqa: E402
@@ -354,3 +354,34 @@ def test_roles_are_parts_of_every_copy(tmp_path: Path) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[1] != pytest.approx(math.log(2), abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------------ rows without a system turn
+
+LACK = "`train_dataset`: expected rows with tokens of the privileged roles .* got none in "
+TALKS = [one[1:] for one in CONVERSATIONS]
+UNPRIVILEGED: dict[str, tuple[Any, list[Any]]] = {
+    "messages": (sft, [{"messages": one} for one in TALKS]),
+    "completions": (sft, [{"prompt": one[:-1], "completion": one[-1:]} for one in TALKS]),
+    "encoded": (sft, [{"input_ids": [5, 6], "role_ids": [2, 3]}] * len(TALKS)),
+    "pairs": (dpo, [{"prompt": one[:-1], "chosen": one[-1:], "rejected": BAD} for one in TALKS]),
+    "prompts": (grpo, [{"prompt": one[:-1]} for one in TALKS]),
+}
+
+
+@pytest.mark.parametrize("form", UNPRIVILEGED)
+def test_rows_without_privileged_tokens_raise(form: str, tmp_path: Path) -> None:
+    make, rows = UNPRIVILEGED[form]
+    with pytest.raises(ValueError, match=f"{LACK}12 rows"):
+        make(tmp_path, rows=rows)
+
+
+@pytest.mark.parametrize("form", ["messages", "pairs", "prompts"])
+def test_streamed_rows_without_privileged_tokens_warn(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, rows = UNPRIVILEGED[form]
+    monkeypatch.setattr(Dataset, "from_list", lambda some: IterableDataset.from_generator(lambda: iter(some)))
+    trainer = make(tmp_path, rows=rows * 12, per_device_train_batch_size=8, max_steps=8)
+    with pytest.warns(UserWarning, match=f"{LACK}the first 64 rows"):
+        trainer.train()

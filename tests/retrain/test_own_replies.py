@@ -136,3 +136,14 @@ def test_retrain_with_own_replies_uses_a_shared_file(recipe, tmp_path, generated
     retrain(recipe(replies="self", steps=1, preset="plain"), tmp_path / "two", replies_path=tmp_path / "replies.jsonl")
     assert generated == []
     assert "the base model's own, greedy" in (tmp_path / "two" / "README.md").read_text()
+
+
+def test_rows_without_privileged_turns_raise_before_replies(recipe, tmp_path, monkeypatch):
+    """Hours of generated replies would be lost. The same call, which would resume, raises again."""
+    talks = [{"messages": [{"role": "user", "content": f"Say {word}"}]} for word in ("rain", "bread", "maps")]
+    (tmp_path / "talks.json").write_text(json.dumps(talks))
+    monkeypatch.setattr(module, "_generate", lambda *args: pytest.fail("replies were generated"))
+    values = {"data": str(tmp_path / "talks.json"), "replies": "self", "shares": {"plain": 1}, "preset": "added"}
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"`data`: expected rows with tokens of the privileged .*`added_heads`"):
+            retrain(recipe(**values), tmp_path / "out")

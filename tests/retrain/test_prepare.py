@@ -252,3 +252,21 @@ def test_role_vectors_that_no_row_would_train_raise(many, tokenizer):
     assert len(encode_rows(with_tool, config, tokenizer).rows) == len(with_tool) == len(without) == 3
     with pytest.raises(ValueError, match=r"`data`: expected rows with text of the roles \['tool'\].*`tool_share`"):
         encode_rows(without, config, tokenizer)
+
+
+def test_parts_that_no_row_would_train_raise(tokenizer):
+    """Conversations without a system turn, with a preset that reads privileged tokens; before and after encoding."""
+    turns = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."})
+    sources = [Source(where=f"row {i}", messages=turns[:1], reply=turns[1]["content"]) for i in range(3)]
+    lack = r"`data`: expected rows with tokens of the privileged roles \['system', 'developer'\], got none in 3 rows"
+
+    def config(preset):
+        return RetrainConfig(model="m", data="d", preset=preset, shares={"plain": 1})
+
+    prepared = prepare(sources, config("bias"), tokenizer)
+    assert len(encode_rows(prepared.rows, config("ise"), tokenizer).rows) == 3
+    for preset, part in (("added", "added_heads"), ("dedicated", "dedicated_heads"), ("channel", "share")):
+        with pytest.raises(ValueError, match=f"{lack}.*`{part}`"):
+            prepare(sources, config(preset), tokenizer)
+        with pytest.raises(ValueError, match=lack):
+            encode_rows(prepared.rows, config(preset), tokenizer)

@@ -13,6 +13,7 @@ from trl.trainer.utils import pad
 
 from rolesafe.integrations.peft import check_peft
 from rolesafe.patching import is_patched, named_role_parameters
+from rolesafe.training.privileged import check_rows
 from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import check_optimizer, check_trainable
 
@@ -54,6 +55,8 @@ def check_arguments(args: Any, kind: type) -> None:
 def check_before(model: Any, args: Any, kwargs: Mapping[str, Any], rate: RoleRates | None) -> None:
     """Raise a ValueError, before anything is loaded or encoded, where training would lose role parameters.
 
+    Also where no row has a privileged token and the role layer has parts that act on these.
+
     Args:
         model: Patched, maybe wrapped by PEFT.
         args: The trainer's configuration, or None.
@@ -64,6 +67,7 @@ def check_before(model: Any, args: Any, kwargs: Mapping[str, Any], rate: RoleRat
         check_peft(model, kwargs["peft_config"], rate)
     else:
         check_trainable(model, rate)
+    check_rows(patched_model(model).rolesafe_config, "train_dataset", kwargs.get("train_dataset"))
     if rate:
         check_optimizer(args, dict(kwargs))
 

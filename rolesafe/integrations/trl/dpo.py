@@ -6,7 +6,7 @@ Shapes: B pairs, T tokens of the longest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from rolesafe.integrations.trl.common import (
 from rolesafe.integrations.trl.rows import RowEncoder, is_messages
 from rolesafe.mechanisms import get_strength
 from rolesafe.roles.encoding import padding_id, padding_role_id
+from rolesafe.training.privileged import PrivilegedWatch
 from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import RoleTraining, check_trainable, keep_locked
 
@@ -42,14 +43,17 @@ class RolePreferenceCollator(DataCollatorForPreference):
 
     Attributes:
         padding_role: Role id of padding.
+        watch: Warns where the first rows have no privileged token.
     """
 
     padding_role: int = 0
+    watch: PrivilegedWatch = field(default_factory=lambda: PrivilegedWatch(None))
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate pairs; roles are truncated with their tokens."""
         batch: dict[str, Any] = super().torch_call(examples)
         rows = [row["prompt_role_ids"] + row[f"{side}_role_ids"] for side in SIDES for row in examples]
+        self.watch.see(rows)
         cut = [torch.tensor(row[: self.max_length]) for row in rows]
         batch["role_ids"] = padded(cut, self.padding_role, self.pad_to_multiple_of)
         return batch
@@ -102,8 +106,8 @@ class RoleDPOTrainer(RoleTraining, DPOTrainer):
 
     Raises:
         TypeError: `model` is a name, or `args` of another class.
-        ValueError: `model` or `ref_model` is not patched, an argument would lose roles, or the role layer would not be
-            trained or saved.
+        ValueError: `model` or `ref_model` is not patched, an argument would lose roles, no row has a privileged token
+            for the parts of the role layer that act on these, or the role layer would not be trained or saved.
     """
 
     _signature_columns: Any
@@ -139,6 +143,7 @@ class RoleDPOTrainer(RoleTraining, DPOTrainer):
             max_length=args.max_length,
             pad_to_multiple_of=args.pad_to_multiple_of,
             padding_role=padding_role_id(self._roles),
+            watch=PrivilegedWatch(self._roles),
         )
         self.role_learning_rate = role_learning_rate
         wide = WidePrecision(model)

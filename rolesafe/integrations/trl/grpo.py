@@ -27,6 +27,7 @@ from rolesafe.integrations.trl.common import (
 )
 from rolesafe.integrations.trl.rows import is_messages
 from rolesafe.roles.encoding import padding_role_id
+from rolesafe.training.privileged import PrivilegedWatch
 from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import RoleTraining, check_trainable, keep_locked
 
@@ -46,8 +47,8 @@ class RoleGRPOTrainer(RoleTraining, GRPOTrainer):
 
     Raises:
         TypeError: `model` is a name, or `args` of another class.
-        ValueError: `model` is not patched, an argument would lose roles, or the role layer would not be trained or
-            saved.
+        ValueError: `model` is not patched, an argument would lose roles, no row has a privileged token for the parts of
+            the role layer that act on these, or the role layer would not be trained or saved.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RoleGRPOTrainer(RoleTraining, GRPOTrainer):
         text_tokenizer(kwargs.get("processing_class"))
         self._roles = patched.rolesafe_config
         self._prompt_roles: Tensor | None = None
+        self._watch = PrivilegedWatch(self._roles)
         beta, sync = args.beta, args.sync_ref_model
         own_reference = bool(beta) and model is patched and kwargs.get("peft_config") is None
         reference = copy_reference(model) if own_reference else None
@@ -122,6 +124,7 @@ class RoleGRPOTrainer(RoleTraining, GRPOTrainer):
             template_kwargs=self.chat_template_kwargs or None,
             return_tensors=None,
         )
+        self._watch.see(encoded["role_ids"])
         roles = padded(
             [torch.tensor(row) for row in encoded["role_ids"]],
             padding_role_id(self._roles),

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens of the longest.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from rolesafe.integrations.trl.rows import RowEncoder
 from rolesafe.mechanisms import get_strength
 from rolesafe.roles.encoding import padding_role_id
 from rolesafe.training.collator import IGNORED
+from rolesafe.training.privileged import PrivilegedWatch
 from rolesafe.training.rates import RoleRates
 from rolesafe.training.trainer import RoleTraining, check_trainable, keep_locked
 
@@ -39,9 +40,11 @@ class RoleDataCollator(DataCollatorForLanguageModeling):
 
     Attributes:
         padding_role: Role id of padding.
+        watch: Warns where the first rows have no privileged token.
     """
 
     padding_role: int = 0
+    watch: PrivilegedWatch = field(default_factory=lambda: PrivilegedWatch(None))
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows with `input_ids`, `role_ids` and `labels`.
@@ -56,6 +59,7 @@ class RoleDataCollator(DataCollatorForLanguageModeling):
                     f"row {i}: expected `role_ids` for each of its {len(row['input_ids'])} tokens, got "
                     f"{len(row.get('role_ids', ()))}. Keep the column `role_ids`."
                 )
+        self.watch.see(row["role_ids"] for row in examples)
         roles = [torch.tensor(row["role_ids"]) for row in examples]
         roles = [torch.cat(roles)] if self.padding_free else roles
         batch["role_ids"] = padded(roles, self.padding_role, self.pad_to_multiple_of)
@@ -77,8 +81,8 @@ class RoleSFTTrainer(RoleTraining, SFTTrainer):
 
     Raises:
         TypeError: `model` is a name, or `args` of another class.
-        ValueError: `model` is not patched, an argument would lose roles, or the role layer would not be trained or
-            saved.
+        ValueError: `model` is not patched, an argument would lose roles, no row has a privileged token for the parts of
+            the role layer that act on these, or the role layer would not be trained or saved.
     """
 
     data_collator: Any
@@ -115,6 +119,7 @@ class RoleSFTTrainer(RoleTraining, SFTTrainer):
             return_position_ids=own.return_position_ids,
             pad_to_multiple_of=own.pad_to_multiple_of,
             padding_role=padding_role_id(self._roles),
+            watch=PrivilegedWatch(self._roles),
         )
 
     def _prepare_dataset(
