@@ -97,7 +97,8 @@ def _is_privileged(row: Any, config: RoleConfig) -> bool | None:
     """Return True where a row has a privileged token, False where it has none, None where its columns do not tell."""
     if not isinstance(row, Mapping):
         return None
-    found: list[bool | None] = [_has(row[name], config) for name in row if name.endswith("role_ids")]
+    columns = [row[name] for name in row if name.endswith("role_ids")]
+    found: list[bool | None] = [None if ids is None else _has(ids, config) for ids in columns]
     for value in (row[name] for name in _CONVERSATIONS if row.get(name) is not None):
         if isinstance(value, (list, tuple)) and all(isinstance(one, Mapping) for one in value):
             found.append(any(one.get("role") in config.privileged for one in value))
