@@ -15,7 +15,17 @@ from rolesafe_kernels.call import dense, on, packed
 from rolesafe_kernels.decode import decode
 from rolesafe_kernels.launch import launch_of
 from rolesafe_kernels.ops import Attend, attend
-from rolesafe_kernels.replay import Kept, Program, Tape, aligned, distinct, form, is_eager
+from rolesafe_kernels.replay import (
+    ALIGNMENT,
+    PLAIN,
+    Kept,
+    Program,
+    Tape,
+    aligned,
+    distinct,
+    form,
+    is_changed,
+)
 
 DECODE_ROWS = 64
 """Largest number of queries, over all heads that share keys, for which programs divide the keys."""
@@ -93,61 +103,95 @@ class Plan:
                 q_roles = layout.roles_of_queries(forward)
         if self.decode:
             tables = (dense(bias), dense(share), dense(sinks))
-            out = self._repeat((q, k, v, q_roles, k_roles, blocks, *tables, mask))
-            if repeats is not None and self._program is not None and all(map(operator.is_, given, (q, k, v, *tables))):
-                repeats.append(Repeat(self._program, given, (q_roles, k_roles, blocks), mask))
+            out, pool = self._repeat((q, k, v, q_roles, k_roles, blocks, *tables, mask))
+            kept, same = self._program, all(map(operator.is_, given, (q, k, v, *tables)))
+            if repeats is not None and kept is not None and pool is not None and same:
+                repeats.append(Repeat(kept, pool, given))
             return out
         tensors = (q, k, v, q_roles, k_roles, blocks, dq_blocks, dkdv_blocks, bias, share, sinks, mask, *ranges)
         if self.train:
             return Attend.apply(*tensors, *self.settings, True)[0]  # type: ignore[no-untyped-call]
         return attend(*tensors, *self.settings, False)[0]
 
-    def _repeat(self, inputs: Any) -> Tensor:
-        """Decode: repeat the launches of an earlier call, or do and keep them."""
+    def _repeat(self, inputs: Any) -> tuple[Tensor, list[Any] | None]:
+        """Decode: repeat the launches of an earlier call, or do and keep them.
+
+        Return the output, and the pool of the program; None where the launches are not kept.
+        """
         kept = aligned(*inputs)
         if kept and self._program is not None:
+            pool = self._program.pool(inputs, self.device)
             with on(inputs[0]):
-                return self._program(inputs, self.device)
+                return self._program(pool, self._program.stream(self.device)), pool
         own: Any = distinct(inputs)
         tape = Tape(own)
         arguments: Any = (*own, *self.settings, 0)
         out = decode(tape, *arguments)
-        if kept:
-            self._program = tape.program(out)
-        return out
+        found = tape.program(out) if kept else None
+        if found is None:
+            return out, None
+        self._program, pool = found
+        return out, pool
 
 
 class Repeat:
     """A decode call to be repeated by the other layers of a forward pass: the same roles, mask and settings.
 
+    The parts of the split keys are written to the same memory in every layer: launches on one stream are ordered.
+
     Args:
         program: Its launches.
+        pool: Its tensors and constants, in the order of `program`.
         tensors: Its q, k, v, bias, share and sinks, in the form that the kernels read.
-        roles: Roles of its queries and keys, and lists of blocks. `mask`: its mask.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        tensors: tuple[Tensor | None, ...],
-        roles: tuple[Tensor | None, Tensor | None, Tensor | None],
-        mask: Tensor | None,
-    ) -> None:
-        self._program, self._roles, self._mask = program, roles, mask
-        self._forms = [*map(form, tensors)]
-        self._aligned = aligned(*roles, mask)
+    def __init__(self, program: Program, pool: list[Any], tensors: tuple[Any, ...]) -> None:
+        q, k, v, *tables = tensors
+        self._program, self._device = program, q.device
+        self._roles, self._mask, self._others = pool[3:6], pool[9], pool[10:]
+        self._like = pool[program.result].transpose(1, 2)
+        # memory of a captured graph is its own
+        self._stream = None if is_captured(q) else program.stream(q.device)
+        self._tokens = (*form(q), *form(k), *form(v))
+        self._tables = [*map(form, tables)]
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, share: Tensor | None, sinks: Tensor | None
     ) -> Tensor | None:
-        """Return the output (B, H, T, DV); None for tensors of another form, and where anything but eager code runs.
+        """Return the output (B, T, H, DV); None for tensors of another form, and where anything but eager code runs.
 
         Such a call needs the checks and choices of a whole one.
         """
-        tensors = (q, k, v, bias, share, sinks)
-        if torch.is_grad_enabled() or Kept.bypassed or not self._aligned or not is_eager(*tensors):
+        if torch.is_grad_enabled() or Kept.bypassed or is_changed() or not type(q) is type(k) is type(v) is Tensor:
             return None
-        if [*map(form, tensors)] != self._forms or not aligned(*tensors):
+        tokens = (
+            q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device,
+            v.shape, v.stride(), v.dtype, v.device,
+        )  # fmt: skip
+        if tokens != self._tokens:
+            return None
+        starts = q.data_ptr() | k.data_ptr() | v.data_ptr()
+        for x, own in zip((bias, share, sinks), self._tables, strict=True):
+            if x is None:
+                if own is not None:
+                    return None
+            elif type(x) not in PLAIN or (x.shape, x.stride(), x.dtype, x.device) != own:
+                return None
+            else:
+                starts |= x.data_ptr()
+        if starts % ALIGNMENT:
             return None
         with on(q):
-            return self._program((q, k, v, *self._roles, bias, share, sinks, self._mask), q.device)
+            stream = self._program.stream(self._device)
+            inputs = (q, k, v, *self._roles, bias, share, sinks, self._mask)
+            if stream != self._stream or is_captured(q):
+                return self._program(self._program.pool(inputs, self._device), stream).transpose(1, 2)
+            pool = [*inputs, *self._others]
+            pool[self._program.result] = out = torch.empty_like(self._like)
+            self._program(pool, stream)
+        return out
+
+
+def is_captured(x: Tensor) -> bool:
+    """Return True where launches on the device of `x` become part of a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -101,21 +101,25 @@ class Program(NamedTuple):
     result: int
     compiled: bool
 
-    def __call__(self, inputs: Sequence[Tensor | None], device: torch.device) -> Tensor:
-        """Repeat the call with `inputs`, in the order of the recording. The caller checks their form and alignment."""
-        pool: list[Any] = [*inputs]
-        for size, stride, dtype in self.fresh:
-            pool.append(torch.empty_strided(size, stride, dtype=dtype, device=device))
-        pool += self.constants
-        if not self.compiled or is_watched():
+    def pool(self, inputs: Sequence[Tensor | None], device: torch.device) -> list[Any]:
+        """Return the pool of a call with `inputs`, in the order of the recording: they, new tensors and constants."""
+        fresh = [torch.empty_strided(size, stride, dtype=dtype, device=device) for size, stride, dtype in self.fresh]
+        return [*inputs, *fresh, *self.constants]
+
+    def stream(self, device: torch.device) -> int | None:
+        """Return the stream of `device` on which the launches are ordered; None for interpreted kernels."""
+        return driver.active.get_current_stream(device.index) if self.compiled else None
+
+    def __call__(self, pool: list[Any], stream: int | None) -> Tensor:
+        """Repeat the launches with the tensors of `pool`. The caller checks the form and alignment of its inputs."""
+        if stream is None or is_watched():
             for handle, grid, arguments in self.steps:
                 handle[grid](*arguments(pool))
-            return pool[self.result]
-        stream = driver.active.get_current_stream(device.index)
-        for handle, (x, y, z), arguments in self.steps:  # as `handle[grid]` does where nobody watches
-            handle.run(
-                x, y, z, stream, handle.function, handle.packed_metadata, None, None, None, *arguments(pool)
-            )  # fmt: skip
+        else:
+            for handle, (x, y, z), arguments in self.steps:  # as `handle[grid]` does where nobody watches
+                handle.run(
+                    x, y, z, stream, handle.function, handle.packed_metadata, None, None, None, *arguments(pool)
+                )  # fmt: skip
         return pool[self.result]
 
 
@@ -152,8 +156,8 @@ class Tape:
         names = kernel.arg_names[len(arguments) :]
         self._steps.append((handle, grid, (*arguments, *map(constants.__getitem__, names))))
 
-    def program(self, result: Tensor) -> Program | None:
-        """Return the program of the call that gave `result`; None where it used tensors of another origin."""
+    def program(self, result: Tensor) -> tuple[Program, list[Any]] | None:
+        """Return the program of the call that gave `result` and its pool; None for tensors of another origin."""
         constants: list[Any] = []
         start, steps = len(self._tensors), []
         for handle, grid, arguments in self._steps:
@@ -170,7 +174,8 @@ class Tape:
         made = (x for x in self._tensors[self._inputs :] if x is not None)
         fresh = tuple((tuple(x.shape), x.stride(), x.dtype) for x in made)
         compiled = all(isinstance(step.handle, CompiledKernel) for step in steps)
-        return Program(fresh, constants, tuple(steps), self._places[id(result)], compiled)
+        program = Program(fresh, constants, tuple(steps), self._places[id(result)], compiled)
+        return program, [*self._tensors, *constants]
 
 
 def dense_strides(size: tuple[int, ...]) -> tuple[int, ...]:
@@ -237,7 +242,13 @@ def is_watched() -> bool:
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
+
+# looked up once: a repeated call asks all of them, and little else
+_is_compiling, _tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
@@ -247,16 +258,19 @@ def is_eager(*tensors: Tensor | None) -> bool:
     PyTorch's dispatch (fake tensors, make_fx, selective checkpointing, counters), and for subclasses of a tensor: these
     take the registered operations.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+    return not is_changed() and all(map(PLAIN.__contains__, map(type, tensors)))
+
+
+def is_changed() -> bool:
+    """Return True where something traces, transforms or watches the operations on plain tensors, see `is_eager`."""
+    return bool(
+        _is_compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or _transforms() is not None
+        or _tracing() is not None
         or forward_ad._current_level >= 0
-    ):
-        return False
-    return all(map(_PLAIN.__contains__, map(type, tensors)))
+    )
 
 
 def form(x: Tensor | None) -> Any:

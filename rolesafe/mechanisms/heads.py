@@ -126,12 +126,12 @@ class RoleHeads(RolePart):
         share: Tensor | None = self.share
         if share is None:
             return None
-        # PEFT sets `requires_grad` of all that it saves; a constant share gets no gradient.
-        share = share if self.learns_share else share.detach()
-        if not (share.requires_grad and torch.is_grad_enabled()):
-            return share.clamp(self.share_floor, 1)
-        clamped: Tensor = _Clamp.apply(share, self.share_floor)  # type: ignore[no-untyped-call]
-        return clamped
+        if torch.is_grad_enabled() and share.requires_grad:
+            if self.learns_share:
+                clamped: Tensor = _Clamp.apply(share, self.share_floor)  # type: ignore[no-untyped-call]
+                return clamped
+            share = share.detach()  # PEFT sets `requires_grad` of all that it saves; a constant share gets no gradient
+        return share.clamp(self.share_floor, 1)
 
     def steering(self, device: torch.device | None = None) -> Tensor | None:
         """Return the constants of `boost` and `dampen`, (H, R, R) in fp32; None without any."""
@@ -160,8 +160,7 @@ class RoleHeads(RolePart):
         table: Tensor | None = self.bias
         if table is not None and (torch.is_grad_enabled() or self._has_hooks()):
             table = table.clone()
-        constants = self.steering(device)
-        if constants is not None:
+        if self.steered and (constants := self.steering(device)) is not None:
             # fp32 wins over a table in half precision, which would round log M to 8 bits
             table = constants if table is None else table + constants
         return table, self.reserved_share()

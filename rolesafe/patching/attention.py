@@ -20,6 +20,7 @@ from rolesafe.attention.sdpa import added
 from rolesafe.patching.families import SCORES_IN_MASK, cache_layer
 from rolesafe.patching.inputs import RoleInputs
 from rolesafe.patching.masks import bool_mask, padding_of, role_mask, split_mask
+from rolesafe.patching.repeats import keep, repeat
 
 NAME = "rolesafe"
 """Value of ``config._attn_implementation`` in a patched model."""
@@ -69,6 +70,15 @@ def role_attention_forward(
         ValueError: The roles did not arrive, or the module asks for attention that is not computed here.
         RuntimeError: The module has no role heads, or has another number of heads.
     """
+    tables: Any = None
+    given = (is_causal, scaling, softcap, dropout)
+    if role_inputs is not None and role_inputs.repeats and position_bias is None and not torch.compiler.is_compiling():
+        if not _UNSUPPORTED.isdisjoint(kwargs):
+            _check_arguments(module, kwargs)
+        tokens = (query, key, value)
+        repeated, tables = repeat(role_inputs, module, tokens, attention_mask, s_aux, given)
+        if repeated is not None:
+            return repeated, None
     name = type(module).__name__
     heads: Any = module._modules.get("rolesafe_heads")
     if not hasattr(heads, "reserved_share"):  # duck typing: libraries wrap modules that they train or move
@@ -81,11 +91,7 @@ def role_attention_forward(
             f"`role_ids` did not reach {name}: expected a role id for every token, got none. Call the patched model "
             "itself (not its inner `model.model`) with `role_ids`; `rolesafe.encode` returns them."
         )
-    for argument in _UNSUPPORTED.intersection(kwargs):
-        if kwargs[argument] is not None:
-            raise ValueError(
-                f"`{argument}`: {name} passes it to its attention, role-aware attention does not compute it"
-            )
+    _check_arguments(module, kwargs)
     more: Any = module._modules.get("rolesafe_added")
     count = 0 if more is None else more.heads
     if query.shape[1] != heads.heads + count:
@@ -95,7 +101,7 @@ def role_attention_forward(
     if more is not None:
         own = (query[:, heads.heads :], key[:, -count:], value[:, -count:])
         query, key, value = query[:, : heads.heads], key[:, :-count], value[:, :-count]
-    bias, share = heads(query.device)
+    bias, share = heads(query.device) if tables is None else tables
     # (1 - s) plain + s ((1 - w) plain + w privileged) is a share of s w: one call instead of two
     scaled = share is not None and 0 < heads.strength < 1 and heads.changes_share_only
     if scaled:
@@ -103,13 +109,7 @@ def role_attention_forward(
     role_inputs.took_part(heads)
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     dropout = dropout if module.training else 0.0
-    own_settings = (heads.strength, heads.dedicated, heads.integrity, heads.mass_target)
-    settings = (*own_settings, is_causal, scaling, softcap, dropout)
     layer = cache_layer(module)
-    if more is None and position_bias is None and not torch.compiler.is_compiling():
-        repeated = role_inputs.repeat(layer, settings, attention_mask, query, key, value, bias, share, s_aux)
-        if repeated is not None:
-            return repeated.transpose(1, 2), None
     length = query.shape[2]
     full_key, full_value = key, value
     padding = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
@@ -181,8 +181,8 @@ def role_attention_forward(
             [] if whole and more is None and scores is None and role_inputs.see is None else None
         )
         output = run(problem, impl, repeats).transpose(1, 2).contiguous()
-        for repeat in repeats or ():
-            role_inputs.can_repeat(layer, settings, attention_mask, repeat)
+        for call in repeats or ():
+            keep(role_inputs, module, attention_mask, given, query.device.type, call)
         return output if whole else torch.lerp(plain(), output, heads.strength), None
     # The role layer is still at rest: the same result at any strength.
     base = plain()
@@ -192,6 +192,15 @@ def role_attention_forward(
     carrier = run(problem, impl).transpose(1, 2).contiguous()
     value_of: Tensor = _ValueOf.apply(base.detach(), carrier)  # type: ignore[no-untyped-call]
     return value_of, None
+
+
+def _check_arguments(module: nn.Module, arguments: dict[str, Any]) -> None:
+    for argument in _UNSUPPORTED.intersection(arguments):
+        if arguments[argument] is not None:
+            raise ValueError(
+                f"`{argument}`: {type(module).__name__} passes it to its attention, role-aware attention does not "
+                "compute it"
+            )
 
 
 def _at_rest(heads: Any, bias: Tensor | None) -> bool:

@@ -52,6 +52,7 @@ class RoleLayers:
         cache_layers: See :class:`RoleInputs`.
         impl: Attention backend.
         patch: Random name of this patch, which binds caches to it.
+        depth: Name in the entry module's configuration of the number of layers; None: it is in another one.
     """
 
     config: RoleConfig
@@ -64,6 +65,7 @@ class RoleLayers:
     cache_layers: tuple[int, ...]
     impl: str
     patch: str
+    depth: str | None = None
 
 
 def check_roles(role_ids: Any) -> None:
@@ -116,6 +118,12 @@ def enter_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     for part in parts:
         hidden = _apply(part, hidden, inputs)
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
+def watch_layer(layer: nn.Module) -> None:
+    """Make a decoder layer call :func:`enter_layer` from now on."""
+    if enter_layer not in layer._forward_pre_hooks.values():
+        layer.register_forward_pre_hook(enter_layer, with_kwargs=True)
 
 
 def receive_roles(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -179,7 +187,9 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise ValueError("`input_ids`: expected input_ids or inputs_embeds together with `role_ids`, got neither")
     if role_ids.shape[0] != tokens.shape[0]:
         raise ValueError(f"`role_ids`: expected {tokens.shape[0]} rows like the tokens, got {role_ids.shape[0]}")
-    _check_stack(module, layers)
+    stack = _check_stack(module, layers)
+    if _depth(module, layers) < len(layers.parts):
+        _watch_layers(stack)
     cache = given_cache(given)
     inputs = RoleInputs(
         role_ids.to(tokens.device),
@@ -209,8 +219,8 @@ def leave_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         record_roles(cache, inputs)
 
 
-def _check_stack(module: nn.Module, layers: RoleLayers) -> None:
-    """Raise where the decoder layers are not those that were patched, in their order."""
+def _check_stack(module: nn.Module, layers: RoleLayers) -> Any:
+    """Return the list of decoder layers; raise where they are not those that were patched, in their order."""
     stack: Any = module.get_submodule(layers.stack)
     found = [getattr(layer, "rolesafe_layer", None) for layer in stack]
     if found != list(range(len(layers.parts))):
@@ -219,6 +229,21 @@ def _check_stack(module: nn.Module, layers: RoleLayers) -> None:
             f"{['new' if i is None else i for i in found]}: layers were added, removed, replaced or moved after the "
             "patch. Call rolesafe.unpatch(model), change its layers, then patch it."
         )
+    return stack
+
+
+def _depth(module: nn.Module, layers: RoleLayers) -> int:
+    """Return the number of layers that run: early exit (a model that drafts for itself) lowers it."""
+    config: Any = module.config
+    depth: int | None = None if layers.depth is None else config.__dict__.get(layers.depth)
+    return getattr(config.get_text_config(), "num_hidden_layers", len(layers.parts)) if depth is None else depth
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _watch_layers(stack: Any) -> None:
+    """Watch which layers run: families differ in whether those beyond the depth of the configuration do."""
+    for layer in stack:
+        watch_layer(layer)
 
 
 def _check_all_took_part(module: nn.Module, layers: RoleLayers, inputs: RoleInputs) -> None:
@@ -229,9 +254,7 @@ def _check_all_took_part(module: nn.Module, layers: RoleLayers, inputs: RoleInpu
 
 
 def _check_missing(module: nn.Module, layers: RoleLayers, inputs: RoleInputs) -> None:
-    # Early exit (a model that drafts for itself) lowers the number of layers that run.
-    config: Any = module.config
-    depth = getattr(config.get_text_config(), "num_hidden_layers", len(layers.parts))
+    depth = _depth(module, layers)
     missing = [
         name
         for i, names in enumerate(layers.parts)

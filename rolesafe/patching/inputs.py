@@ -14,6 +14,7 @@ from torch import Tensor
 from rolesafe.attention import Problem, RoleIndex
 from rolesafe.config import RoleConfig
 from rolesafe.patching.guards import demand
+from rolesafe.patching.repeats import Repeated
 
 
 class RoleInputs:
@@ -34,6 +35,7 @@ class RoleInputs:
         q_roles: (B, T) int64 roles of the new tokens.
         strengths: Strength of the parts that took part so far, by name.
         added: Output of added heads (B, T, A Dv) before their projection, by name.
+        repeats: Attention that later layers may repeat.
         entered: Indices of the decoder layers that ran so far.
 
     Raises:
@@ -63,7 +65,7 @@ class RoleInputs:
         self._indices: list[tuple[tuple[Any, ...], RoleIndex]] = []
         self._q_roles: dict[torch.device, Tensor] = {}
         self._of_queries: dict[torch.device, dict[Any, Any]] = {}
-        self._repeats: list[tuple[tuple[Any, ...], Tensor | None, Callable[..., Tensor | None]]] = []
+        self.repeats: list[Repeated] = []
         past = 0 if cache is None else cache.get_seq_length()
         # A static cache counts on the device: no wait for it, unless that is free.
         if isinstance(past, Tensor) and past.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -89,7 +91,7 @@ class RoleInputs:
         Raises:
             RuntimeError: The cache returned another number of keys than it announced.
         """
-        expected, offset = self._layout(layer)
+        expected, offset = self.layout(layer)
         # A static cache is sliced to the new tokens where it was empty before them.
         if keys != expected and not (keys == self.length and offset == 0):
             raise RuntimeError(
@@ -125,25 +127,7 @@ class RoleInputs:
             self._q_roles[device] = roles = self.q_roles.to(device)
         return roles
 
-    def can_repeat(self, layer: int, settings: Any, mask: Tensor | None, repeat: Callable[..., Tensor | None]) -> None:
-        """Keep `repeat`, the attention of layer `layer`, for layers with the same `settings`, mask and key layout."""
-        self._repeats.append(((self._layout(layer), settings), mask, repeat))
-
-    def repeat(self, layer: int, settings: Any, mask: Tensor | None, *tensors: Tensor | None) -> Tensor | None:
-        """Return the attention of layer `layer` as a repetition of another one's, (B, H, T, Dv).
-
-        None where there is none to repeat: no layer with these settings, this mask and this key layout ran before, the
-        `tensors` (q, k, v, bias, share, sinks) have another form, or autocast changes them.
-        """
-        if not self._repeats or tensors[0] is None or torch.is_autocast_enabled(tensors[0].device.type):
-            return None
-        kind = (self._layout(layer), settings)
-        for own, of, repeat in self._repeats:
-            if of is mask and own == kind and (out := repeat(*tensors)) is not None:
-                return out
-        return None
-
-    def _layout(self, layer: int) -> tuple[int, int]:
+    def layout(self, layer: int) -> tuple[int, int]:
         """Return the number of keys that layer `layer` sees and the index of the first, as its cache announced."""
         layout: tuple[int, int] = self._layouts.get(layer, (self.length, 0))
         return layout
@@ -175,8 +159,9 @@ def _check_length(role_ids: Tensor, past: int | Tensor, length: int, cache: Any)
 
 def _check_ids(role_ids: Tensor, num_roles: int) -> None:
     expected = f"`role_ids`: expected ids in [0, {num_roles})"
-    demand(
-        ((role_ids >= 0) & (role_ids < num_roles)).all(),
-        expected,
-        lambda: f"{expected} as declared in RoleConfig.roles, got {int(role_ids.min())} to {int(role_ids.max())}",
-    )
+    if role_ids.device.type != "cpu" or torch.compiler.is_compiling():
+        demand(((role_ids >= 0) & (role_ids < num_roles)).all(), expected)
+    elif role_ids.numel():
+        low, high = map(int, role_ids.aminmax())
+        if low < 0 or high >= num_roles:
+            raise ValueError(f"{expected} as declared in RoleConfig.roles, got {low} to {high}")

@@ -25,6 +25,7 @@ from rolesafe.patching.hooks import (
     leave_layer,
     leave_model,
     receive_roles,
+    watch_layer,
 )
 from rolesafe.patching.moved import MARK, check_moved
 from rolesafe.patching.positions import check_positions
@@ -38,15 +39,16 @@ def install(model: Any, config: RoleConfig) -> None:
     names: list[tuple[str, ...]] = []
     cache_layers: set[int] = set()
     for i, layer in enumerate(layers):
-        parts = [*_layer_parts(model, config, layers, i), *_attention_parts(model, config, layer, i)]
+        own, drops = _layer_parts(model, config, layers, i), False
+        parts = [*own, *_attention_parts(model, config, layer, i)]
         cache_layers |= {families.cache_layer(module) for module in layer.attention if hasattr(module, "layer_idx")}
         layer.module.__dict__["rolesafe_layer"] = i
-        if parts:
-            layer.module.register_forward_pre_hook(enter_layer, with_kwargs=True)
         if layer.attention and families.drops_arguments(layer.module):
-            layer.module.__dict__["rolesafe_drops"] = True
+            drops = layer.module.__dict__["rolesafe_drops"] = True
             for module in layer.attention:
                 module.register_forward_pre_hook(receive_roles, with_kwargs=True)
+        if own or drops:
+            watch_layer(layer.module)
         names.append(tuple(part.name for part in parts))
     for module in model.modules():  # Gemma 4 drops queries of layers with shared keys; their roles would not line up
         if hasattr(module, "_maybe_slice_kv_shared_inputs"):
@@ -74,11 +76,18 @@ def install(model: Any, config: RoleConfig) -> None:
         cache_layers=tuple(sorted(cache_layers)),
         impl=impl,
         patch=uuid.uuid4().hex,
+        depth=_name_of_depth(module.config),
     )
     for holder in (model, module):
         holder.__dict__["rolesafe_layers"] = about  # a plain attribute, not a submodule
     module.register_forward_pre_hook(enter_model, with_kwargs=True)
     module.register_forward_hook(leave_model, with_kwargs=True)
+
+
+def _name_of_depth(config: Any) -> str | None:
+    """Return the name of the number of layers in `config`; None where it has a configuration of text of its own."""
+    name: str = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    return name if config.get_text_config() is config and name in config.__dict__ else None
 
 
 def _path_of_part(module: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from rolesafe_kernels import Repeat, RoleLayout, replay
+from rolesafe_kernels import Repeat, RoleLayout, plan, replay
 from rolesafe_kernels import role_attention as fused
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +47,8 @@ def repeat_of(**options: Any) -> Repeat:
 
 def repeated(one: Repeat, x: dict[str, Tensor | None]) -> Tensor | None:
     with torch.no_grad():
-        return one(*(x[name] for name in NAMES))  # type: ignore[arg-type]
+        found = one(*(x[name] for name in NAMES))  # type: ignore[arg-type]
+    return None if found is None else found.transpose(1, 2)
 
 
 HIDDEN = torch.zeros(1, 20, dtype=torch.bool)
@@ -158,6 +159,53 @@ def test_layouts_share_the_roles_of_queries() -> None:
     assert outside.tolist() == [[16, 3, 16, 15]]
 
 
+def test_repeated_outputs_live_on() -> None:
+    """Layers share the memory of the parts of the split keys, and no output."""
+    found: list[Repeat] = []
+    outputs = [fused(**tokens(), **roles(), repeats=found)]  # type: ignore[arg-type]
+    before = [outputs[0].clone()]
+    for seed in range(1, 4):
+        output = repeated(found[0], tokens(seed))
+        assert output is not None
+        outputs.append(output)
+        before.append(output.clone())
+    assert len({x.data_ptr() for x in outputs}) == 4
+    assert all(map(torch.equal, outputs, before))
+
+
+@pytest.mark.parametrize("at_first", [False, True])
+def test_parts_are_shared_on_one_stream_alone(at_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches on other streams, and those that a CUDA graph keeps, are not ordered with those of other layers."""
+    state = {"stream": 1, "captured": at_first}
+    written: list[tuple[int, int]] = []
+
+    class Kernel:
+        function, packed_metadata = 1, ()
+
+        def run(self, *given: Any) -> None:
+            assert given[3] == state["stream"]
+            *_, part, out = given
+            written.append((part.data_ptr(), out.data_ptr()))
+
+    monkeypatch.setattr(plan, "is_captured", lambda x: state["captured"])
+    monkeypatch.setattr(replay.driver, "_active", SimpleNamespace(get_current_stream=lambda _: state["stream"]))
+    x, given = tokens(), [tokens(1)[name] for name in NAMES]
+    fresh = (((1, 2, 1, 8), (16, 8, 16, 1), torch.float32), ((64,), (1,), torch.float32))
+    program = replay.Program(fresh, [], (replay.Step(Kernel(), (1, 1, 1), lambda pool: pool[11:9:-1]),), 10, True)
+    pool = program.pool([*(x[name] for name in "qkv"), *[None] * 3, *given[3:], None], torch.device("cpu"))
+    one = Repeat(program, pool, (*(x[name] for name in "qkv"), *given[3:]))
+    usual, kept, alive = pool[11].data_ptr(), [], []
+    for stream, captured in ((1, False), (2, False), (1, True), (1, False)):
+        state.update(stream=stream, captured=captured)
+        with torch.no_grad():
+            alive.append(one(*given))  # type: ignore[arg-type]
+        assert written[-1][1] == alive[-1].data_ptr()
+        assert alive[-1].shape == (1, 1, 2, 8)
+        kept.append(written[-1][0] == usual)
+    assert kept == [not at_first, False, False, not at_first]
+    assert len({out for _, out in written}) == 4
+
+
 def test_launches_that_are_watched_go_through_triton() -> None:
     """Hooks of a profiler see the launches of a kept program; without them its kernels are run directly."""
     seen: list[str] = []
@@ -174,12 +222,14 @@ def test_launches_that_are_watched_go_through_triton() -> None:
     hooks = replay.knobs.runtime.launch_enter_hook
     stub = SimpleNamespace(get_current_stream=lambda _: 0)
     program = replay.Program((), [1], (replay.Step(Kernel(), (1, 1, 1), lambda pool: (pool[0],)),), 0, True)
+    pool = [torch.zeros(1), 1]
     with mock.patch.object(replay.driver, "_active", stub):
-        program((torch.zeros(1),), torch.device("cpu"))
+        stream = program.stream(torch.device("cpu"))
+        program(pool, stream)
         hooks.add(print)
         try:
-            program((torch.zeros(1),), torch.device("cpu"))
+            program(pool, stream)
         finally:
             hooks.remove(print)
-        program((torch.zeros(1),), torch.device("cpu"))
+        program(pool, stream)
     assert seen == ["direct", "by triton", "direct"]

@@ -206,10 +206,28 @@ def test_attention_of_other_layer_raises() -> None:
         model(**random_batch(), use_cache=False)
 
 
-def test_early_exit_drafts_with_first_layers() -> None:
-    model, batch = role_model("llama", FULL), {name: x[:1] for name, x in random_batch(padding=0).items()}
+@pytest.mark.parametrize("config", [RoleConfig(), FULL], ids=["bias", "channel"])
+def test_early_exit_drafts_with_first_layers(config: RoleConfig) -> None:
+    model, batch = role_model("llama", config), {name: x[:1] for name, x in random_batch(padding=0).items()}
     greedy = model.generate(**batch, **GREEDY)
     assert torch.equal(model.generate(**batch, **GREEDY, assistant_early_exit=1), greedy)
+
+
+@pytest.mark.parametrize("config", [RoleConfig(), FULL], ids=["bias", "channel"])
+def test_layer_beyond_the_depth_that_runs_without_roles_raises(config: RoleConfig) -> None:
+    """GPT-2 runs all of its layers, whatever their number in its configuration."""
+    model, batch = role_model("gpt2", config), random_batch()
+    batch["use_cache"] = False  # type: ignore[assignment]
+    before = expected(model, batch)
+    model.config.num_hidden_layers = 1
+    assert torch.equal(expected(model, batch), before)
+    attention = model.transformer.h[1].attn
+    attention.config = copy.deepcopy(attention.config)
+    attention.config._attn_implementation = "sdpa"
+    with pytest.raises(RuntimeError, match="1 layers ran without roles"):
+        expected(model, batch)
+    rolesafe.unpatch(model)
+    assert not any(layer._forward_pre_hooks for layer in model.transformer.h)
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])

@@ -197,6 +197,64 @@ def test_a_later_layer_of_another_dtype_equals_reference(counts: Counts) -> None
     assert counts_of == DEPTH - 2
 
 
+def changed_in_place(model: Any) -> None:
+    for name, parameter in rolesafe.named_role_parameters(model):
+        if not name.endswith("weight"):
+            parameter.data.mul_(0.5)
+
+
+def hooked(model: Any) -> None:
+    heads = model.model.layers[-1].self_attn.rolesafe_heads
+    heads.register_forward_hook(lambda module, args, out: (out[0] * 0.5, out[1]))
+
+
+def hooked_before(model: Any) -> None:
+    heads = model.model.layers[-1].self_attn.rolesafe_heads
+    heads.register_forward_pre_hook(lambda module, args: module.bias.data.neg_())
+
+
+def replaced_forward(model: Any) -> None:
+    heads = model.model.layers[-1].self_attn.rolesafe_heads
+    usual = heads.forward
+    heads.forward = lambda *args: (usual(*args)[0] * 0.5, usual(*args)[1])
+
+
+def wrapped(model: Any) -> None:
+    class Wrapper(nn.Module):
+        """As PEFT's of modules that it trains: attributes are those of the module within."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("inner"), name)
+
+        def forward(self, *args: Any) -> Any:
+            bias, share = self.inner(*args)
+            return bias * 0.5, share
+
+    attention = model.model.layers[-1].self_attn
+    attention.rolesafe_heads = Wrapper(attention.rolesafe_heads)
+
+
+@pytest.mark.parametrize("change", [changed_in_place, hooked, hooked_before, replaced_forward, wrapped])
+def test_changes_between_steps_reach_layers_that_repeat(change: Callable[[Any], None], counts: Counts) -> None:
+    """New values of parameters, and all that runs around `forward` of a layer's heads, once in every step."""
+    models = [deep_model(impl=impl) for impl in ("reference", "triton")]
+    expected, found = (steps(model, (4, 1, 1, 1)) for model in models)
+    for i in range(4):
+        if i == 2:
+            before = counts.repeated
+            for model in models:
+                change(model)
+        torch.testing.assert_close(next(found), next(expected), rtol=1e-3, atol=1e-4)
+    assert counts.repeated == before + 2 * (DEPTH - 1)
+
+
 def test_layer_that_loses_its_roles_raises() -> None:
     model = deep_model()
     found = steps(model, (4, 1, 1))
