@@ -24,7 +24,7 @@ from benchmarks.demo_blocks import demo
 from benchmarks.depth_theory import page as depth_page
 from benchmarks.kernel_loops import loops
 from benchmarks.override_resistance import blocks as study
-from benchmarks.pretrained.page import generated
+from benchmarks.pretrained import page as pretrained
 from rolesafe.files import write_whole
 from rolesafe.terminal import print_error, run_main
 
@@ -41,7 +41,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "depth-theory": depth_page.block,
     "families": families.block,
     "frozen": court_page.frozen,
-    "pretrained": generated,
+    "pretrained": pretrained.generated,
+    "pretrained-longer": pretrained.longer,
     "demo": demo,
     "stacks": stacks.block,
     "steering": steering.block,

@@ -49,6 +49,8 @@ from rolesafe.files import write_whole
 from rolesafe.report.markdown import escape
 
 RECORDS: Final = ROOT / "benchmarks" / "results" / "pretrained"
+LONGER: Final = "longer"
+"""Folder in :data:`RECORDS` with the records of arms that were trained for more steps."""
 PAGE: Final = ROOT / "docs" / "pretrained.md"
 BASE: Final = "base"
 """Arm of the untouched model; its ceiling selects the goals that count."""
@@ -151,6 +153,13 @@ def write(file: Path, records: Sequence[Record], plan: Plan = Plan()) -> None:
 def generated(name: str) -> str:
     """Return one table from the committed records, as `python -m benchmarks.pages` writes it."""
     return block(name, read(RECORDS), Plan(against=AGAINST, candidate=CANDIDATE, published=PUBLISHED))
+
+
+def longer(name: str) -> str:
+    """Return the same table of the arms that were trained for more steps, beside the untouched model."""
+    records, base = read(RECORDS / LONGER), read(RECORDS)
+    some = [*records, *(record for record in base if record.arm == BASE)] if records else []
+    return block(name, some, Plan(against=AGAINST, candidate=CANDIDATE))
 
 
 def block(name: str, records: Sequence[Record], plan: Plan = Plan()) -> str:

@@ -213,3 +213,4 @@ def test_rows_with_random_transforms_are_not_read(tmp_path: Path) -> None:
     data.set_transform(lambda batch: pytest.fail("read"))
     check_rows(CHANNEL, "data", data)
     check_rows(CHANNEL, "data", [{"text": "no roles"}])
+    check_rows(CHANNEL, "data", [{"input_ids": [5], "role_ids": None}])
