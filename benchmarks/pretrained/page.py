@@ -156,7 +156,7 @@ def generated(name: str) -> str:
 
 
 def longer(name: str) -> str:
-    """Return the same table of the arms that were trained for more steps, beside the untouched model."""
+    """Return the same table of the arms that were trained for more steps, and of the untouched model."""
     records, base = read(RECORDS / LONGER), read(RECORDS)
     some = [*records, *(record for record in base if record.arm == BASE)] if records else []
     return block(name, some, Plan(against=AGAINST, candidate=CANDIDATE))
