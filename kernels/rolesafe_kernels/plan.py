@@ -24,7 +24,7 @@ from rolesafe_kernels.replay import (
     aligned,
     distinct,
     form,
-    is_changed,
+    is_intercepted,
 )
 
 DECODE_ROWS = 64
@@ -162,7 +162,7 @@ class Repeat:
 
         Such a call needs the checks and choices of a whole one.
         """
-        if torch.is_grad_enabled() or Kept.bypassed or is_changed() or not type(q) is type(k) is type(v) is Tensor:
+        if torch.is_grad_enabled() or Kept.bypassed or is_intercepted() or not type(q) is type(k) is type(v) is Tensor:
             return None
         tokens = (
             q.shape, q.stride(), q.dtype, q.device, k.shape, k.stride(), k.dtype, k.device,

@@ -258,10 +258,10 @@ def is_eager(*tensors: Tensor | None) -> bool:
     PyTorch's dispatch (fake tensors, make_fx, selective checkpointing, counters), and for subclasses of a tensor: these
     take the registered operations.
     """
-    return not is_changed() and all(map(PLAIN.__contains__, map(type, tensors)))
+    return not is_intercepted() and all(map(PLAIN.__contains__, map(type, tensors)))
 
 
-def is_changed() -> bool:
+def is_intercepted() -> bool:
     """Return True where something traces, transforms or watches the operations on plain tensors, see `is_eager`."""
     return bool(
         _is_compiling()
